@@ -1,0 +1,28 @@
+"""The parts that are chosen by name: one table a kind, name → "module:factory", imported only when asked for.
+
+A new teacher or source is one file and one line here. Knows no part's signature; the contract tests do.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+from salt_vla.errors import UserError
+
+Table = Mapping[str, str]
+
+TEACHERS: Table = {"salt": "salt_vla.teachers.salt:load"}
+SOURCES: Table = {"lerobot": "salt_vla.data.sources.lerobot:index"}
+
+
+def resolve(table: Table, name: str) -> Any:
+    """The factory that `name` stands for in `table`, its module imported now.
+
+    Raises `UserError` with the known names when there is no such entry.
+    """
+    if name not in table:
+        raise UserError(f"{name!r} is not known here; known names: {', '.join(sorted(table))}")
+    module, _, factory = table[name].partition(":")
+    return getattr(importlib.import_module(module), factory)
