@@ -1,0 +1,80 @@
+"""The ten-minute pair for a laptop: a small pixel teacher and the student of its cached latents.
+
+Figures only; what a demo of this size can and cannot show is for its report to say.
+"""
+
+from __future__ import annotations
+
+from salt_vla.config import (
+    DataConfig,
+    EncoderConfig,
+    MaskConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    PredictorConfig,
+    Recipe,
+    RuntimeConfig,
+    TargetConfig,
+    TrainConfig,
+    ViewConfig,
+)
+from salt_vla.geometry import ClipGeometry
+
+GEOMETRY = ClipGeometry(num_frames=8, image_size=96, tubelet_size=2, patch_size=16)
+STEPS = 600
+
+
+def _config(target: TargetConfig, masks: MaskConfig, objective: ObjectiveConfig) -> TrainConfig:
+    return TrainConfig(
+        encoder=EncoderConfig(
+            name="vit_micro_patch16_96", geometry=GEOMETRY, positions="rope", tanh_gelu=True
+        ),
+        predictor=PredictorConfig(dim=96, depth=4, num_heads=3, positions="rope", tanh_gelu=True),
+        data=DataConfig(
+            view=ViewConfig(frame_stride=2, num_views=4, crop_scale=(0.75, 1.0), max_shift=8),
+            store_views=True,
+        ),
+        masks=masks,
+        target=target,
+        objective=objective,
+        optimizer=OptimizerConfig(
+            lr_start=1e-4,
+            lr=1e-3,
+            lr_final=1e-5,
+            warmup_steps=STEPS // 10,
+            weight_decay=0.04,
+            weight_decay_final=0.4,
+            betas=(0.9, 0.95),
+            grad_clip=1.0,
+        ),
+        runtime=RuntimeConfig(log_every=10, checkpoint_every=25, validate_every=100),
+        steps=STEPS,
+        batch_size=16,
+    )
+
+
+RECIPES = (
+    Recipe(
+        name="demo_teacher",
+        summary="Demo stage 1: a 128-wide ViT learns to fill in masked pixels of simulated robots",
+        config=_config(
+            target=TargetConfig(provider="pixels"), masks=MaskConfig(), objective=ObjectiveConfig()
+        ),
+        hypothesis="A small, weak teacher learns features that a frozen probe reads better than random ones.",
+        target="Held-out R² above the mean predictor of every token place.",
+    ),
+    Recipe(
+        name="demo_student",
+        summary="Demo stage 2: a student of the same size predicts the demo teacher's cached latents",
+        config=_config(
+            target=TargetConfig(provider="cache"),
+            masks=MaskConfig(max_targets=48),
+            objective=ObjectiveConfig(targets="centred"),
+        ),
+        parent="demo_teacher",
+        hypothesis="Targets centred on each token place's mean make the student learn motion, "
+        "since the still background no longer owns the variance.",
+        target="Probes of action, hand position and velocity above random init, paired over episodes.",
+        notes="Predicting 48 masked tokens a group makes a step 30–40 % cheaper; the context is untouched.",
+    ),
+)

@@ -1,0 +1,76 @@
+"""The published settings of SALT: stage 1 ("V-Pixel" teachers) and stage 2 (students of frozen teachers).
+
+Both stages use batches of 3,072 clips; give `grad_accum_steps` what the memory at hand asks for. The number
+of predictor heads and AdamW's betas are V-JEPA 2's, which SALT follows.
+"""
+
+from __future__ import annotations
+
+from salt_vla.config import (
+    VJEPA_BLOCKS,
+    DataConfig,
+    EncoderConfig,
+    MaskConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    PredictorConfig,
+    Recipe,
+    RuntimeConfig,
+    TargetConfig,
+    TrainConfig,
+    ViewConfig,
+)
+from salt_vla.geometry import ClipGeometry
+
+
+def _config(encoder: str, target: TargetConfig, steps: int) -> TrainConfig:
+    return TrainConfig(
+        encoder=EncoderConfig(name=encoder, geometry=ClipGeometry(), positions="rope"),
+        predictor=PredictorConfig(dim=384, depth=12, num_heads=12, positions="rope"),
+        data=DataConfig(view=ViewConfig(frame_stride=4), num_workers=8),
+        masks=MaskConfig(strategy="multiblock", blocks=VJEPA_BLOCKS, truncate="end"),
+        target=target,
+        objective=ObjectiveConfig(power=1.0, targets="normalised"),
+        optimizer=OptimizerConfig(
+            lr_start=2e-4,
+            lr=6.25e-4,
+            lr_final=1e-6,
+            warmup_steps=10_000,
+            weight_decay=0.04,
+            weight_decay_final=0.4,
+            betas=(0.9, 0.999),
+            grad_clip=0.02,
+        ),
+        runtime=RuntimeConfig(log_every=20, checkpoint_every=1000, validate_every=1000),
+        steps=steps,
+        batch_size=3072,
+    )
+
+
+def _vpixel(short: str, encoder: str) -> Recipe:
+    return Recipe(
+        name=f"vpixel_{short}",
+        summary=f"SALT stage 1: {encoder} reconstructs the pixels of masked blocks",
+        config=_config(encoder, TargetConfig(provider="pixels"), steps=40_000),
+        hypothesis="A teacher trained on pixels alone is good enough for stage 2.",
+        target="Its student's frozen probe, not its own loss, is what counts.",
+    )
+
+
+def _salt(short: str, encoder: str, target: str) -> Recipe:
+    return Recipe(
+        name=f"salt_{short}",
+        summary=f"SALT stage 2: {encoder} predicts the frozen teacher's latents",
+        config=_config(encoder, TargetConfig(provider="cache"), steps=200_000),
+        parent=f"vpixel_{short}",
+        hypothesis="A frozen teacher replaces the moving average of V-JEPA at less compute.",
+        target=target,
+    )
+
+
+RECIPES = (
+    _vpixel("vitb", "vit_base_patch16_224"),
+    _vpixel("vitl", "vit_large_patch16_224"),
+    _salt("vitb", "vit_base_patch16_224", target="No ViT-B figure is published; this would be the first."),
+    _salt("vitl", "vit_large_patch16_224", target="Frozen attentive probe: 74.9 on SSv2, 85.4 on K400."),
+)
