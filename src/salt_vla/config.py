@@ -24,6 +24,24 @@ def _require(condition: bool, message: str) -> None:
         raise ConfigError(message)
 
 
+def _require_at_least(least: int, config: Any, section: str, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        _require(value >= least, f"{section}{name} must be at least {least}, not {value}")
+
+
+def _require_choices(config: Any, section: str) -> None:
+    """Every `Literal` field holds one of its values: names typed in Python are checked as those in JSON."""
+    for name, hint in typing.get_type_hints(type(config)).items():
+        if typing.get_origin(hint) is Literal:
+            _require_choice(getattr(config, name), hint, f"{section}.{name}")
+
+
+def _require_choice(value: Any, hint: Any, where: str) -> None:
+    choices = typing.get_args(hint)
+    _require(value in choices, f"{where} must be one of {', '.join(choices)}, not {value!r}")
+
+
 @dataclass(frozen=True)
 class BlockSpec:
     """One mask generator of V-JEPA: how many blocks, how large.
@@ -38,7 +56,7 @@ class BlockSpec:
     aspect_ratio: tuple[float, float] = (0.75, 1.5)
 
     def __post_init__(self) -> None:
-        _require(self.num_blocks >= 1, f"masks.blocks.num_blocks must be at least 1, not {self.num_blocks}")
+        _require_at_least(1, self, "masks.blocks.", "num_blocks")
         for name in ("spatial_scale", "temporal_scale"):
             value = getattr(self, name)
             _require(0 < value <= 1, f"masks.blocks.{name} must lie in (0, 1], not {value}")
@@ -66,9 +84,15 @@ class MaskConfig:
     max_targets: int = 0
 
     def __post_init__(self) -> None:
+        _require_choices(self, "masks")
         _require(0 < self.ratio < 1, f"masks.ratio must lie in (0, 1), not {self.ratio}")
         _require(bool(self.blocks), "masks.blocks is empty; give at least one block specification")
         _require(self.max_targets >= 0, f"masks.max_targets must be 0 (all) or more, not {self.max_targets}")
+
+    @property
+    def num_groups(self) -> int:
+        """Mask groups a clip: V-JEPA's blocks make one each, the other strategies one in all."""
+        return len(self.blocks) if self.strategy == "multiblock" else 1
 
 
 @dataclass(frozen=True)
@@ -87,6 +111,7 @@ class EncoderConfig:
     grad_checkpointing: bool = False
 
     def __post_init__(self) -> None:
+        _require_choices(self, "encoder")
         _require(0 <= self.drop_path < 1, f"encoder.drop_path must lie in [0, 1), not {self.drop_path}")
         _require(self.depth >= 0, f"encoder.depth must be 0 (the name's own) or more, not {self.depth}")
 
@@ -104,12 +129,10 @@ class PredictorConfig:
     grad_checkpointing: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("dim", "depth", "num_heads", "num_mask_tokens"):
-            _require(
-                getattr(self, name) >= 1, f"predictor.{name} must be at least 1, not {getattr(self, name)}"
-            )
+        _require_choices(self, "predictor")
+        _require_at_least(1, self, "predictor.", "dim", "depth", "num_heads", "num_mask_tokens")
         if self.dim % self.num_heads:
-            fits = [h for h in range(1, self.dim + 1) if self.dim % h == 0 and self.dim // h >= 8]
+            fits = [h for h in range(1, self.dim + 1) if self.dim % h == 0 and self.dim // h >= 8] or [1]
             raise ConfigError(
                 f"predictor.dim={self.dim} is not divisible by predictor.num_heads={self.num_heads}; "
                 f"head counts that divide it: {', '.join(map(str, fits))}"
@@ -131,12 +154,12 @@ class ViewConfig:
     max_shift: int = 0
 
     def __post_init__(self) -> None:
-        _require(self.frame_stride >= 1, f"view.frame_stride must be at least 1, not {self.frame_stride}")
-        _require(self.num_views >= 1, f"view.num_views must be at least 1, not {self.num_views}")
-        _require(self.max_shift >= 0, f"view.max_shift must be at least 0, not {self.max_shift}")
+        _require_at_least(1, self, "data.view.", "frame_stride", "num_views")
+        _require_at_least(0, self, "data.view.", "max_shift")
         low, high = self.crop_scale
         _require(
-            0 < low <= high <= 1, f"view.crop_scale must be (low, high) within (0, 1], not {self.crop_scale}"
+            0 < low <= high <= 1,
+            f"data.view.crop_scale must be (low, high) within (0, 1], not {self.crop_scale}",
         )
 
 
@@ -152,7 +175,7 @@ class DataConfig:
     num_workers: int = 0
 
     def __post_init__(self) -> None:
-        _require(self.num_workers >= 0, f"data.num_workers must be at least 0, not {self.num_workers}")
+        _require_at_least(0, self, "data.", "num_workers")
 
 
 @dataclass(frozen=True)
@@ -163,6 +186,9 @@ class TargetConfig:
 
     provider: Literal["pixels", "cache", "teacher"] = "cache"
     source: str = ""
+
+    def __post_init__(self) -> None:
+        _require_choices(self, "target")
 
 
 @dataclass(frozen=True)
@@ -180,7 +206,9 @@ class ObjectiveConfig:
     covariance_weight: float = 0.0
 
     def __post_init__(self) -> None:
+        _require_choices(self, "objective")
         _require(self.power > 0, f"objective.power must be positive, not {self.power}")
+        _require_at_least(0, self, "objective.", "variance_weight", "variance_target", "covariance_weight")
 
 
 @dataclass(frozen=True)
@@ -198,12 +226,11 @@ class OptimizerConfig:
     grad_clip: float = 0.02
 
     def __post_init__(self) -> None:
-        for name in ("lr_start", "lr", "lr_final", "weight_decay", "weight_decay_final"):
-            _require(
-                getattr(self, name) >= 0, f"optimizer.{name} must not be negative, not {getattr(self, name)}"
-            )
+        _require_at_least(0, self, "optimizer.", "lr_start", "lr", "lr_final", "warmup_steps")
+        _require_at_least(0, self, "optimizer.", "weight_decay", "weight_decay_final")
         _require(self.grad_clip > 0, f"optimizer.grad_clip must be positive, not {self.grad_clip}")
-        _require(self.warmup_steps >= 0, f"optimizer.warmup_steps must not be negative: {self.warmup_steps}")
+        for beta in self.betas:
+            _require(0 <= beta < 1, f"optimizer.betas must lie in [0, 1), not {self.betas}")
 
 
 @dataclass(frozen=True)
@@ -224,10 +251,10 @@ class RuntimeConfig:
     keep_checkpoints: int = 2
 
     def __post_init__(self) -> None:
-        for name in ("log_every", "checkpoint_every", "validate_every", "keep_checkpoints"):
-            _require(
-                getattr(self, name) >= 1, f"runtime.{name} must be at least 1, not {getattr(self, name)}"
-            )
+        _require_choices(self, "runtime")
+        _require_at_least(0, self, "runtime.", "threads", "validation_clips")
+        _require_at_least(1, self, "runtime.", "log_every", "checkpoint_every", "validate_every")
+        _require_at_least(1, self, "runtime.", "keep_checkpoints")
 
 
 @dataclass(frozen=True)
@@ -248,11 +275,16 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "grad_accum_steps"):
-            _require(getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}")
+        _require_at_least(1, self, "", "steps", "batch_size", "grad_accum_steps")
+        _require_at_least(0, self, "", "seed")
         _require(
             self.batch_size % self.grad_accum_steps == 0,
             f"batch_size={self.batch_size} is not a multiple of grad_accum_steps={self.grad_accum_steps}",
+        )
+        _require(
+            self.masks.num_groups <= self.predictor.num_mask_tokens,
+            f"masks.blocks make {self.masks.num_groups} mask groups but predictor.num_mask_tokens is "
+            f"{self.predictor.num_mask_tokens}; raise the latter",
         )
 
     @property
@@ -299,7 +331,7 @@ def _build(kind: Any, value: Any, where: str) -> Any:
         _require(len(kinds) == len(value), f"{where} must have {len(kinds)} entries, not {len(value)}")
         return tuple(_build(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(kinds, value, strict=True)))
     if origin is Literal:
-        _require(value in typing.get_args(kind), f"{where}={value!r} is not one of {typing.get_args(kind)}")
+        _require_choice(value, kind, where)
         return value
     if origin in (typing.Union, types.UnionType):
         return None if value is None else _build(typing.get_args(kind)[0], value, where)

@@ -1,0 +1,138 @@
+"""The clip table: which stretch of which file is which clip, in Parquet, with ids that never shift.
+
+Knows nothing of any source's layout and opens no video.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import xxhash
+
+from salt_vla.errors import DataError
+from salt_vla.rundir import void, write_atomically
+
+SCHEMA = pa.schema(
+    [
+        ("clip_id", pa.string()),  # a function of the source's own key, never a row number
+        ("source", pa.string()),
+        ("file", pa.string()),  # relative to the table's root
+        ("first_frame", pa.int64()),  # the canonical first frame, counted in the file
+        ("episode", pa.int64()),
+        ("episode_first_frame", pa.int64()),  # where the clip's episode (or video) lies in the file
+        ("episode_frames", pa.int64()),
+        ("camera", pa.string()),
+        ("label", pa.string()),
+        ("fps", pa.float64()),
+        ("split", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One row of the table."""
+
+    clip_id: str
+    source: str
+    file: str
+    first_frame: int
+    episode: int
+    episode_first_frame: int
+    episode_frames: int
+    camera: str
+    label: str
+    fps: float
+    split: str
+
+    @property
+    def start_in_episode(self) -> int:
+        return self.first_frame - self.episode_first_frame
+
+
+class ClipTable:
+    """Clips of one data set, below one root folder. Immutable; selections are new tables."""
+
+    def __init__(self, rows: pa.Table, root: Path) -> None:
+        self.rows = rows
+        self.root = root
+
+    @classmethod
+    def from_clips(cls, clips: Sequence[Clip], root: Path) -> ClipTable:
+        columns = {name: [getattr(clip, name) for clip in clips] for name in SCHEMA.names}
+        table = cls(pa.table(columns, schema=SCHEMA), root.resolve())
+        if len(set(columns["clip_id"])) != len(clips):
+            raise DataError(f"the clip table of {root} would hold the same clip_id twice")
+        return table
+
+    @classmethod
+    def read(cls, path: Path) -> ClipTable:
+        if not path.is_file():
+            raise DataError(f"there is no clip table at {path}; make one with `salt-vla data index`")
+        try:
+            rows = pq.read_table(path)
+        except pa.ArrowInvalid as error:
+            raise DataError(f"{path} is not a Parquet file: {error}") from error
+        missing = [name for name in SCHEMA.names if name not in rows.column_names]
+        if missing:
+            raise DataError(f"{path} is not a clip table: it lacks the column(s) {', '.join(missing)}")
+        root = (rows.schema.metadata or {}).get(b"salt_vla.root")
+        if root is None:
+            raise DataError(f"{path} does not say where its videos lie; make it with `salt-vla data index`")
+        return cls(rows.select(SCHEMA.names).cast(SCHEMA), Path(root.decode()))
+
+    def write(self, path: Path) -> None:
+        rows = self.rows.replace_schema_metadata({"salt_vla.root": str(self.root)})
+        write_atomically(path, lambda temporary: void(pq.write_table(rows, temporary)))
+
+    def __len__(self) -> int:
+        return int(self.rows.num_rows)
+
+    @cached_property
+    def clip_ids(self) -> list[str]:
+        return list(self.rows["clip_id"].to_pylist())
+
+    @cached_property
+    def _row_of(self) -> dict[str, int]:
+        return {clip_id: row for row, clip_id in enumerate(self.clip_ids)}
+
+    def clip(self, clip_id: str) -> Clip:
+        if clip_id not in self._row_of:
+            raise DataError(f"clip {clip_id!r} is not in the clip table of {self.root}")
+        return Clip(**self.rows.slice(self._row_of[clip_id], 1).to_pylist()[0])
+
+    def clips(self) -> list[Clip]:
+        return [Clip(**row) for row in self.rows.to_pylist()]
+
+    def select(self, split: str | None = None, camera: str | None = None) -> ClipTable:
+        """Only the clips of a split or camera; a name that selects none is an error naming those there are."""
+        rows = self.rows
+        for column, wanted in (("split", split), ("camera", camera)):
+            if wanted is None:
+                continue
+            known = sorted(set(rows[column].to_pylist()))
+            if wanted not in known:
+                raise DataError(f"no clip of {self.root} has {column} {wanted!r}; there are: {', '.join(known)}")
+            rows = rows.filter(pc.equal(rows[column], wanted))
+        return ClipTable(rows, self.root)
+
+    @cached_property
+    def hash(self) -> str:
+        """Of every column of every row, and nothing else: moving the data set does not change it."""
+        digest = xxhash.xxh3_128()
+        for name in SCHEMA.names:
+            digest.update(repr(self.rows[name].to_pylist()).encode())
+        return digest.hexdigest()
+
+    def video(self, clip: Clip) -> Path:
+        """The clip's file; a path that leaves the root is refused."""
+        path = (self.root / clip.file).resolve()
+        if not path.is_relative_to(self.root.resolve()):
+            raise DataError(f"clip {clip.clip_id!r}: file {clip.file!r} leaves the data set's root {self.root}")
+        return path

@@ -1,0 +1,1 @@
+"""Sources of video: each file turns one layout into clip tables."""

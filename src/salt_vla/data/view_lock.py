@@ -1,0 +1,143 @@
+"""The view lock: (clip, view number) → the same uint8 pixels, in any process, on any day.
+
+Shared by caching and training, so that a cached latent always belongs to the pixels the student sees.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import xxhash
+from PIL import Image
+
+from salt_vla.config import ViewConfig
+from salt_vla.data.clip_table import Clip, ClipTable
+from salt_vla.data.decode import DECODER_FAMILY, read_frames
+from salt_vla.errors import DataError
+from salt_vla.geometry import ClipGeometry
+
+if TYPE_CHECKING:
+    from jaxtyping import UInt8
+
+# Raise this when the pixels of an unchanged configuration change: old caches then refuse to be used.
+ALGORITHM = "square-crop-1"
+RESIZE_FILTER = "pillow-bilinear"
+MAX_SHARED_FRAMES = 600  # Longer episodes are decoded clip by clip instead of whole.
+
+
+@dataclass(frozen=True)
+class View:
+    """Where a view looks: frames of the file, and a square (left, top, side) as shares of the short side."""
+
+    frames: tuple[int, ...]
+    crop: tuple[float, float, float]
+
+
+def view_hash(view: ViewConfig, geometry: ClipGeometry) -> str:
+    """Of everything besides the clip table that decides pixels."""
+    deciding = {
+        "algorithm": ALGORITHM,
+        "decoder": DECODER_FAMILY,
+        "resize": RESIZE_FILTER,
+        "view": {key: value for key, value in asdict(view).items() if key != "num_views"},
+        "frames": geometry.num_frames,
+        "image_size": geometry.image_size,
+    }
+    return xxhash.xxh3_128_hexdigest(json.dumps(deciding, sort_keys=True).encode())
+
+
+def clip_span(num_frames: int, stride: int) -> int:
+    """File frames from a clip's first to its last, both counted."""
+    return (num_frames - 1) * stride + 1
+
+
+def draw_view(clip: Clip, view: int, config: ViewConfig, geometry: ClipGeometry, shape: tuple[int, int]) -> View:
+    """The view's frames and crop for a file of (height, width) `shape`.
+
+    View 0: the centred square of the short side, no shift. Others: a square of area share uniform in
+    `crop_scale` anywhere in the frame, and a shift uniform in ±`max_shift` frames, cut to the episode.
+    """
+    height, width = shape
+    short = min(height, width)
+    shift, side = 0, 1.0
+    place = (0.5, 0.5)
+    if view > 0:
+        rng = np.random.default_rng(xxhash.xxh3_64_intdigest(f"{clip.clip_id}#{view}".encode()))
+        side = float(np.sqrt(rng.uniform(*config.crop_scale)))
+        place = (float(rng.uniform()), float(rng.uniform()))
+        latest = clip.episode_frames - clip_span(geometry.num_frames, config.frame_stride)
+        wanted = clip.start_in_episode + int(rng.integers(-config.max_shift, config.max_shift + 1))
+        shift = min(max(wanted, 0), latest) - clip.start_in_episode
+    first = clip.first_frame + shift
+    frames = tuple(first + i * config.frame_stride for i in range(geometry.num_frames))
+    left, top = (place[0] * (width / short - side), place[1] * (height / short - side))
+    return View(frames, (left, top, side))
+
+
+def cut(
+    frames: UInt8[np.ndarray, "frames height width 3"], view: View, image_size: int
+) -> UInt8[np.ndarray, "frames size size 3"]:
+    """Crop and resize with one antialiased filter whose arithmetic is integer, so equal everywhere."""
+    short = min(frames.shape[1:3])
+    left, top, side = (value * short for value in view.crop)
+    box = (left, top, min(left + side, frames.shape[2]), min(top + side, frames.shape[1]))
+    size = (image_size, image_size)
+    out = [Image.fromarray(frame).resize(size, Image.Resampling.BILINEAR, box=box) for frame in frames]
+    return np.stack([np.asarray(image) for image in out])
+
+
+class ViewReader:
+    """`reader.read(clip_id, view)` decodes; clips of one episode asked for in a row share one decoding."""
+
+    def __init__(self, table: ClipTable, config: ViewConfig, geometry: ClipGeometry) -> None:
+        self.table = table
+        self.config = config
+        self.geometry = geometry
+        self._episodes: OrderedDict[tuple[str, int], np.ndarray] = OrderedDict()
+
+    @property
+    def hash(self) -> str:
+        return view_hash(self.config, self.geometry)
+
+    def read(self, clip_id: str, view: int = 0) -> UInt8[np.ndarray, "frames size size 3"]:
+        """The view's pixels. Raises `DataError` that begins with the clip's id."""
+        clip = self.table.clip(clip_id)
+        try:
+            return self._render(clip, view)
+        except DataError as error:
+            raise DataError(f"clip {clip_id!r}, view {view}: {error}") from error
+
+    def read_many(self, keys: Sequence[tuple[str, int]]) -> UInt8[np.ndarray, "keys frames size size 3"]:
+        return np.stack([self.read(clip_id, view) for clip_id, view in keys])
+
+    def _render(self, clip: Clip, view: int) -> np.ndarray:
+        if clip.episode_frames < clip_span(self.geometry.num_frames, self.config.frame_stride):
+            raise DataError(
+                f"its episode has {clip.episode_frames} frames, too few for {self.geometry.num_frames} frames "
+                f"at stride {self.config.frame_stride}"
+            )
+        if clip.episode_frames <= MAX_SHARED_FRAMES:
+            episode = self._episode(clip)
+            drawn = draw_view(clip, view, self.config, self.geometry, (episode.shape[1], episode.shape[2]))
+            frames = episode[[index - clip.episode_first_frame for index in drawn.frames]]
+        else:
+            # The crop does not depend on the frames chosen, so the shape may come with the frames.
+            indices = draw_view(clip, view, self.config, self.geometry, (1, 1)).frames
+            frames = read_frames(self.table.video(clip), indices, clip.fps)
+            drawn = draw_view(clip, view, self.config, self.geometry, (frames.shape[1], frames.shape[2]))
+        return cut(frames, drawn, self.geometry.image_size)
+
+    def _episode(self, clip: Clip) -> np.ndarray:
+        key = (clip.file, clip.episode_first_frame)
+        if key not in self._episodes:
+            last = clip.episode_first_frame + clip.episode_frames
+            indices = range(clip.episode_first_frame, last)
+            self._episodes[key] = read_frames(self.table.video(clip), indices, clip.fps)
+            while len(self._episodes) > 2:
+                self._episodes.popitem(last=False)
+        return self._episodes[key]

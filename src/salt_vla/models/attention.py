@@ -1,0 +1,153 @@
+"""Transformer blocks whose tokens carry their place in the clip: 3-axis RoPE, SDPA, pre-norm.
+
+Knows positions and widths, not what the tokens mean.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from salt_vla.geometry import ClipGeometry
+
+Rotation = tuple[Tensor, Tensor]  # (cos, sin), each (batch or 1, 1, tokens, head_dim)
+
+
+def token_places(ids: Tensor, geometry: ClipGeometry) -> tuple[Tensor, Tensor, Tensor]:
+    """(time, row, column) of token ids; each has the shape of `ids`."""
+    _, _, columns = geometry.token_grid
+    per_step = geometry.tokens_per_step
+    place = ids % per_step
+    return ids // per_step, place // columns, place % columns
+
+
+def rotation(ids: Tensor, head_dim: int, geometry: ClipGeometry) -> Rotation:
+    """Cosines and sines that turn queries and keys by their place in the clip.
+
+    `ids`: (batch or 1, tokens). Each axis owns 2·⌊(head_dim ÷ 3) ÷ 2⌋ channels, the rest is not turned. The
+    frequencies are *tiled* over an axis' channels, not interleaved, as in V-JEPA 2's released weights
+    (facebookresearch/vjepa2, src/models/utils/modules.py; transformers' `rotate_queries_or_keys`).
+    """
+    axis_dim = 2 * ((head_dim // 3) // 2)
+    half = axis_dim // 2
+    omega = 1.0 / 10000 ** (torch.arange(half, device=ids.device, dtype=torch.float32) / max(half, 1))
+    angles = [(axis.float().unsqueeze(-1) * omega).repeat(1, 1, 2) for axis in token_places(ids, geometry)]
+    still = torch.zeros(*ids.shape, head_dim - 3 * axis_dim, device=ids.device)
+    angle = torch.cat([*angles, still], dim=-1).unsqueeze(1)
+    return angle.cos(), angle.sin()
+
+
+def rotate(x: Tensor, by: Rotation) -> Tensor:
+    """Turn neighbouring channel pairs of x (batch, heads, tokens, head_dim)."""
+    cos, sin = by
+    pairs = x.unflatten(-1, (-1, 2))
+    turned = torch.stack((-pairs[..., 1], pairs[..., 0]), dim=-1).flatten(-2)
+    return (x * cos + turned * sin).to(x.dtype)
+
+
+def sincos_table(dim: int, geometry: ClipGeometry) -> Tensor:
+    """Fixed 3-D sin-cos positions, (num_tokens, dim): time, row, column share the channels.
+
+    Each axis has an even share, the last one takes what is left over.
+    """
+    ids = torch.arange(geometry.num_tokens)
+    share = 2 * (dim // 6)
+    widths = (dim - 2 * share, share, share)
+    parts = []
+    for axis, width in zip(token_places(ids, geometry), widths, strict=True):
+        half = (width + 1) // 2
+        omega = 1.0 / 10000 ** (torch.arange(half, dtype=torch.float32) / max(half, 1))
+        angle = axis.float().unsqueeze(-1) * omega
+        parts.append(torch.cat([angle.sin(), angle.cos()], dim=-1)[:, :width])
+    return torch.cat(parts, dim=-1)
+
+
+class Attention(nn.Module):
+    """Multi-head attention with a joint qkv projection (timm's layout)."""
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.head_dim = dim // num_heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(
+        self, x: Tensor, turn: Rotation | None, valid: Tensor | None = None, last_queries: int = 0
+    ) -> Tensor:
+        """x (batch, tokens, dim). With `last_queries` = n only the last n tokens ask; all answer.
+
+        `valid` (batch, tokens): False entries are padding and are not attended to.
+        """
+        batch, tokens, dim = x.shape
+        if last_queries:
+            q = F.linear(x[:, -last_queries:], self.qkv.weight[:dim], self.qkv.bias[:dim])
+            k, v = F.linear(x, self.qkv.weight[dim:], self.qkv.bias[dim:]).chunk(2, dim=-1)
+        else:
+            q, k, v = self.qkv(x).chunk(3, dim=-1)
+        q, k, v = (y.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2) for y in (q, k, v))
+        if turn is not None:
+            k = rotate(k, turn)
+            asks = turn if not last_queries else tuple(part[:, :, -last_queries:] for part in turn)
+            q = rotate(q, (asks[0], asks[1]))
+        mask = None if valid is None else valid[:, None, None, :]
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return self.proj(y.transpose(1, 2).reshape(batch, -1, dim))
+
+
+class Mlp(nn.Module):
+    def __init__(self, dim: int, hidden: int, tanh_gelu: bool) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.act = nn.GELU(approximate="tanh" if tanh_gelu else "none")
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.act(self.fc1(x)))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block with stochastic depth (one draw a clip)."""
+
+    def __init__(
+        self, dim: int, num_heads: int, mlp_ratio: float, drop_path: float = 0.0, tanh_gelu: bool = False
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.attn = Attention(dim, num_heads)
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        self.mlp = Mlp(dim, round(dim * mlp_ratio), tanh_gelu)
+        self.drop_path = drop_path
+
+    def _drop(self, x: Tensor) -> Tensor:
+        if not self.training or self.drop_path == 0:
+            return x
+        keep = 1 - self.drop_path
+        return x * torch.empty(len(x), 1, 1, device=x.device, dtype=x.dtype).bernoulli_(keep) / keep
+
+    def forward(
+        self, x: Tensor, turn: Rotation | None, valid: Tensor | None = None, last_queries: int = 0
+    ) -> Tensor:
+        residual = x[:, -last_queries:] if last_queries else x
+        x = residual + self._drop(self.attn(self.norm1(x), turn, valid, last_queries))
+        return x + self._drop(self.mlp(self.norm2(x)))
+
+
+def init_weights(module: nn.Module) -> None:
+    """The reference's start: truncated normal of deviation 0.02 for weights, zero biases, unit norms."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.LayerNorm):
+        nn.init.ones_(module.weight)
+        nn.init.zeros_(module.bias)
+
+
+def rescale_residuals(blocks: nn.ModuleList) -> None:
+    """Divide the two output projections of block n (from 1) by √(2n), as the reference does at the start."""
+    for number, block in enumerate(blocks, start=1):
+        with torch.no_grad():
+            block.attn.proj.weight.div_((2.0 * number) ** 0.5)  # type: ignore[union-attr,operator]
+            block.mlp.fc2.weight.div_((2.0 * number) ** 0.5)  # type: ignore[union-attr,operator]

@@ -1,0 +1,76 @@
+"""Progress a person can watch: a bar on a terminal, a line every few seconds in a log.
+
+Knows nothing of what is being counted.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+from rich.progress import Task as RichTask
+
+SECONDS_BETWEEN_LOG_LINES = 10.0
+
+
+class Advance(Protocol):
+    def __call__(self, amount: int = 1, note: str = "") -> None: ...
+
+
+class _RateColumn(ProgressColumn):
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self.unit = unit
+
+    def render(self, task: RichTask) -> str:
+        speed = task.finished_speed or task.speed
+        return f"{speed:.1f} {self.unit}/s" if speed else f"- {self.unit}/s"
+
+
+@contextmanager
+def progress(title: str, total: int, unit: str, done: int = 0) -> Iterator[Advance]:
+    """Show the progress of `total` units of work, of which `done` are there already.
+
+    Yields `advance(amount=1, note="")`. On a terminal it draws a bar with rate and ETA; elsewhere (a log
+    file, CI) it prints one line at most every ten seconds, on stderr, so stdout stays machine-readable.
+    """
+    if sys.stderr.isatty():
+        columns = (
+            TextColumn("{task.description:<28}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            _RateColumn(unit),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
+        with RichProgress(*columns, console=Console(stderr=True)) as bar:
+            task = bar.add_task(title, total=total, completed=done, note="")
+            yield lambda amount=1, note="": bar.update(task, advance=amount, note=note)
+        return
+    yield _log_lines(title, total, unit, done)
+
+
+def _log_lines(title: str, total: int, unit: str, done: int) -> Advance:
+    started = time.monotonic()
+    last_line = started
+    completed = done
+
+    def advance(amount: int = 1, note: str = "") -> None:
+        nonlocal last_line, completed
+        completed += amount
+        now = time.monotonic()
+        if now - last_line < SECONDS_BETWEEN_LOG_LINES and completed < total:
+            return
+        last_line = now
+        rate = (completed - done) / max(now - started, 1e-9)
+        eta = (total - completed) / rate if rate else 0.0
+        line = f"{title}: {completed}/{total} {unit}, {rate:.1f} {unit}/s, ETA {eta:.0f} s {note}"
+        print(line.rstrip(), file=sys.stderr, flush=True)
+
+    return advance

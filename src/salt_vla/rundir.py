@@ -1,0 +1,181 @@
+"""A run's directory: who is running it, what it measured, and files that appear only whole.
+
+Knows nothing of models or training; `operations` reads runs through this module alone.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from salt_vla.errors import ResourceError, RunError
+
+_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+
+
+def root() -> Path:
+    """The folder that holds `runs/` and `caches/`: `SALT_VLA_ROOT`, or the current folder."""
+    return Path(os.environ.get("SALT_VLA_ROOT") or ".").resolve()
+
+
+@contextmanager
+def writing_to(path: Path) -> Iterator[None]:
+    """Turn the operating system's refusals into a sentence that names the place and the cure."""
+    try:
+        yield
+    except PermissionError as error:
+        raise ResourceError(f"cannot write {error.filename or path}: permission denied; choose another folder") from error
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise ResourceError(f"cannot write {error.filename or path}: {reason}; make space or choose another folder") from error
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a temporary file beside `path`, flush it to disk and rename it into place."""
+    with writing_to(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            write(temporary)
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            temporary.chmod(0o644)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    write_atomically(path, lambda temporary: void(temporary.write_text(text)))
+
+
+def void(_: object) -> None:
+    """Drop a value, for callbacks that must return None."""
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN: what was not a number is written as null."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def to_json_line(row: dict[str, Any]) -> str:
+    return json.dumps({key: _finite(value) for key, value in row.items()}, allow_nan=False)
+
+
+@dataclass(frozen=True)
+class Status:
+    """What `status.json` holds. `pid` and `started` (process start, seconds since the epoch) name a process
+    beyond doubt, since a pid alone is used again."""
+
+    state: str
+    step: int = 0
+    total_steps: int = 0
+    pid: int = 0
+    started: float = 0.0
+    resumed_from: list[int] = field(default_factory=list)
+    exit_reason: str = ""
+    seconds: float = 0.0
+
+
+def _is_alive(status: Status) -> bool:
+    try:
+        return abs(psutil.Process(status.pid).create_time() - status.started) < 1.0
+    except (psutil.NoSuchProcess, psutil.ZombieProcess):
+        return False
+
+
+class RunDirectory:
+    """`runs/<name>/` under a root; all of a run's files and the rules for touching them."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config_file = path / "config.json"
+        self.metrics_file = path / "metrics.jsonl"
+        self.log_file = path / "log.txt"
+        self.checkpoints = path / "checkpoints"
+
+    @classmethod
+    def named(cls, name: str) -> RunDirectory:
+        if not _NAME.match(name):
+            raise RunError(f"run name {name!r} may hold only letters, digits, '.', '_' and '-'")
+        return cls(root() / "runs" / name)
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    def exists(self) -> bool:
+        return self.config_file.is_file()
+
+    def require(self) -> RunDirectory:
+        if not self.exists():
+            raise RunError(f"there is no run at {self.path}; `salt-vla runs ls` lists the runs")
+        return self
+
+    def status(self) -> Status:
+        """What `status.json` says, except that a running process which is gone was killed."""
+        path = self.path / "status.json"
+        try:
+            recorded = Status(**json.loads(path.read_text()))
+        except FileNotFoundError:
+            return Status(state="queued")
+        except (json.JSONDecodeError, TypeError) as error:
+            raise RunError(f"{path} is damaged ({error}); remove it to let the run resume") from error
+        if recorded.state == "running" and not _is_alive(recorded):
+            return replace(recorded, state="killed", exit_reason="killed without a word (the process is gone)")
+        return recorded
+
+    def set_status(self, status: Status) -> None:
+        write_text(self.path / "status.json", json.dumps(asdict(status), indent=2))
+
+    def claim(self, total_steps: int) -> Status:
+        """Take the run for this process; refuse while another one works on it."""
+        before = self.status()
+        if before.state == "running" and before.pid != os.getpid():
+            raise RunError(f"run {self.name!r} is being worked on by process {before.pid}; stop it first")
+        started = psutil.Process().create_time()
+        status = replace(
+            before, state="running", total_steps=total_steps, pid=os.getpid(), started=started, exit_reason=""
+        )
+        self.set_status(status)
+        return status
+
+    def metrics(self, kind: str | None = None) -> list[dict[str, Any]]:
+        """The rows of `metrics.jsonl`, in order; a last line cut off by a crash is ignored."""
+        if not self.metrics_file.is_file():
+            return []
+        lines = self.metrics_file.read_text().split("\n")
+        rows = [json.loads(line) for line in lines[:-1]]
+        return [row for row in rows if kind is None or row["kind"] == kind]
+
+    def log_metrics(self, row: dict[str, Any]) -> None:
+        with writing_to(self.metrics_file), self.metrics_file.open("a") as file:
+            file.write(to_json_line(row) + "\n")
+
+    def trim_metrics(self, last_step: int) -> None:
+        """Drop rows after `last_step`: they will be computed again."""
+        rows = [row for row in self.metrics() if row["step"] <= last_step]
+        write_text(self.metrics_file, "".join(to_json_line(row) + "\n" for row in rows))
+
+    def log(self, line: str) -> None:
+        with writing_to(self.log_file), self.log_file.open("a") as file:
+            file.write(line + "\n")
+
+
+def all_runs() -> list[RunDirectory]:
+    """Every run under the root, by name."""
+    folder = root() / "runs"
+    found = [RunDirectory(path) for path in sorted(folder.iterdir())] if folder.is_dir() else []
+    return [run for run in found if run.exists()]
