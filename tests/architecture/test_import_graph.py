@@ -18,8 +18,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "transformers", "sklearn", "scipy", "matplotlib", "av", "pyarrow")
 IMPORT_NAMES = {"scikit-learn": "sklearn"}
-# Parts that a declared dependency always brings: matplotlib pillow, scikit-learn threadpoolctl.
-BROUGHT_ALONG = {"PIL", "threadpoolctl"}
+# Parts that a declared dependency always brings: matplotlib pillow, scikit-learn scipy and threadpoolctl.
+BROUGHT_ALONG = {"PIL", "scipy", "threadpoolctl"}
 
 
 @pytest.fixture(scope="module")
