@@ -36,7 +36,9 @@ def latent_regression(
     One entry a mask group. `normalise_targets=False` takes h as it is. Computed in float32.
     """
     if len(predicted) != len(targets) or not predicted:
-        raise ConfigError(f"need one target per prediction, got {len(predicted)} and {len(targets)} mask groups")
+        raise ConfigError(
+            f"need one target per prediction, got {len(predicted)} and {len(targets)} mask groups"
+        )
     losses = []
     for z, h in zip(predicted, targets, strict=True):
         if z.shape != h.shape:

@@ -34,10 +34,14 @@ def writing_to(path: Path) -> Iterator[None]:
     try:
         yield
     except PermissionError as error:
-        raise ResourceError(f"cannot write {error.filename or path}: permission denied; choose another folder") from error
+        raise ResourceError(
+            f"cannot write {error.filename or path}: permission denied; choose another folder"
+        ) from error
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)
-        raise ResourceError(f"cannot write {error.filename or path}: {reason}; make space or choose another folder") from error
+        raise ResourceError(
+            f"cannot write {error.filename or path}: {reason}; make space or choose another folder"
+        ) from error
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
@@ -134,7 +138,9 @@ class RunDirectory:
         except (json.JSONDecodeError, TypeError) as error:
             raise RunError(f"{path} is damaged ({error}); remove it to let the run resume") from error
         if recorded.state == "running" and not _is_alive(recorded):
-            return replace(recorded, state="killed", exit_reason="killed without a word (the process is gone)")
+            return replace(
+                recorded, state="killed", exit_reason="killed without a word (the process is gone)"
+            )
         return recorded
 
     def set_status(self, status: Status) -> None:

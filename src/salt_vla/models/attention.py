@@ -49,7 +49,7 @@ def rotate(x: Tensor, by: Rotation) -> Tensor:
 def sincos_table(dim: int, geometry: ClipGeometry) -> Tensor:
     """Fixed 3-D sin-cos positions, (num_tokens, dim): time, row, column share the channels.
 
-    Each axis has an even share, the last one takes what is left over.
+    Row and column have an even share each, time takes what is left over.
     """
     ids = torch.arange(geometry.num_tokens)
     share = 2 * (dim // 6)
@@ -80,7 +80,7 @@ class Attention(nn.Module):
 
         `valid` (batch, tokens): False entries are padding and are not attended to.
         """
-        batch, tokens, dim = x.shape
+        batch, _, dim = x.shape
         if last_queries:
             q = F.linear(x[:, -last_queries:], self.qkv.weight[:dim], self.qkv.bias[:dim])
             k, v = F.linear(x, self.qkv.weight[dim:], self.qkv.bias[dim:]).chunk(2, dim=-1)

@@ -52,7 +52,9 @@ def vit_size(config: EncoderConfig) -> VitSize:
     match = _NAME.match(config.name)
     if match is None or match["size"] not in SIZES:
         known = ", ".join(f"vit_{size}" for size in SIZES)
-        raise ConfigError(f"encoder.name {config.name!r} is unknown; sizes: {known} (+ _patch16_224 and so on)")
+        raise ConfigError(
+            f"encoder.name {config.name!r} is unknown; sizes: {known} (+ _patch16_224 and so on)"
+        )
     geometry = config.geometry
     for part, actual in (("patch", geometry.patch_size), ("image", geometry.image_size)):
         if match[part] and int(match[part]) != actual:
@@ -110,7 +112,7 @@ class VideoEncoder(nn.Module):
         context_valid: Tensor | None = None,
         layer: int | None = None,
     ) -> Float[Tensor, "batch tokens dim"]:
-        """`pixels` are normalised. `layer` = n returns the tokens after block n (1 …), through the final norm."""
+        """`pixels` are normalised. `layer` = n: the tokens after block n (from 1), through the final norm."""
         self._check(pixels)
         tubelets = patchify(pixels, self.geometry)
         ids = context_ids

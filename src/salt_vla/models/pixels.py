@@ -1,0 +1,24 @@
+"""From decoded frames to what networks take: the one place that normalises pixels."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, UInt8
+
+# ImageNet's channel statistics, as VideoMAE, V-JEPA and most image towers use them.
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+
+
+def normalise_pixels(
+    frames: UInt8[Tensor, "batch frames height width 3"],
+) -> Float[Tensor, "batch 3 frames height width"]:
+    """uint8 frames → normalised float32, on the frames' own device."""
+    scale = torch.tensor([1 / (255 * s) for s in STD], device=frames.device)
+    shift = torch.tensor([m / s for m, s in zip(MEAN, STD, strict=True)], device=frames.device)
+    return (frames.float() * scale - shift).permute(0, 4, 1, 2, 3).contiguous()

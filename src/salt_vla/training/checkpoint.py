@@ -1,0 +1,144 @@
+"""Checkpoints: a snapshot taken at once, written in the background, visible only when whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from salt_vla.config import EncoderConfig
+from salt_vla.errors import RunError
+from salt_vla.models.loading import read_tensors, save_encoder, step_directories
+from salt_vla.rundir import writing_to
+from salt_vla.training.learner import Learner
+
+PREDICTOR = "predictor.safetensors"
+OPTIMIZER = "optimizer.safetensors"
+STATE = "state.json"
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A copy of everything a resume needs, taken between two steps."""
+
+    step: int
+    encoder_config: EncoderConfig
+    encoder: dict[str, Tensor]
+    predictor: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+
+
+def take_snapshot(learner: Learner, step: int) -> Snapshot:
+    def copied(state: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in state.items()}
+
+    optimizer = {
+        f"{name}/{key}": value
+        for name, parameter in learner.named_parameters()
+        for key, value in learner.optimizer.state[parameter].items()
+    }
+    encoder, predictor = learner.encoder.state_dict(), learner.predictor.state_dict()
+    return Snapshot(step, learner.encoder.config, copied(encoder), copied(predictor), copied(optimizer))
+
+
+def write_snapshot(snapshot: Snapshot, folder: Path) -> Path:
+    """Write to a temporary folder, flush, rename to `step_…`: a crash leaves old or new, never half."""
+    target = folder / f"step_{snapshot.step:08d}"
+    with writing_to(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=folder, prefix=".writing-"))
+        try:
+            save_encoder(snapshot.encoder, snapshot.encoder_config, temporary)
+            save_file(snapshot.predictor, temporary / PREDICTOR)
+            save_file(snapshot.optimizer, temporary / OPTIMIZER)
+            (temporary / STATE).write_text(json.dumps({"step": snapshot.step}))
+            for file in temporary.iterdir():
+                with file.open("rb") as handle:
+                    os.fsync(handle.fileno())
+            temporary.chmod(0o755)
+            if target.exists():
+                shutil.rmtree(target)
+            temporary.replace(target)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return target
+
+
+class CheckpointWriter:
+    """Writes snapshots in a thread, one at a time, and keeps the last `keep` of them.
+
+    An error in the thread is raised at the next `save` or `wait`: it is never lost.
+    """
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self.folder = folder
+        self.keep = keep
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def save(self, learner: Learner, step: int) -> None:
+        self.wait()
+        snapshot = take_snapshot(learner, step)
+        self._thread = threading.Thread(target=self._write, args=(snapshot,), name="checkpoint")
+        self._thread.start()
+
+    def wait(self) -> None:
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def _write(self, snapshot: Snapshot) -> None:
+        try:
+            write_snapshot(snapshot, self.folder)
+            for _, old in step_directories(self.folder)[: -self.keep]:
+                shutil.rmtree(old)
+        except BaseException as error:  # noqa: BLE001 - handed to the training thread, which raises it.
+            self._error = error
+
+
+def sweep_unfinished(folder: Path) -> None:
+    """Remove what a killed writer left behind."""
+    for leftover in folder.glob(".writing-*"):
+        shutil.rmtree(leftover)
+
+
+def restore_latest(learner: Learner, folder: Path) -> int:
+    """Load the newest checkpoint into `learner`; its step, or 0 when there is none."""
+    steps = step_directories(folder)
+    if not steps:
+        return 0
+    step, path = steps[-1]
+    try:
+        learner.encoder.load_state_dict(read_tensors(path / "encoder.safetensors"))
+        learner.predictor.load_state_dict(read_tensors(path / PREDICTOR))
+    except RuntimeError as error:
+        raise RunError(f"checkpoint {path} does not fit this run's configuration: {error}") from error
+    stored = read_tensors(path / OPTIMIZER)
+    for name, parameter in learner.named_parameters():
+        prefix = f"{name}/"
+        entries = {key.removeprefix(prefix): value for key, value in stored.items() if key.startswith(prefix)}
+        if entries:
+            learner.optimizer.state[parameter] = {
+                key: value if key == "step" else value.to(parameter.device) for key, value in entries.items()
+            }
+    _check_state(learner, path, step)
+    return step
+
+
+def _check_state(learner: Learner, path: Path, step: int) -> None:
+    counted = {
+        int(s["step"].item()) for s in learner.optimizer.state.values() if isinstance(s["step"], torch.Tensor)
+    }
+    if counted and counted != {step}:
+        raise RunError(f"checkpoint {path} says step {step}, but its optimizer has counted {sorted(counted)}")

@@ -1,0 +1,183 @@
+"""The loop: from a run directory to a finished run, and from any interruption back to the same curve."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from salt_vla.batches import Batch, Batches, load_from
+from salt_vla.config import TrainConfig, from_json, to_json
+from salt_vla.errors import RunError
+from salt_vla.interrupts import StopFlag, Stopped, stop_on_signals
+from salt_vla.models.loading import read_tensors
+from salt_vla.progress import progress
+from salt_vla.rundir import RunDirectory, Status, void, write_atomically, write_text
+from salt_vla.targets import TargetProvider, TargetSpace, mean_per_position
+from salt_vla.training.checkpoint import CheckpointWriter, restore_latest, sweep_unfinished
+from salt_vla.training.learner import Learner, build_learner
+from salt_vla.training.runtime import resolve_device, resolve_precision
+from salt_vla.training.step import Task, train_step, validate
+
+STATISTICS_CLIPS = 1024
+
+
+def fit(
+    run: RunDirectory,
+    config: TrainConfig,
+    train: Batches,
+    validation: Batches,
+    provider: TargetProvider,
+    stop_at: int | None = None,
+) -> Status:
+    """Train until `stop_at` (default: all of `config.steps`), resuming from the run's last checkpoint.
+
+    `stop_at` cuts a run short without touching its schedules. Raises `Stopped` after SIGINT or SIGTERM, with
+    a checkpoint written.
+    """
+    last_step = min(stop_at or config.steps, config.steps)
+    status = run.claim(last_step)
+    try:
+        config, task = prepare(run, config, train, provider)
+        learner = build_learner(config, provider.dim, config.runtime.device)
+        sweep_unfinished(run.checkpoints)
+        step = restore_latest(learner, run.checkpoints)
+        run.trim_metrics(step)
+        resumed = [*status.resumed_from, step] if step else status.resumed_from
+        status = replace(status, step=step, resumed_from=resumed)
+        run.set_status(status)
+        run.log(f"{'resumed at' if step else 'started,'} step {step}; {config.runtime}")
+        started = time.monotonic()
+        with stop_on_signals() as stop:
+            status = _steps(run, config, train, validation, task, learner, status, last_step, stop)
+    except Stopped as stopped:
+        run.set_status(replace(run.status(), state="stopped", exit_reason=str(stopped)))
+        raise
+    except BaseException as error:
+        run.log(f"failed: {error!r}")
+        run.set_status(replace(run.status(), state="failed", exit_reason=f"{type(error).__name__}: {error}"))
+        raise
+    spent = status.seconds + time.monotonic() - started
+    status = replace(status, state="finished", step=last_step, seconds=spent, exit_reason="finished")
+    run.set_status(status)
+    run.log(f"finished at step {last_step}")
+    return status
+
+
+def _steps(
+    run: RunDirectory,
+    config: TrainConfig,
+    train: Batches,
+    validation: Batches,
+    task: Task,
+    learner: Learner,
+    status: Status,
+    last_step: int,
+    stop: StopFlag,
+) -> Status:
+    runtime = config.runtime
+    saver = CheckpointWriter(run.checkpoints, runtime.keep_checkpoints)
+    batches = load_from(train, status.step, config.data.num_workers, runtime.device == "cuda")
+    with progress(f"Training {run.name}", last_step, "steps", done=status.step) as advance:
+        for step, batch, waited in _timed(batches, status.step, last_step):
+            began = time.monotonic()
+            row = train_step(learner, batch.to(runtime.device), task, config, step - 1)
+            row |= {"data_wait_s": round(waited, 4), "step_s": round(time.monotonic() - began, 4)}
+            due = step == last_step or bool(stop)
+            if step % runtime.log_every == 0 or due:
+                run.log_metrics(row)
+            if step % runtime.validate_every == 0 or step == last_step:
+                held_out = validation.canonical(runtime.validation_clips, config.batch_size)
+                run.log_metrics(validate(learner, held_out, task, config, step, runtime.device))
+            if step % runtime.checkpoint_every == 0 or due:
+                saver.save(learner, step)
+                status = replace(status, step=step)
+                run.set_status(status)
+            advance(1, note=f"loss {row['loss']:.3f}, R² over place means {row['r2_position_mean']:+.3f}")
+            if stop:
+                saver.wait()
+                stop.check(f"at step {step} of {last_step}")
+    saver.wait()
+    return status
+
+
+def _timed(batches: Iterator[Batch], done: int, last_step: int) -> Iterator[tuple[int, Batch, float]]:
+    """(step from 1, batch, seconds waited for it) up to `last_step`."""
+    for step in range(done + 1, last_step + 1):
+        began = time.monotonic()
+        batch = next(batches)
+        yield step, batch, time.monotonic() - began
+
+
+def prepare(
+    run: RunDirectory, config: TrainConfig, train: Batches, provider: TargetProvider
+) -> tuple[TrainConfig, Task]:
+    """Resolve what is measured at the first start, or read it back; and the statistics of the targets.
+
+    Raises `RunError` when the run directory was made with another configuration.
+    """
+    if run.config_file.exists():
+        config = _same_config(run, config)
+        _apply(config)
+        task = Task(provider, _stored_space(run, config))
+        return config, task
+    config = resolve_device(config)
+    _apply(config)
+    task = Task(provider, _measure_space(run, config, train, provider))
+    trial = next(load_from(train, 0, 0, False)).to(config.runtime.device)
+    config = resolve_precision(config, trial, task)
+    write_text(run.config_file, to_json(config))
+    return config, task
+
+
+def _apply(config: TrainConfig) -> None:
+    torch.set_num_threads(config.runtime.threads)
+    if config.runtime.device == "cuda" and not torch.cuda.is_available():
+        raise RunError(
+            "this run was started on a CUDA GPU and there is none now; start a new run for this machine"
+        )
+
+
+def _same_config(run: RunDirectory, wanted: TrainConfig) -> TrainConfig:
+    stored = from_json(TrainConfig, run.config_file.read_text(), str(run.config_file))
+    differing = sorted(differing_fields(stored, replace(wanted, runtime=stored.runtime)))
+    if differing:
+        raise RunError(
+            f"run {run.name!r} was started with other settings ({'; '.join(differing)}); "
+            "give the new settings another --name"
+        )
+    return stored
+
+
+def differing_fields(a: Any, b: Any, prefix: str = "") -> list[str]:
+    """`field: value in a, not value in b` for every leaf in which two configurations differ."""
+    if hasattr(a, "__dataclass_fields__"):
+        names = a.__dataclass_fields__
+        return [row for n in names for row in differing_fields(getattr(a, n), getattr(b, n), f"{prefix}{n}.")]
+    return [] if a == b else [f"{prefix.rstrip('.')}: {a!r}, not {b!r}"]
+
+
+def _measure_space(
+    run: RunDirectory, config: TrainConfig, train: Batches, provider: TargetProvider
+) -> TargetSpace:
+    """The mean of training targets per token place, over up to 1,024 clips; kept with the run."""
+    device, mode = config.runtime.device, config.objective.targets
+    batches = (batch.to(device) for batch in train.canonical(STATISTICS_CLIPS, config.batch_size))
+    with torch.no_grad():
+        mean = mean_per_position((provider.targets(b.frames, b.records) for b in batches), mode)
+    tensors = {"position_mean": mean.cpu().contiguous()}
+    write_atomically(_statistics_file(run), lambda path: void(save_file(tensors, path)))
+    return TargetSpace(mode, mean)
+
+
+def _stored_space(run: RunDirectory, config: TrainConfig) -> TargetSpace:
+    mean = read_tensors(_statistics_file(run))["position_mean"]
+    return TargetSpace(config.objective.targets, mean.to(config.runtime.device))
+
+
+def _statistics_file(run: RunDirectory) -> Any:
+    return run.path / "target_statistics.safetensors"
