@@ -1,0 +1,144 @@
+"""`batches[step]` is the step's batch: pixels, cached records and masks, joined by clip id.
+
+Order, views and masks are pure functions of (seed, step), so one integer is the loader's whole state.
+The only room where loader workers live.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from salt_vla.cache import ArrayCache
+from salt_vla.errors import CacheError, DataError
+from salt_vla.masks import MaskGroup, MaskStrategy
+from salt_vla.view_store import ViewSource
+
+if TYPE_CHECKING:
+    from jaxtyping import UInt8
+
+Key = tuple[str, int]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's clips. Pixels and records are uint8 across process borders; floats are made on the device."""
+
+    keys: list[Key]
+    frames: UInt8[Tensor, "batch frames height width 3"]
+    records: UInt8[Tensor, "batch bytes"] | None
+    masks: list[MaskGroup]
+
+    def to(self, device: torch.device | str) -> Batch:
+        return replace(
+            self,
+            frames=self.frames.to(device, non_blocking=True),
+            records=None if self.records is None else self.records.to(device, non_blocking=True),
+            masks=[group.to(device) for group in self.masks],
+        )
+
+    def micro_batches(self, count: int) -> Iterator[Batch]:
+        """`count` equal parts; masks were drawn for the whole, so the parts add up to the same step."""
+        size = len(self.keys) // count
+        for start in range(0, len(self.keys), size):
+            stop = start + size
+            yield Batch(
+                keys=self.keys[start:stop],
+                frames=self.frames[start:stop],
+                records=None if self.records is None else self.records[start:stop],
+                masks=[group.rows(start, stop) for group in self.masks],
+            )
+
+
+@lru_cache(maxsize=4)
+def _epoch_order(num_clips: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch, num_clips]).permutation(num_clips)
+
+
+@lru_cache(maxsize=4)
+def _first_views(num_clips: int, num_views: int, seed: int) -> np.ndarray:
+    return np.random.default_rng([seed, num_clips, num_views]).integers(0, num_views, num_clips)
+
+
+def keys_of_step(clip_ids: Sequence[str], num_views: int, batch_size: int, seed: int, step: int) -> list[Key]:
+    """Which (clip, view) a step sees: every clip once an epoch, its views in turn from epoch to epoch."""
+    keys = []
+    for position in range(step * batch_size, (step + 1) * batch_size):
+        epoch, at = divmod(position, len(clip_ids))
+        clip = int(_epoch_order(len(clip_ids), seed, epoch)[at])
+        view = (int(_first_views(len(clip_ids), num_views, seed)[clip]) + epoch) % num_views
+        keys.append((clip_ids[clip], view))
+    return keys
+
+
+class Batches(Dataset[Batch]):
+    """Map-style data set whose item `step` (from 0) is that step's whole batch."""
+
+    def __init__(
+        self,
+        clip_ids: Sequence[str],
+        views: ViewSource,
+        masks: MaskStrategy,
+        *,
+        batch_size: int,
+        num_views: int,
+        seed: int,
+        steps: int,
+        cache: ArrayCache | None = None,
+    ) -> None:
+        if not clip_ids:
+            raise DataError("there are no clips to train on")
+        if cache is not None:
+            lacking = [key for clip in clip_ids for view in range(num_views) if (key := (clip, view)) not in cache]
+            if lacking:
+                raise CacheError(
+                    f"cache {cache.folder} lacks {len(lacking)} of the run's clip views, the first {lacking[0]}; "
+                    "build it from the same clip table and number of views"
+                )
+        self.clip_ids = list(clip_ids)
+        self.views = views
+        self.masks = masks
+        self.batch_size = batch_size
+        self.num_views = num_views
+        self.seed = seed
+        self.steps = steps
+        self.cache = cache
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, step: int) -> Batch:
+        keys = keys_of_step(self.clip_ids, self.num_views, self.batch_size, self.seed, step)
+        return self._join(keys, self.masks.sample(self.batch_size, self.seed, step))
+
+    def canonical(self, count: int, batch_size: int) -> Iterator[Batch]:
+        """View 0 of up to `count` clips spread over the data set, in batches with masks of their own."""
+        chosen = np.unique(np.linspace(0, len(self.clip_ids) - 1, min(count, len(self.clip_ids))).astype(int))
+        for number, start in enumerate(range(0, len(chosen), batch_size)):
+            keys = [(self.clip_ids[i], 0) for i in chosen[start : start + batch_size]]
+            yield self._join(keys, self.masks.sample(len(keys), self.seed, number))
+
+    def _join(self, keys: list[Key], masks: list[MaskGroup]) -> Batch:
+        frames = torch.from_numpy(self.views.read_many(keys))
+        records = None if self.cache is None else torch.from_numpy(self.cache.read_many(keys).data)
+        return Batch(keys, frames, records, masks)
+
+
+def load_from(batches: Batches, first_step: int, num_workers: int, pin_memory: bool) -> Iterator[Batch]:
+    """Batches `first_step`, `first_step` + 1, … in order, prefetched by `num_workers` processes."""
+    loader = DataLoader(
+        batches,
+        batch_size=None,
+        sampler=range(first_step, len(batches)),
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        multiprocessing_context="spawn" if num_workers else None,
+    )
+    return iter(loader)

@@ -1,0 +1,103 @@
+"""The command line: parse, call, print. Nouns and their verbs are listed in one table.
+
+Imports torch only inside the command that needs it, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+import tyro
+
+from salt_vla.errors import UserError
+from salt_vla.interrupts import Stopped
+
+# noun → verb → "module:function" (verb "" for nouns that are commands themselves), and one line of help.
+COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
+    "demo": {"": ("demo:demo", "train a teacher and a student on simulated robots, and report what was learned")},
+    "train": {"": ("train:train", "run a recipe, or resume the run of that name")},
+    "eval": {"": ("evaluate:evaluate", "probe encoders on held-out episodes, beside honest baselines")},
+    "data": {
+        "index": ("data:index", "write the clip table of a data set"),
+        "simulate": ("data:simulate", "render robot episodes in Meta-World (extra: sim)"),
+    },
+    "cache": {
+        "build": ("cache:build", "cache a teacher's latents for one split"),
+        "show": ("cache:show", "print a cache's manifest"),
+        "verify": ("cache:verify", "check every record; exit code 1 when one is damaged"),
+    },
+    "teacher": {"check": ("teacher:check", "what a teacher is: sizes, fingerprint, target statistics, verdict")},
+    "runs": {
+        "ls": ("runs:ls", "list the runs"),
+        "show": ("runs:show", "one run's state, step and last figures"),
+    },
+    "recipes": {"ls": ("recipes:ls", "list the experiments that run by name")},
+}
+
+
+def usage() -> str:
+    lines = ["usage: salt-vla COMMAND [ARGS]", "", "Pretrain video encoders for robots against a frozen teacher.", ""]
+    for noun, verbs in COMMANDS.items():
+        lines += [f"  {f'{noun} {verb}'.strip():<16} {text}" for verb, (_, text) in verbs.items()]
+    lines += [
+        "",
+        "Every command has --help. SALT_VLA_ROOT (default: the current folder) holds runs/ and caches/.",
+        "Example: salt-vla demo",
+    ]
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; its exit code. A `UserError` becomes one sentence on stderr and exit code 2."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(args)
+    except UserError as error:
+        print(f"salt-vla: {error}", file=sys.stderr)
+        return 2
+    except Stopped as stopped:
+        print(f"salt-vla: {stopped}", file=sys.stderr)
+        return 128 + stopped.signal_number
+    except KeyboardInterrupt:
+        print("salt-vla: interrupted; the same command goes on from the last finished piece", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output has left (`| head`); nothing is left to say, also at shutdown.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _dispatch(args: list[str]) -> int:
+    if not args or args[0] in ("-h", "--help"):
+        print(usage())
+        return 0
+    if args[0] == "--version":
+        from importlib.metadata import version
+
+        print(version("salt-vla"))
+        return 0
+    noun, rest = args[0], args[1:]
+    if noun not in COMMANDS:
+        raise UserError(f"there is no command {noun!r}; commands: {', '.join(COMMANDS)}")
+    verbs = COMMANDS[noun]
+    verb = ""
+    if "" not in verbs:
+        if not rest or rest[0] in ("-h", "--help"):
+            print(usage_of(noun))
+            return 0
+        verb, rest = rest[0], rest[1:]
+        if verb not in verbs:
+            raise UserError(f"`salt-vla {noun}` has no verb {verb!r}; verbs: {', '.join(verbs)}")
+    target, _ = verbs[verb]
+    module, _, function = target.partition(":")
+    command = getattr(importlib.import_module(f"salt_vla.cli.{module}"), function)
+    result = tyro.cli(command, prog=f"salt-vla {noun} {verb}".strip(), args=rest)
+    return int(result or 0)
+
+
+def usage_of(noun: str) -> str:
+    rows = [f"  {noun} {verb:<10} {text}" for verb, (_, text) in COMMANDS[noun].items()]
+    return "\n".join([f"usage: salt-vla {noun} VERB [ARGS]", "", *rows])

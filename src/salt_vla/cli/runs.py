@@ -1,0 +1,47 @@
+"""`salt-vla runs …`"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import tyro
+
+from salt_vla.cli.printing import print_json, print_table
+from salt_vla.rundir import RunDirectory, all_runs
+
+
+def _summary(run: RunDirectory) -> dict[str, Any]:
+    last = {f"last_{kind}": rows[-1] for kind in ("train", "val") if (rows := run.metrics(kind))}
+    return {"name": run.name, **asdict(run.status()), **last}
+
+
+def ls(json: bool = False) -> None:
+    """List the runs below SALT_VLA_ROOT.
+
+    Example: salt-vla runs ls
+
+    Args:
+        json: print JSON instead of a table.
+    """
+    rows = [_summary(run) for run in all_runs()]
+    if json:
+        print_json(rows)
+    else:
+        print_table(rows, ["name", "state", "step", "total_steps", "exit_reason"])
+
+
+def show(name: Annotated[str, tyro.conf.Positional], json: bool = False) -> None:
+    """One run's state, step and last figures.
+
+    Example: salt-vla runs show demo_student --json
+
+    Args:
+        name: the run's name.
+        json: print JSON instead of a table.
+    """
+    summary = _summary(RunDirectory.named(name).require())
+    if json:
+        print_json(summary)
+    else:
+        print_table([{"field": key, "value": value} for key, value in summary.items()], ["field", "value"])

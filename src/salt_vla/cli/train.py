@@ -1,0 +1,66 @@
+"""`salt-vla train`"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated
+
+import tyro
+
+from salt_vla.config import TrainConfig
+from salt_vla.errors import ConfigError
+from salt_vla.recipes import get_recipe
+
+
+def train(
+    recipe: Annotated[str, tyro.conf.Positional],
+    overrides: Annotated[tuple[str, ...], tyro.conf.Positional] = (),
+    name: str | None = None,
+    seed: int | None = None,
+    max_steps: int | None = None,
+    data: str | None = None,
+    cache: str | None = None,
+) -> None:
+    """Run a recipe; the same command with the same --name resumes it.
+
+    Any field of the recipe can be set as field=value, for example optimizer.lr=3e-4 (tyro checks names and types).
+
+    Example: salt-vla train demo_student optimizer.lr=5e-4 --name slower --seed 1
+
+    Args:
+        recipe: the experiment (`salt-vla recipes ls`).
+        overrides: fields to change, as field=value.
+        name: the run's name; default: the recipe's.
+        seed: of weights, order, masks and views; default: the recipe's.
+        max_steps: stop after this many steps, without changing the schedules.
+        data: a clip table, a LeRobot data set's folder, or metaworld-mini.
+        cache: the folder of the teacher's cached latents.
+    """
+    config = override(get_recipe(recipe).config, overrides)
+    if seed is not None:
+        config = dataclasses.replace(config, seed=seed)
+    if max_steps is not None and max_steps < 1:
+        raise ConfigError(f"--max-steps must be at least 1, not {max_steps}")
+    from salt_vla.jobs import train as job
+
+    status = job.train(job.with_paths(config, data, cache), name or recipe, max_steps)
+    print(f"{name or recipe}: {status.state} at step {status.step}")
+
+
+def override(config: TrainConfig, assignments: tuple[str, ...]) -> TrainConfig:
+    """The configuration with `field=value` assignments applied; a wrong name or type is a `ConfigError`."""
+    flags = []
+    for assignment in assignments:
+        field, equals, value = assignment.partition("=")
+        if not equals:
+            raise ConfigError(f"override {assignment!r} is not of the form field=value")
+        flags += [f"--{field.replace('_', '-')}", *value.split(",")]
+    if not flags:
+        return config
+    try:
+        return tyro.cli(TrainConfig, default=config, args=flags, console_outputs=False)
+    except SystemExit as error:
+        raise ConfigError(
+            f"override(s) {' '.join(assignments)} do not fit: a field is unknown or a value is of the wrong type; "
+            "docs/recipes.md lists the fields"
+        ) from error

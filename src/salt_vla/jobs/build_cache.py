@@ -1,0 +1,136 @@
+"""`cache build`: a frozen teacher's latents for every view of every clip of a split, once."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from salt_vla.cache import ArrayCache, CacheWriter, Manifest
+from salt_vla.cache.format import MANIFEST, EncodingName, describe_differences
+from salt_vla.cache.writer import Key, Record
+from salt_vla.config import DataConfig
+from salt_vla.data.clip_table import ClipTable
+from salt_vla.data.view_lock import view_hash
+from salt_vla.errors import CacheError
+from salt_vla.geometry import ClipGeometry
+from salt_vla.interrupts import stop_on_signals
+from salt_vla.jobs.data import open_views, refuse_too_many_bad
+from salt_vla.jobs.resources import require_disk
+from salt_vla.progress import progress
+from salt_vla.teachers import Teacher
+from salt_vla.view_store import ViewSource, view_keys
+
+RECORDS_PER_SHARD = 64
+BATCH_SIZE = 32
+
+
+def latents_manifest(
+    teacher: Teacher, layer: int | None, table: ClipTable, split: str, data: DataConfig, encoding: EncodingName
+) -> Manifest:
+    """What a cache of these latents must say of itself."""
+    geometry = teacher.geometry
+    return Manifest(
+        kind="latents",
+        encoding=encoding,
+        shape=(geometry.num_tokens, teacher.dim),
+        num_views=data.view.num_views,
+        records_per_shard=RECORDS_PER_SHARD,
+        provenance={
+            "teacher": teacher.name,
+            "fingerprint": teacher.fingerprint,
+            "layer": layer,
+            "split": split,
+            "clip_table": table.hash,
+            "view_hash": view_hash(data.view, geometry),
+            "geometry": dataclasses.asdict(geometry),
+            "batch_size": BATCH_SIZE,
+        },
+    )
+
+
+def split_folder(out: Path, split: str) -> Path:
+    """Where a split's cache lies below `out`: `out` itself for the first one built there, `out/<split>` for
+    a further one."""
+    if (out / MANIFEST).exists() and Manifest.read(out).provenance.get("split") != split:
+        return out / split
+    return out
+
+
+def find_split(path: Path, split: str) -> Path | None:
+    """The folder at or below `path` that holds the cache of `split`, if there is one."""
+    for folder in (path, path / split):
+        if (folder / MANIFEST).exists() and Manifest.read(folder).provenance.get("split") == split:
+            return folder
+    return None
+
+
+def build_cache(
+    teacher: Teacher,
+    table: ClipTable,
+    split: str,
+    out: Path,
+    data: DataConfig,
+    layer: int | None = None,
+    encoding: EncodingName = "float16",
+) -> Path:
+    """Build (or go on building) the cache of one split; the folder it lies in.
+
+    `table` holds that split's clips only. Raises `CacheError` when the folder holds latents of another
+    teacher, table or view, naming each difference.
+    """
+    folder = split_folder(out, split)
+    manifest = latents_manifest(teacher, layer, table, split, data, encoding)
+    keys = view_keys(table, data.view.num_views)
+    with CacheWriter(folder, manifest, keys) as writer, stop_on_signals() as stop:
+        missing = writer.missing_shards()
+        to_do = sum(len(shard.keys) for shard in missing)
+        if to_do:
+            require_disk(folder, to_do * manifest.record.record_bytes, "the latent cache")
+            views, readable = open_views(table, data, teacher.geometry)
+            usable = set(readable)
+            with progress(f"Caching {split} latents", len(keys), "views", done=len(keys) - to_do) as advance:
+                for shard in missing:
+                    writer.write_shard(shard, _records(teacher, views, shard.keys, usable))
+                    advance(len(shard.keys))
+                    stop.check(f"while caching {split} latents")
+        refuse_too_many_bad(writer.finish().num_quarantined, len(keys), folder)
+    return folder
+
+
+def _records(
+    teacher: Teacher, views: ViewSource, keys: tuple[Key, ...], usable: set[str]
+) -> Iterator[Record]:
+    """Latents of one shard's clips, in batches whose boundaries are fixed by the shard."""
+    good = [key for key in keys if key[0] in usable]
+    for start in range(0, len(good), BATCH_SIZE):
+        batch = good[start : start + BATCH_SIZE]
+        latents = teacher.latents(torch.from_numpy(views.read_many(batch))).cpu().numpy()
+        for key, array in zip(batch, latents, strict=True):
+            yield Record(key, array)
+    for key in keys:
+        if key[0] not in usable:
+            yield Record(key, None, "its views could not be decoded; see the view store's quarantine")
+
+
+def check_cache(cache: ArrayCache, table: ClipTable, data: DataConfig, geometry: ClipGeometry) -> None:
+    """Refuse a cache whose latents were not made from this run's clips and views, field by field."""
+    mine = cache.manifest.provenance
+    wanted = {
+        "clip_table": table.hash,
+        "view_hash": view_hash(data.view, geometry),
+        "geometry": dataclasses.asdict(geometry),
+    }
+    differences = {key: (mine.get(key), value) for key, value in wanted.items() if mine.get(key) != value}
+    if differences:
+        raise CacheError(
+            f"the cache {cache.folder} does not fit this run: {describe_differences(differences)}; "
+            "build one from the run's clip table and views"
+        )
+    if cache.num_views < data.view.num_views:
+        raise CacheError(
+            f"the cache {cache.folder} holds {cache.num_views} view(s) of a clip, the run wants "
+            f"{data.view.num_views}; lower data.view.num_views or build it again"
+        )

@@ -1,0 +1,123 @@
+"""Finding clips for a command: tables from data sets, and views from the decoder or a store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+import salt_vla
+from salt_vla.cache import CacheWriter
+from salt_vla.cache.writer import Key, Record
+from salt_vla.config import DataConfig, ViewConfig
+from salt_vla.data.clip_table import ClipTable
+from salt_vla.data.view_lock import ViewReader
+from salt_vla.errors import DataError
+from salt_vla.geometry import ClipGeometry
+from salt_vla.interrupts import stop_on_signals
+from salt_vla.jobs.resources import require_disk
+from salt_vla.progress import progress
+from salt_vla.registry import SOURCES, resolve
+from salt_vla.rundir import root
+from salt_vla.view_store import StoredViews, ViewSource, store_manifest, view_keys
+
+EMBEDDED = "metaworld-mini"
+MAX_BAD_SHARE = 0.05
+HELD_OUT_EVERY = 10  # of the training episodes, where a data set has no validation split
+
+
+def embedded_dataset() -> Path:
+    """The data set that comes with the package."""
+    return Path(salt_vla.__file__).parent / "assets" / EMBEDDED
+
+
+def open_table(spec: str, view: ViewConfig, geometry: ClipGeometry) -> ClipTable:
+    """A clip table from `spec`: a Parquet clip table, a LeRobot data set's folder, or `metaworld-mini`."""
+    if not spec:
+        raise DataError("no data: give --data a clip table, a LeRobot data set's folder, or metaworld-mini")
+    path = embedded_dataset() if spec == EMBEDDED else Path(spec)
+    if path.is_dir():
+        table: ClipTable = resolve(SOURCES, "lerobot")(path, geometry.num_frames, view.frame_stride)
+        return table
+    return ClipTable.read(path)
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Clips to learn from and clips held out, by episode; `note` says where the held-out ones come from."""
+
+    train: ClipTable
+    validation: ClipTable
+    note: str
+
+
+def split_table(table: ClipTable, may_use_validation: bool = True) -> Splits:
+    """The table's own splits; without a usable validation split every tenth training episode is held out."""
+    names = set(table.rows["split"].to_pylist())
+    train = table.select(split="train") if "train" in names else table
+    if "validation" in names and may_use_validation:
+        return Splits(train, table.select(split="validation"), "the data set's validation split")
+    episodes = sorted(set(train.rows["episode"].to_pylist()))
+    if len(episodes) < 2:
+        raise DataError(f"{table.root} has one training episode; two are needed to hold one out")
+    held_out = set(episodes[::HELD_OUT_EVERY])
+    mask = np.array([episode in held_out for episode in train.rows["episode"].to_pylist()])
+    kept, held = (ClipTable(train.rows.filter(chosen), train.root) for chosen in (~mask, mask))
+    return Splits(kept, held, f"every {HELD_OUT_EVERY}th episode of the training split")
+
+
+def open_views(
+    table: ClipTable, data: DataConfig, geometry: ClipGeometry, num_views: int | None = None
+) -> tuple[ViewSource, list[str]]:
+    """Views of `table`, and the clips whose views can all be read.
+
+    With `store_views` they are decoded once, into a store named by their content; else at every reading.
+    """
+    if not data.store_views:
+        return ViewReader(table, data.view, geometry), table.clip_ids
+    count = num_views or data.view.num_views
+    manifest = store_manifest(table, data.view, geometry, count)
+    folder = root() / "caches" / f"views-{table.hash[:8]}-{manifest.provenance['view_hash'][:8]}-{count}"
+    build_view_store(table, data.view, geometry, count, folder)
+    stored = StoredViews(folder, manifest)
+    whole = [clip for clip in table.clip_ids if all((clip, view) in stored.cache for view in range(count))]
+    return stored, whole
+
+
+def build_view_store(
+    table: ClipTable, view: ViewConfig, geometry: ClipGeometry, num_views: int, folder: Path
+) -> None:
+    """Decode every view of every clip into `folder`; goes on where an earlier call was interrupted."""
+    manifest = store_manifest(table, view, geometry, num_views)
+    keys = view_keys(table, num_views)
+    with CacheWriter(folder, manifest, keys) as writer, stop_on_signals() as stop:
+        missing = writer.missing_shards()
+        to_do = sum(len(shard.keys) for shard in missing)
+        if to_do:
+            require_disk(folder, to_do * manifest.record.record_bytes, "the view store")
+            reader = ViewReader(table, view, geometry)
+            with progress("Decoding views", len(keys), "views", done=len(keys) - to_do) as advance:
+                for shard in missing:
+                    writer.write_shard(shard, read_or_quarantine(reader, shard.keys))
+                    advance(len(shard.keys))
+                    stop.check("while decoding views")
+        refuse_too_many_bad(writer.finish().num_quarantined, len(keys), folder)
+
+
+def read_or_quarantine(reader: ViewReader, keys: Sequence[Key]) -> Iterator[Record]:
+    """A record a key: its pixels, or the reason why it has none."""
+    for clip_id, view in keys:
+        try:
+            yield Record((clip_id, view), reader.read(clip_id, view))
+        except DataError as error:
+            yield Record((clip_id, view), None, str(error))
+
+
+def refuse_too_many_bad(bad: int, total: int, folder: Path) -> None:
+    if bad > MAX_BAD_SHARE * total:
+        raise DataError(
+            f"{bad} of {total} clip views could not be read, more than {MAX_BAD_SHARE:.0%}; "
+            f"{folder}/quarantine.json names each with its reason; mend the files, remove {folder} and run again"
+        )

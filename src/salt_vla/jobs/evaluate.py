@@ -1,0 +1,130 @@
+"""`eval`: probe frozen encoders on a data set's recorded signals, on held-out episodes, beside baselines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from salt_vla.config import DataConfig, EncoderConfig
+from salt_vla.data.clip_table import ClipTable
+from salt_vla.data.sources.lerobot import read_signals
+from salt_vla.errors import ConfigError, UserError
+from salt_vla.evaluation.features import FeatureTable, TokenModel, extract_features
+from salt_vla.evaluation.seeds import scores_to_arrays
+from salt_vla.evaluation.suites import ProbeSet, SuiteResult, run_probe_suite, to_objects
+from salt_vla.evaluation.targets import build_targets
+from salt_vla.geometry import ClipGeometry
+from salt_vla.jobs.data import open_views, split_table
+from salt_vla.models import build_encoder
+from salt_vla.models.loading import load_encoder
+from salt_vla.progress import progress
+from salt_vla.rundir import root, void, write_atomically, write_text
+from salt_vla.teachers.salt import EncoderTeacher
+from salt_vla.view_store import ViewSource
+
+BATCH_SIZE = 64
+POOLINGS = ("grid", "step", "mean")
+SUITES = ("probes",)
+
+
+def load_model(path: str, name: str) -> EncoderTeacher:
+    """An encoder by run name or directory, ready to be probed."""
+    folder = Path(path) if Path(path).is_dir() else root() / "runs" / path
+    return EncoderTeacher(load_encoder(folder), name)
+
+
+def random_model(config: EncoderConfig, seed: int) -> EncoderTeacher:
+    """The same architecture, freshly initialised: what the inductive bias alone is worth."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return EncoderTeacher(build_encoder(config), "random")
+
+
+def evaluate(
+    models: Mapping[str, TokenModel], table: ClipTable, data: DataConfig, geometry: ClipGeometry, seed: int
+) -> list[SuiteResult]:
+    """Every camera × pooling as a suite `camera/pooling`: probes fit on training episodes, read once on
+    held-out ones. Views are the canonical ones; features of a clip see all of its frames (not causal).
+    """
+    for name, model in models.items():
+        if model.geometry != geometry:
+            raise ConfigError(f"encoder {name!r} takes clips of {model.geometry}, not {geometry}")
+    splits = split_table(table)
+    cameras = list(dict.fromkeys(table.rows["camera"].to_pylist()))
+    results = []
+    for camera in cameras:
+        sides = [part.select(camera=camera) for part in (splits.train, splits.validation)]
+        features = []
+        for part, whole in zip(sides, (splits.train, splits.validation), strict=True):
+            views, _ = open_views(whole, data, geometry)
+            features.append(_features(models, part, views, camera))
+        targets = [_targets(part, data, geometry) for part in sides]
+        for pooling in POOLINGS:
+            train, test = (
+                ProbeSet(table_[pooling], values, episodes)
+                for table_, (values, episodes) in zip(features, targets, strict=True)
+            )
+            results.append(run_probe_suite(f"{short_name(camera)}/{pooling}", train, test, seed))
+    return results
+
+
+def short_name(camera: str) -> str:
+    """`observation.images.front` → `front`."""
+    return camera.rsplit(".", 1)[-1]
+
+
+def _features(models: Mapping[str, TokenModel], part: ClipTable, views: ViewSource, camera: str) -> FeatureTable:
+    ids = part.clip_ids
+
+    def batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        with progress(f"Reading features, {short_name(camera)}", len(ids), "clips") as advance:
+            for start in range(0, len(ids), BATCH_SIZE):
+                chosen = ids[start : start + BATCH_SIZE]
+                yield np.arange(start, start + len(chosen)), views.read_many([(clip, 0) for clip in chosen])
+                advance(len(chosen))
+
+    return extract_features(models, batches(), len(ids), POOLINGS)
+
+
+def _targets(part: ClipTable, data: DataConfig, geometry: ClipGeometry) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    signals = read_signals(part, geometry.num_frames, data.view.frame_stride)
+    return build_targets(signals), signals.episodes
+
+
+def write_results(results: list[SuiteResult], folder: Path) -> None:
+    """`report.json` (rows), `comparisons.json` (paired differences) and the sums that seeds are joined by."""
+    rows = [row for result in results for row in to_objects(result.rows)]
+    pairs = [pair for result in results for pair in to_objects(result.comparisons)]
+    write_atomically(
+        folder / "scores.npz", lambda path: _save_npz(path, scores_to_arrays(results))
+    )
+    write_text(folder / "comparisons.json", json.dumps(pairs, indent=1))
+    write_text(folder / "report.json", json.dumps(rows, indent=1))
+
+
+def _save_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    with path.open("wb") as file:
+        void(np.savez_compressed(file, **arrays))  # type: ignore[arg-type]
+
+
+def evaluate_encoders(paths: list[str], suite: str, data: DataConfig, table: ClipTable, seed: int) -> list[SuiteResult]:
+    """The command: encoders by path, beside a random one of the first's architecture, pixels and constant."""
+    if suite not in SUITES:
+        raise UserError(f"there is no suite {suite!r}; suites: {', '.join(SUITES)}")
+    if not paths:
+        raise UserError("eval needs at least one encoder: a run's name, a checkpoint or an export")
+    models: dict[str, TokenModel] = {}
+    for path in paths:
+        name = Path(path).name
+        if name in models:
+            raise UserError(f"two encoders are called {name!r}; rename one folder")
+        models[name] = load_model(path, name)
+    first = next(iter(models.values()))
+    assert isinstance(first, EncoderTeacher)
+    models["random"] = random_model(first.encoder.config, seed)
+    return evaluate(models, table, replace(data, store_views=False), first.geometry, seed)

@@ -1,0 +1,132 @@
+"""`train`: from a configuration and a name to a run, wiring clips, targets and masks into the loop."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from salt_vla.batches import Batches
+from salt_vla.cache import ArrayCache, open_cache
+from salt_vla.cache.format import describe_differences
+from salt_vla.config import TrainConfig
+from salt_vla.data.clip_table import ClipTable
+from salt_vla.errors import CacheError, ConfigError
+from salt_vla.jobs.build_cache import check_cache, find_split
+from salt_vla.jobs.data import Splits, open_table, open_views, split_table
+from salt_vla.jobs.resources import require_memory
+from salt_vla.masks import build_masks
+from salt_vla.rundir import RunDirectory, Status, root, write_text
+from salt_vla.targets import CachedTargets, PixelTargets, TargetProvider, TeacherTargets
+from salt_vla.teachers import load_teacher
+from salt_vla.training.loop import fit
+
+
+@dataclass(frozen=True)
+class Targets:
+    """A provider, and the caches it reads for training and held-out clips (None where it reads none)."""
+
+    provider: TargetProvider
+    train: ArrayCache | None = None
+    validation: ArrayCache | None = None
+
+
+def train(config: TrainConfig, name: str, max_steps: int | None = None) -> Status:
+    """Run (or resume) the run `name`; all that is wrong with its inputs is said before it begins."""
+    run = RunDirectory.named(name)
+    require_memory(config)
+    table = open_table(config.data.table, config.data.view, config.geometry)
+    targets, splits = open_targets(config, table)
+    if targets.train is not None:
+        pin_cache(run, targets.train)
+    batches = [
+        _batches(config, clips, cache, config.seed if clips is splits.train else 0)
+        for clips, cache in ((splits.train, targets.train), (splits.validation, targets.validation))
+    ]
+    run.path.mkdir(parents=True, exist_ok=True)
+    run.log(f"held-out clips: {splits.note}")
+    return fit(run, config, batches[0], batches[1], targets.provider, stop_at=max_steps)
+
+
+def open_targets(config: TrainConfig, table: ClipTable) -> tuple[Targets, Splits]:
+    """The provider that the configuration names, and which clips are learned from and held out."""
+    target = config.target
+    if target.provider == "pixels":
+        return Targets(PixelTargets(config.geometry)), split_table(table)
+    if not target.source:
+        raise ConfigError(f"target.provider {target.provider!r} needs target.source: give --cache or --target.source")
+    if target.provider == "teacher":
+        teacher = load_teacher(target.source, config.geometry)
+        return Targets(TeacherTargets(teacher)), split_table(table)
+    return _cached_targets(config, table, root() / target.source)
+
+
+def _cached_targets(config: TrainConfig, table: ClipTable, path: Path) -> tuple[Targets, Splits]:
+    train_folder = find_split(path, "train")
+    if train_folder is None:
+        raise CacheError(
+            f"there is no cache of training latents at {path}; build it with "
+            f"`salt-vla cache build --split train --teacher … --data … --out {path}` or run `salt-vla demo`"
+        )
+    train_cache = open_cache(train_folder)
+    validation_folder = find_split(path, "validation")
+    splits = split_table(table, may_use_validation=validation_folder is not None)
+    check_cache(train_cache, table.select(split="train"), config.data, config.geometry)
+    validation_cache = train_cache
+    if validation_folder is not None:
+        validation_cache = open_cache(validation_folder)
+        check_cache(validation_cache, splits.validation, config.data, config.geometry)
+        _require_same_teacher(train_cache, validation_cache)
+    return Targets(CachedTargets(train_cache.encoding), train_cache, validation_cache), splits
+
+
+def _require_same_teacher(train_cache: ArrayCache, validation_cache: ArrayCache) -> None:
+    a, b = (cache.manifest.provenance["fingerprint"] for cache in (train_cache, validation_cache))
+    if a != b:
+        raise CacheError(
+            f"{train_cache.folder} and {validation_cache.folder} hold latents of different teachers "
+            f"(fingerprints {a} and {b}); build both with one teacher"
+        )
+
+
+def pin_cache(run: RunDirectory, cache: ArrayCache) -> None:
+    """Write down which cache the run learns from, or refuse another one at a resume."""
+    file = run.path / "cache_provenance.json"
+    mine = cache.manifest.provenance
+    if not file.exists():
+        write_text(file, json.dumps(mine, indent=2, sort_keys=True))
+        return
+    before = json.loads(file.read_text())
+    differences = {key: (mine.get(key), before[key]) for key in sorted(before) if mine.get(key) != before[key]}
+    if differences:
+        raise CacheError(
+            f"run {run.name!r} began with another cache than {cache.folder}: {describe_differences(differences)}; "
+            "give the run another --name"
+        )
+
+
+def _batches(config: TrainConfig, clips: ClipTable, cache: ArrayCache | None, seed: int) -> Batches:
+    views, readable = open_views(clips, config.data, config.geometry)
+    num_views = config.data.view.num_views
+    if cache is not None:
+        # A clip that the cache has quarantined is left out here too; ids of the others never shift.
+        readable = [c for c in readable if all((c, view) in cache for view in range(num_views))]
+    return Batches(
+        readable,
+        views,
+        build_masks(config.masks, config.geometry),
+        batch_size=config.batch_size,
+        num_views=num_views,
+        seed=seed,
+        steps=config.steps,
+        cache=cache,
+    )
+
+
+def with_paths(config: TrainConfig, data: str | None, cache: str | None) -> TrainConfig:
+    """The configuration with --data and --cache filled in; None leaves the recipe's own."""
+    if data is not None:
+        config = replace(config, data=replace(config.data, table=data))
+    if cache is not None:
+        config = replace(config, target=replace(config.target, source=str(Path(cache).resolve())))
+    return config

@@ -1,0 +1,65 @@
+"""Pixels of (clip, view): from the decoder, or from a store that decoded them once.
+
+A store is an `ArrayCache` of uint8 records; both give the same bytes, and the manifest proves it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from salt_vla.cache import ArrayCache, Manifest
+from salt_vla.cache.format import describe_differences
+from salt_vla.config import ViewConfig
+from salt_vla.data.clip_table import ClipTable
+from salt_vla.data.view_lock import view_hash
+from salt_vla.errors import CacheError
+from salt_vla.geometry import ClipGeometry
+
+if TYPE_CHECKING:
+    from jaxtyping import UInt8
+
+RECORDS_PER_SHARD = 128
+
+
+class ViewSource(Protocol):
+    """`ViewReader` decodes, `StoredViews` looks up; callers cannot tell them apart."""
+
+    def read_many(
+        self, keys: Sequence[tuple[str, int]]
+    ) -> UInt8[np.ndarray, "keys frames size size 3"]: ...
+
+
+def view_keys(table: ClipTable, num_views: int) -> list[tuple[str, int]]:
+    """Every (clip_id, view), a clip's views together, clips in the table's order."""
+    return [(clip_id, view) for clip_id in table.clip_ids for view in range(num_views)]
+
+
+def store_manifest(table: ClipTable, view: ViewConfig, geometry: ClipGeometry, num_views: int) -> Manifest:
+    """What a store of these views must say of itself."""
+    size = geometry.image_size
+    return Manifest(
+        kind="views",
+        encoding="uint8",
+        shape=(geometry.num_frames, size, size, 3),
+        num_views=num_views,
+        records_per_shard=RECORDS_PER_SHARD,
+        token_order="",
+        provenance={"clip_table": table.hash, "view_hash": view_hash(view, geometry)},
+    )
+
+
+class StoredViews:
+    """Views from a finished store. Raises `CacheError` when it was made from other clips or views."""
+
+    def __init__(self, path: Path, wanted: Manifest) -> None:
+        self.cache = ArrayCache(path)
+        differences = self.cache.manifest.differences(wanted)
+        if differences:
+            raise CacheError(f"the view store {path} was made from something else: {describe_differences(differences)}")
+
+    def read_many(self, keys: Sequence[tuple[str, int]]) -> np.ndarray:
+        return self.cache.read_many(keys).decode()
