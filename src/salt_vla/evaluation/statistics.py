@@ -1,0 +1,187 @@
+"""R² and accuracy with bootstrap intervals over episodes, and paired differences between two predictors.
+
+Clips of one episode resemble one another, so the episode is what gets resampled. Knows predictions and
+episode numbers; neither encoders nor probes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from salt_vla.errors import DataError
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int64, Shaped
+
+Metric = Literal["r2", "accuracy"]
+CONFIDENCE = 0.95
+# A dimension whose standard deviation is below this share of the target's root mean square "does not vary".
+STILL = 1e-5
+# Resampled sums of squares are kept above this share of the sample's, so that none divides by zero.
+SMALLEST_SHARE = 1e-9
+WEIGHTS_AT_ONCE = 4_000_000
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure with its percentile interval; `apart` says that the interval does not hold zero."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def apart(self) -> bool:
+        return self.low > 0 or self.high < 0
+
+
+@dataclass(frozen=True)
+class EpisodeSums:
+    """One predictor's errors, summed within each episode: all that any resample of episodes needs.
+
+    `wrong` holds squared errors (r2) or wrong answers (accuracy); `first` and `second` are the sums of the
+    truth and of its square, about the sample's mean (zeros for accuracy). Rows follow `episodes`, sorted.
+    """
+
+    metric: Metric
+    episodes: Int64[np.ndarray, " episodes"]
+    clips: Float[np.ndarray, " episodes"]
+    wrong: Float[np.ndarray, "episodes dims"]
+    first: Float[np.ndarray, "episodes dims"]
+    second: Float[np.ndarray, "episodes dims"]
+    varying: Bool[np.ndarray, " dims"]
+
+    @property
+    def left_out(self) -> tuple[int, ...]:
+        """Output dimensions that do not vary in the sample and so do not count."""
+        return tuple(int(d) for d in np.flatnonzero(~self.varying))
+
+    def score(self, weights: Shaped[np.ndarray, "resamples episodes"]) -> Float[np.ndarray, " resamples"]:
+        """The metric with episode e counted `weights[:, e]` times."""
+        weights = weights.astype(np.float64)
+        clips = weights @ self.clips
+        wrong = weights @ self.wrong[:, self.varying]
+        if self.metric == "accuracy":
+            return 1 - wrong[:, 0] / clips
+        first, second = weights @ self.first[:, self.varying], weights @ self.second[:, self.varying]
+        spread = second - first**2 / clips[:, None]
+        total = self.second.sum(0) - self.first.sum(0) ** 2 / self.clips.sum()
+        spread = np.maximum(spread, SMALLEST_SHARE * total[self.varying])
+        return (1 - wrong / spread).mean(1)
+
+    @property
+    def value(self) -> float:
+        """The metric on the sample itself."""
+        return float(self.score(np.ones((1, len(self.episodes))))[0])
+
+    def same_clips(self, other: EpisodeSums) -> bool:
+        """Whether both were computed on the same held-out clips with the same truth."""
+        mine = (self.episodes, self.clips, self.first, self.second)
+        theirs = (other.episodes, other.clips, other.first, other.second)
+        return self.metric == other.metric and all(map(np.array_equal, mine, theirs))
+
+
+def varying_dims(target: Float[np.ndarray, "clips dims"]) -> Bool[np.ndarray, " dims"]:
+    """Output dimensions whose variance is more than rounding, measured against the target's own size."""
+    size = float(np.sqrt((target.astype(np.float64) ** 2).mean()))
+    return target.std(0, dtype=np.float64) > STILL * size
+
+
+def r2_sums(
+    truth: Float[np.ndarray, "clips dims"],
+    predicted: Float[np.ndarray, "clips dims"],
+    episodes: Int64[np.ndarray, " clips"],
+) -> EpisodeSums:
+    """Sums for R²: the mean over output dimensions of 1 − SSE/SST, SST about the mean of the (re)sample.
+
+    Dimensions of almost no variance are left out (`left_out`); if none varies, that is a `DataError`.
+    """
+    truth, predicted = np.asarray(truth, np.float64), np.asarray(predicted, np.float64)
+    if truth.shape != predicted.shape:
+        raise DataError(f"predictions of shape {predicted.shape} do not fit a truth of shape {truth.shape}")
+    varying = varying_dims(truth)
+    if not varying.any():
+        raise DataError("R² needs a target that varies over the held-out clips; leave this one out")
+    centred = truth - truth.mean(0)
+    keys, clips, (wrong, first, second) = _by_episode(episodes, (truth - predicted) ** 2, centred, centred**2)
+    return EpisodeSums("r2", keys, clips, wrong, first, second, varying)
+
+
+def accuracy_sums(
+    truth: Shaped[np.ndarray, " clips"],
+    predicted: Shaped[np.ndarray, " clips"],
+    episodes: Int64[np.ndarray, " clips"],
+) -> EpisodeSums:
+    """Sums for accuracy: the share of clips whose class was named."""
+    if truth.shape != predicted.shape or truth.ndim != 1:
+        raise DataError(f"predictions of shape {predicted.shape} do not fit labels of shape {truth.shape}")
+    wrong_answers = (truth != predicted).astype(np.float64)[:, None]
+    keys, clips, (wrong,) = _by_episode(episodes, wrong_answers)
+    nothing = np.zeros_like(wrong)
+    return EpisodeSums("accuracy", keys, clips, wrong, nothing, nothing, np.ones(1, bool))
+
+
+def _by_episode(
+    episodes: Int64[np.ndarray, " clips"], *values: Float[np.ndarray, "clips dims"]
+) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
+    """Sorted episode numbers, clips in each, and each array summed within its episodes."""
+    keys, which = np.unique(episodes, return_inverse=True)
+    if any(len(v) != len(which) for v in values):
+        raise DataError(f"{len(values[0])} predictions do not fit {len(which)} episode numbers")
+    sums = []
+    for array in values:
+        total = np.zeros((len(keys), array.shape[1]))
+        np.add.at(total, which, array)
+        sums.append(total)
+    return keys.astype(np.int64), np.bincount(which).astype(np.float64), sums
+
+
+def bootstrap_scores(
+    sums: Sequence[EpisodeSums], resamples: int, seed: int
+) -> Float[np.ndarray, "predictors resamples"]:
+    """Scores of several predictors on the same resamples of their episodes (drawn with replacement).
+
+    A pure function of its arguments; the draws depend on the number of episodes and the seed alone, so two
+    calls over equally many episodes see the same draws.
+    """
+    count = len(sums[0].episodes)
+    if count < 2:
+        raise DataError("an interval needs at least 2 held-out episodes; hold out more of them")
+    if any(len(s.episodes) != count for s in sums):
+        raise DataError("predictors compared on the same resamples must share their held-out episodes")
+    random = np.random.default_rng(seed)
+    at_once = max(1, WEIGHTS_AT_ONCE // count)
+    blocks = []
+    for start in range(0, resamples, at_once):
+        size = min(at_once, resamples - start)
+        weights = random.multinomial(count, np.full(count, 1 / count), size=size)
+        blocks.append(np.stack([s.score(weights) for s in sums]))
+    return np.concatenate(blocks, axis=1)
+
+
+def percentile_interval(values: Float[np.ndarray, " resamples"]) -> tuple[float, float]:
+    """The middle 95 % of resampled figures."""
+    low, high = np.quantile(values, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return float(low), float(high)
+
+
+def interval(sums: EpisodeSums, resamples: int = 2000, seed: int = 0) -> Estimate:
+    """The score with its percentile interval over episodes."""
+    return Estimate(sums.value, *percentile_interval(bootstrap_scores([sums], resamples, seed)[0]))
+
+
+def paired_difference(
+    first: EpisodeSums, second: EpisodeSums, resamples: int = 2000, seed: int = 0
+) -> Estimate:
+    """first − second, both scored on the same resamples: what the clips have in common cancels.
+
+    Raises `DataError` when the two were not computed on the same clips.
+    """
+    if not first.same_clips(second):
+        raise DataError("a paired difference needs two predictors of the same target on the same clips")
+    scores = bootstrap_scores([first, second], resamples, seed)
+    return Estimate(first.value - second.value, *percentile_interval(scores[0] - scores[1]))
