@@ -1,0 +1,238 @@
+"""Joins tables of several seeds: one figure with an interval for both sources of chance, episodes and seeds.
+
+Knows suite results, not how they were computed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scipy.stats import t as student_t
+
+from salt_vla.errors import DataError
+from salt_vla.evaluation.statistics import (
+    EpisodeSums,
+    Estimate,
+    Metric,
+    bootstrap_scores,
+    percentile_interval,
+)
+from salt_vla.evaluation.suites import Comparison, Row, SuiteResult
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+    Scores = dict[tuple[str, str], EpisodeSums]  # (encoder, target) → sums
+
+BOTH = "95 %: episodes resampled, seeds by Student's t"
+EPISODES_ONLY = "95 %: episodes resampled, one seed"
+RANGE = "lowest and highest seed"
+
+
+@dataclass(frozen=True)
+class SeedRow:
+    """A figure's mean over seeds. `interval` names what `low` and `high` are; `lowest` and `highest` are the
+    single seeds' extremes."""
+
+    encoder: str
+    suite: str
+    target: str
+    metric: Metric
+    value: float
+    low: float
+    high: float
+    interval: str
+    lowest: float
+    highest: float
+    seeds: int
+
+
+@dataclass(frozen=True)
+class SeedComparison:
+    """A difference's mean over seeds; `apart_in` counts the seeds whose own interval excludes zero, `apart`
+    says that the joint one does (never claimed from a mere range of seeds)."""
+
+    suite: str
+    target: str
+    metric: Metric
+    encoder: str
+    against: str
+    difference: float
+    low: float
+    high: float
+    interval: str
+    lowest: float
+    highest: float
+    seeds: int
+    apart_in: int
+    apart: bool
+
+
+def joint_interval(
+    per_seed: Float[np.ndarray, " seeds"], samples: Float[np.ndarray, " resamples"], seed: int
+) -> Estimate:
+    """Mean over seeds with a 95 % interval for new episodes and new seeds together.
+
+    `samples` are resamples (over episodes, shared by all seeds) of the mean over seeds. Resampling three
+    seeds would cover far too little, so each resample is moved by a draw of Student's t with seeds − 1
+    degrees of freedom times the seeds' standard error: normal seeds are assumed, and few of them cost width.
+    """
+    count = len(per_seed)
+    moved = samples
+    if count > 1:
+        # Evenly spaced quantiles in random order: fewer tail accidents than plain draws.
+        levels = (np.random.default_rng([seed, count]).permutation(len(samples)) + 0.5) / len(samples)
+        moved = samples + student_t.ppf(levels, count - 1) * per_seed.std(ddof=1) / np.sqrt(count)
+    return Estimate(float(per_seed.mean()), *percentile_interval(moved))
+
+
+def aggregate_seeds(
+    results: Sequence[SuiteResult], bootstrap: int = 2000, seed: int = 0
+) -> tuple[list[SeedRow], list[SeedComparison]]:
+    """Rows and comparisons of several seeds (any number of suites), joined by suite, target and encoder.
+
+    With `scores` of the same held-out episodes in every seed the interval covers episodes and seeds; without
+    them (rows read back from JSON) it is the range of the seeds, and says so.
+    """
+    _require_distinct(results)
+    rows: dict[tuple[str, str, str], list[tuple[SuiteResult, int]]] = {}
+    pairs: dict[tuple[str, str, str, str], list[tuple[SuiteResult, int]]] = {}
+    for result in results:
+        for i, row in enumerate(result.rows):
+            rows.setdefault((result.suite, row.target, row.encoder), []).append((result, i))
+        for i, c in enumerate(result.comparisons):
+            pairs.setdefault((result.suite, c.target, c.encoder, c.against), []).append((result, i))
+    return (
+        [_join_rows(entries, bootstrap, seed) for entries in rows.values()],
+        [_join_comparisons(entries, bootstrap, seed) for entries in pairs.values()],
+    )
+
+
+def _join_rows(entries: Sequence[tuple[SuiteResult, int]], bootstrap: int, seed: int) -> SeedRow:
+    rows = [result.rows[i] for result, i in entries]
+    first = rows[0]
+
+    def samples(sums: Sequence[EpisodeSums]) -> np.ndarray:
+        return bootstrap_scores(sums, bootstrap, seed).mean(0)
+
+    keys = [(first.encoder, first.target)]
+    values = np.array([row.value for row in rows])
+    estimate, span = _estimate([r for r, _ in entries], keys, values, samples, seed)
+    return SeedRow(
+        first.encoder,
+        first.suite,
+        first.target,
+        first.metric,
+        estimate.value,
+        estimate.low,
+        estimate.high,
+        **span,
+    )
+
+
+def _join_comparisons(
+    entries: Sequence[tuple[SuiteResult, int]], bootstrap: int, seed: int
+) -> SeedComparison:
+    items = [result.comparisons[i] for result, i in entries]
+    first = items[0]
+
+    def samples(sums: Sequence[EpisodeSums]) -> np.ndarray:
+        scores = bootstrap_scores(sums, bootstrap, seed)
+        half = len(sums) // 2
+        return (scores[:half] - scores[half:]).mean(0)
+
+    keys = [(first.encoder, first.target), (first.against, first.target)]
+    values = np.array([item.difference for item in items])
+    estimate, span = _estimate([r for r, _ in entries], keys, values, samples, seed)
+    return SeedComparison(
+        first.suite,
+        first.target,
+        first.metric,
+        first.encoder,
+        first.against,
+        estimate.value,
+        estimate.low,
+        estimate.high,
+        **span,
+        apart_in=sum(item.apart for item in items),
+        apart=span["interval"] != RANGE and estimate.apart,
+    )
+
+
+def _estimate(
+    results: Sequence[SuiteResult],
+    keys: Sequence[tuple[str, str]],
+    values: Float[np.ndarray, " seeds"],
+    samples: Callable[[Sequence[EpisodeSums]], np.ndarray],
+    seed: int,
+) -> tuple[Estimate, dict[str, Any]]:
+    """The joint interval where every seed kept its sums on the same episodes, else the range of the seeds;
+    and the fields that say what it is.
+
+    `samples` gets the first key's sums of every seed, then the second key's.
+    """
+    lowest, highest = float(values.min()), float(values.max())
+    span = {"lowest": lowest, "highest": highest, "seeds": len(values)}
+    have = all(key in result.scores for result in results for key in keys)
+    sums = [result.scores[key] for key in keys for result in results] if have else []
+    if not have or any(not s.same_clips(sums[0]) for s in sums):
+        return Estimate(float(values.mean()), lowest, highest), {"interval": RANGE, **span}
+    estimate = joint_interval(values, samples(sums), seed)
+    return estimate, {"interval": BOTH if len(values) > 1 else EPISODES_ONLY, **span}
+
+
+def group_results(
+    rows: Sequence[Row],
+    comparisons: Sequence[Comparison],
+    scores: Mapping[tuple[str, int], Scores] | None = None,
+) -> list[SuiteResult]:
+    """Rows and comparisons read back from files, sorted into one result a suite and seed."""
+    keys = dict.fromkeys((row.suite, row.seed) for row in rows)
+    return [
+        SuiteResult(
+            suite,
+            seed,
+            [row for row in rows if (row.suite, row.seed) == (suite, seed)],
+            [c for c in comparisons if (c.suite, c.seed) == (suite, seed)],
+            (scores or {}).get((suite, seed), {}),
+        )
+        for suite, seed in keys
+    ]
+
+
+def _require_distinct(results: Sequence[SuiteResult]) -> None:
+    seen = set()
+    for result in results:
+        if (result.suite, result.seed) in seen:
+            raise DataError(f"suite {result.suite!r} at seed {result.seed} was given twice")
+        seen.add((result.suite, result.seed))
+
+
+def scores_to_arrays(results: Sequence[SuiteResult]) -> dict[str, np.ndarray]:
+    """Every result's sums as plain arrays by name, for `numpy.savez_compressed`: columns are episode, clips,
+    then wrong, first and second of each dimension; the name is JSON."""
+    arrays = {}
+    for result in results:
+        for (encoder, target), s in result.scores.items():
+            columns = [s.episodes[:, None], s.clips[:, None], s.wrong, s.first, s.second]
+            key = [result.suite, result.seed, encoder, target, s.metric, s.varying.tolist()]
+            arrays[json.dumps(key)] = np.concatenate(columns, axis=1).astype(np.float64)
+    return arrays
+
+
+def scores_from_arrays(
+    arrays: Mapping[str, np.ndarray],
+) -> dict[tuple[str, int], Scores]:
+    """The inverse of `scores_to_arrays`: (suite, seed) → `SuiteResult.scores`."""
+    found: dict[tuple[str, int], Scores] = {}
+    for name, table in arrays.items():
+        suite, seed, encoder, target, metric, varying = json.loads(name)
+        wrong, first, second = np.split(table[:, 2:], 3, axis=1)
+        episodes, clips = table[:, 0].astype(np.int64), table[:, 1]
+        sums = EpisodeSums(metric, episodes, clips, wrong, first, second, np.array(varying, dtype=bool))
+        found.setdefault((suite, seed), {})[encoder, target] = sums
+    return found
