@@ -1,1 +1,19 @@
 """SALT for robots: pretrain a video encoder against a frozen teacher's cached latents."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from salt_vla.models.loading import load_encoder
+
+__all__ = ["load_encoder"]
+
+
+def __getattr__(name: str) -> Any:
+    # Loaded when asked for, so that `import salt_vla` costs nothing.
+    if name == "load_encoder":
+        from salt_vla.models.loading import load_encoder
+
+        return load_encoder
+    raise AttributeError(f"module 'salt_vla' has no attribute {name!r}")

@@ -17,7 +17,9 @@ from salt_vla.interrupts import Stopped
 
 # noun → verb → "module:function" (verb "" for nouns that are commands themselves), and one line of help.
 COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
-    "demo": {"": ("demo:demo", "train a teacher and a student on simulated robots, and report what was learned")},
+    "demo": {
+        "": ("demo:demo", "train a teacher and a student on simulated robots, and report what was learned")
+    },
     "train": {"": ("train:train", "run a recipe, or resume the run of that name")},
     "eval": {"": ("evaluate:evaluate", "probe encoders on held-out episodes, beside honest baselines")},
     "data": {
@@ -29,7 +31,9 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "show": ("cache:show", "print a cache's manifest"),
         "verify": ("cache:verify", "check every record; exit code 1 when one is damaged"),
     },
-    "teacher": {"check": ("teacher:check", "what a teacher is: sizes, fingerprint, target statistics, verdict")},
+    "teacher": {
+        "check": ("teacher:check", "what a teacher is: sizes, fingerprint, target statistics, verdict")
+    },
     "runs": {
         "ls": ("runs:ls", "list the runs"),
         "show": ("runs:show", "one run's state, step and last figures"),
@@ -39,7 +43,12 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
 
 
 def usage() -> str:
-    lines = ["usage: salt-vla COMMAND [ARGS]", "", "Pretrain video encoders for robots against a frozen teacher.", ""]
+    lines = [
+        "usage: salt-vla COMMAND [ARGS]",
+        "",
+        "Pretrain video encoders for robots against a frozen teacher.",
+        "",
+    ]
     for noun, verbs in COMMANDS.items():
         lines += [f"  {f'{noun} {verb}'.strip():<16} {text}" for verb, (_, text) in verbs.items()]
     lines += [

@@ -9,7 +9,9 @@ import tyro
 from salt_vla.cli.printing import print_json, print_table
 
 
-def check(name: Annotated[str, tyro.conf.Positional], data: str = "metaworld-mini", json: bool = False) -> None:
+def check(
+    name: Annotated[str, tyro.conf.Positional], data: str = "metaworld-mini", json: bool = False
+) -> None:
     """What a teacher is: sizes, fingerprint, statistics of its targets, and a verdict.
 
     Example: salt-vla teacher check demo_teacher

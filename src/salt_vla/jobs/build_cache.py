@@ -28,7 +28,12 @@ BATCH_SIZE = 32
 
 
 def latents_manifest(
-    teacher: Teacher, layer: int | None, table: ClipTable, split: str, data: DataConfig, encoding: EncodingName
+    teacher: Teacher,
+    layer: int | None,
+    table: ClipTable,
+    split: str,
+    data: DataConfig,
+    encoding: EncodingName,
 ) -> Manifest:
     """What a cache of these latents must say of itself."""
     geometry = teacher.geometry

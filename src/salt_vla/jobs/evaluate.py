@@ -78,7 +78,9 @@ def short_name(camera: str) -> str:
     return camera.rsplit(".", 1)[-1]
 
 
-def _features(models: Mapping[str, TokenModel], part: ClipTable, views: ViewSource, camera: str) -> FeatureTable:
+def _features(
+    models: Mapping[str, TokenModel], part: ClipTable, views: ViewSource, camera: str
+) -> FeatureTable:
     ids = part.clip_ids
 
     def batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -91,7 +93,9 @@ def _features(models: Mapping[str, TokenModel], part: ClipTable, views: ViewSour
     return extract_features(models, batches(), len(ids), POOLINGS)
 
 
-def _targets(part: ClipTable, data: DataConfig, geometry: ClipGeometry) -> tuple[dict[str, np.ndarray], np.ndarray]:
+def _targets(
+    part: ClipTable, data: DataConfig, geometry: ClipGeometry
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
     signals = read_signals(part, geometry.num_frames, data.view.frame_stride)
     return build_targets(signals), signals.episodes
 
@@ -100,9 +104,7 @@ def write_results(results: list[SuiteResult], folder: Path) -> None:
     """`report.json` (rows), `comparisons.json` (paired differences) and the sums that seeds are joined by."""
     rows = [row for result in results for row in to_objects(result.rows)]
     pairs = [pair for result in results for pair in to_objects(result.comparisons)]
-    write_atomically(
-        folder / "scores.npz", lambda path: _save_npz(path, scores_to_arrays(results))
-    )
+    write_atomically(folder / "scores.npz", lambda path: _save_npz(path, scores_to_arrays(results)))
     write_text(folder / "comparisons.json", json.dumps(pairs, indent=1))
     write_text(folder / "report.json", json.dumps(rows, indent=1))
 
@@ -112,7 +114,9 @@ def _save_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
         void(np.savez_compressed(file, **arrays))  # type: ignore[arg-type]
 
 
-def evaluate_encoders(paths: list[str], suite: str, data: DataConfig, table: ClipTable, seed: int) -> list[SuiteResult]:
+def evaluate_encoders(
+    paths: list[str], suite: str, data: DataConfig, table: ClipTable, seed: int
+) -> list[SuiteResult]:
     """The command: encoders by path, beside a random one of the first's architecture, pixels and constant."""
     if suite not in SUITES:
         raise UserError(f"there is no suite {suite!r}; suites: {', '.join(SUITES)}")

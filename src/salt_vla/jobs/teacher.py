@@ -70,7 +70,9 @@ def _verdict(variance: float, top_share: float, position_share: float) -> str:
         return "useless: its latents do not vary between clips or tokens"
     notes = []
     if top_share > OUTLIER_SHARE:
-        notes.append(f"{top_share:.0%} of the raw variance lies in 1 % of the channels: normalise the targets")
+        notes.append(
+            f"{top_share:.0%} of the raw variance lies in 1 % of the channels: normalise the targets"
+        )
     if position_share > OUTLIER_SHARE:
         notes.append(
             f"{position_share:.0%} of the variance is the mean of each token place: "

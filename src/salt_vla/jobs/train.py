@@ -54,7 +54,9 @@ def open_targets(config: TrainConfig, table: ClipTable) -> tuple[Targets, Splits
     if target.provider == "pixels":
         return Targets(PixelTargets(config.geometry)), split_table(table)
     if not target.source:
-        raise ConfigError(f"target.provider {target.provider!r} needs target.source: give --cache or --target.source")
+        raise ConfigError(
+            f"target.provider {target.provider!r} needs target.source: give --cache or --target.source"
+        )
     if target.provider == "teacher":
         teacher = load_teacher(target.source, config.geometry)
         return Targets(TeacherTargets(teacher)), split_table(table)
@@ -97,7 +99,9 @@ def pin_cache(run: RunDirectory, cache: ArrayCache) -> None:
         write_text(file, json.dumps(mine, indent=2, sort_keys=True))
         return
     before = json.loads(file.read_text())
-    differences = {key: (mine.get(key), before[key]) for key in sorted(before) if mine.get(key) != before[key]}
+    differences = {
+        key: (mine.get(key), before[key]) for key in sorted(before) if mine.get(key) != before[key]
+    }
     if differences:
         raise CacheError(
             f"run {run.name!r} began with another cache than {cache.folder}: {describe_differences(differences)}; "

@@ -1,0 +1,57 @@
+"""`salt-vla eval`"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import tyro
+
+from salt_vla.cli.printing import print_json
+
+
+def evaluate(
+    encoders: Annotated[tuple[str, ...], tyro.conf.Positional],
+    suite: str = "probes",
+    data: str = "metaworld-mini",
+    frame_stride: int | None = None,
+    seed: int = 0,
+    json: bool = False,
+) -> None:
+    """Probe encoders on held-out episodes, beside a random encoder, pixels and the constant predictor.
+
+    Example: salt-vla eval demo_student demo_teacher --suite probes --json
+
+    Args:
+        encoders: names of runs, or folders of runs, checkpoints or exports.
+        suite: what to measure; `probes` reads actions, positions and velocities.
+        data: a LeRobot data set's folder, its clip table, or metaworld-mini.
+        frame_stride: file frames from one frame of a clip to the next; default: as the first encoder was trained.
+        seed: of the random encoder and of resampling.
+        json: print JSON instead of tables.
+    """
+    from dataclasses import replace
+
+    from rich.console import Console
+
+    from salt_vla.evaluation.suites import to_objects
+    from salt_vla.jobs.data import open_table
+    from salt_vla.jobs.evaluate import evaluate_encoders
+    from salt_vla.jobs.teacher import teacher_and_data
+    from salt_vla.reports.tables import difference_table, score_table, to_rich
+
+    first, data_config = teacher_and_data(encoders[0])
+    if frame_stride is not None:
+        data_config = replace(data_config, view=replace(data_config.view, frame_stride=frame_stride))
+    table = open_table(data, data_config.view, first.geometry)
+    results = evaluate_encoders(list(encoders), suite, data_config, table, seed)
+    if json:
+        print_json([row for result in results for row in to_objects(result.rows)])
+        return
+    for result in results:
+        rows, pairs = to_objects(result.rows), to_objects(result.comparisons)
+        console = Console()
+        console.print(to_rich(score_table(rows, pairs, result.suite, title=result.suite)))
+        for encoder in encoders:
+            console.print(
+                to_rich(difference_table(pairs, encoder.rstrip("/").rsplit("/", 1)[-1], result.suite))
+            )
