@@ -74,23 +74,24 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(
-        self, x: Tensor, turn: Rotation | None, valid: Tensor | None = None, last_queries: int = 0
+        self, x: Tensor, turn: Rotation | None, valid: Tensor | None = None, last_queries: int | None = None
     ) -> Tensor:
         """x (batch, tokens, dim). With `last_queries` = n only the last n tokens ask; all answer.
 
         `valid` (batch, tokens): False entries are padding and are not attended to.
         """
-        batch, _, dim = x.shape
-        if last_queries:
-            q = F.linear(x[:, -last_queries:], self.qkv.weight[:dim], self.qkv.bias[:dim])
+        batch, tokens, dim = x.shape
+        first = 0 if last_queries is None else tokens - last_queries
+        if first:
+            q = F.linear(x[:, first:], self.qkv.weight[:dim], self.qkv.bias[:dim])
             k, v = F.linear(x, self.qkv.weight[dim:], self.qkv.bias[dim:]).chunk(2, dim=-1)
         else:
             q, k, v = self.qkv(x).chunk(3, dim=-1)
         q, k, v = (y.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2) for y in (q, k, v))
         if turn is not None:
+            cos, sin = turn
             k = rotate(k, turn)
-            asks = turn if not last_queries else tuple(part[:, :, -last_queries:] for part in turn)
-            q = rotate(q, (asks[0], asks[1]))
+            q = rotate(q, (cos[:, :, first:], sin[:, :, first:]))
         mask = None if valid is None else valid[:, None, None, :]
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.proj(y.transpose(1, 2).reshape(batch, -1, dim))
@@ -127,9 +128,9 @@ class Block(nn.Module):
         return x * torch.empty(len(x), 1, 1, device=x.device, dtype=x.dtype).bernoulli_(keep) / keep
 
     def forward(
-        self, x: Tensor, turn: Rotation | None, valid: Tensor | None = None, last_queries: int = 0
+        self, x: Tensor, turn: Rotation | None, valid: Tensor | None = None, last_queries: int | None = None
     ) -> Tensor:
-        residual = x[:, -last_queries:] if last_queries else x
+        residual = x if last_queries is None else x[:, x.shape[1] - last_queries :]
         x = residual + self._drop(self.attn(self.norm1(x), turn, valid, last_queries))
         return x + self._drop(self.mlp(self.norm2(x)))
 

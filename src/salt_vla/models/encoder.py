@@ -30,15 +30,18 @@ class VitSize:
     mlp_ratio: float = 4.0
 
 
-# timm's names for the sizes; "micro" is ours, for CPU demonstrations and tests.
+# timm's names for the sizes, with V-JEPA 2's 22 heads for "giant" (timm has 16); "micro" is ours, for CPU
+# demonstrations and tests.
 SIZES = {
     "micro": VitSize(128, 4, 4),
     "tiny": VitSize(192, 12, 3),
     "small": VitSize(384, 12, 6),
+    "medium": VitSize(512, 12, 8),
     "base": VitSize(768, 12, 12),
     "large": VitSize(1024, 24, 16),
     "huge": VitSize(1280, 32, 16),
     "giant": VitSize(1408, 40, 22, 48 / 11),
+    "gigantic": VitSize(1664, 48, 16, 64 / 13),
 }
 _NAME = re.compile(r"^vit_(?P<size>[a-z]+)(?:_patch(?P<patch>\d+)_(?P<image>\d+))?$")
 
@@ -113,7 +116,7 @@ class VideoEncoder(nn.Module):
         layer: int | None = None,
     ) -> Float[Tensor, "batch tokens dim"]:
         """`pixels` are normalised. `layer` = n: the tokens after block n (from 1), through the final norm."""
-        self._check(pixels)
+        self._check(pixels, layer)
         tubelets = patchify(pixels, self.geometry)
         ids = context_ids
         if ids is None:
@@ -133,7 +136,9 @@ class VideoEncoder(nn.Module):
                 x = block(x, turn, context_valid)
         return self.norm(x)
 
-    def _check(self, pixels: Tensor) -> None:
+    def _check(self, pixels: Tensor, layer: int | None) -> None:
+        if layer is not None and not 1 <= layer <= len(self.blocks):
+            raise ConfigError(f"encoder {self.config.name} has layers 1 … {len(self.blocks)}, not {layer}")
         g = self.geometry
         expected = (3, g.num_frames, g.image_size, g.image_size)
         if tuple(pixels.shape[1:]) != expected:

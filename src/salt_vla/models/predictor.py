@@ -35,6 +35,11 @@ class Predictor(nn.Module):
         self.config = config
         self.geometry = geometry
         self.head_dim = config.dim // config.num_heads
+        if config.positions == "rope" and self.head_dim % 2:
+            raise ConfigError(
+                f"rope turns pairs of channels, but predictor.dim={config.dim} over "
+                f"predictor.num_heads={config.num_heads} makes heads of {self.head_dim}; choose an even width"
+            )
         self.embed = nn.Linear(encoder_dim, config.dim)
         self.mask_tokens = nn.Parameter(torch.zeros(config.num_mask_tokens, config.dim))
         self.blocks = nn.ModuleList(
@@ -75,7 +80,7 @@ class Predictor(nn.Module):
         if context_valid is not None:
             valid = torch.cat([context_valid, torch.ones_like(target_ids, dtype=torch.bool)], dim=1)
         for number, block in enumerate(self.blocks, start=1):
-            last = num_targets if number == len(self.blocks) else 0
+            last = num_targets if number == len(self.blocks) else None
             if self.config.grad_checkpointing and self.training:
                 x = checkpoint(block, x, turn, valid, last, use_reentrant=False)
             else:
