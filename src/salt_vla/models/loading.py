@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from salt_vla.models.encoder import VideoEncoder, build_encoder
 WEIGHTS = "encoder.safetensors"
 CONFIG = "encoder.json"
 _STEP = re.compile(r"^step_(\d+)$")
+_OS_ERROR = re.compile(r"os error (\d+)")  # How safetensors words what the system refused.
 
 
 def step_directories(checkpoints: Path) -> list[tuple[int, Path]]:
@@ -29,15 +31,27 @@ def step_directories(checkpoints: Path) -> list[tuple[int, Path]]:
 
 
 def save_encoder(encoder_state: dict[str, Tensor], config: EncoderConfig, folder: Path) -> None:
-    save_file(encoder_state, folder / WEIGHTS)
+    """The files of an encoder: its weights, and the configuration that says what they are."""
+    write_tensors(encoder_state, folder / WEIGHTS)
     (folder / CONFIG).write_text(to_json(config))
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """A safetensors file on the CPU; a missing or damaged one is a sentence."""
+def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """A safetensors file. What the operating system refuses is an `OSError`, as from any other write."""
     try:
-        return load_file(path)
-    except (FileNotFoundError, SafetensorError) as error:
+        save_file(tensors, path)
+    except SafetensorError as error:
+        refusal = _OS_ERROR.search(str(error))
+        if refusal is None:
+            raise
+        raise OSError(int(refusal[1]), os.strerror(int(refusal[1])), str(path)) from error
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """A safetensors file in memory of its own, on the CPU; a missing or damaged one is a sentence."""
+    try:
+        return {name: tensor.clone() for name, tensor in load_file(path).items()}
+    except (OSError, SafetensorError) as error:
         raise RunError(f"weights {path} are missing or damaged: {error}") from error
 
 

@@ -10,19 +10,18 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from salt_vla.config import EncoderConfig
 from salt_vla.errors import RunError
-from salt_vla.models.loading import read_tensors, save_encoder, step_directories
+from salt_vla.models.loading import WEIGHTS, read_tensors, save_encoder, step_directories, write_tensors
 from salt_vla.rundir import writing_to
 from salt_vla.training.learner import Learner
 
 PREDICTOR = "predictor.safetensors"
 OPTIMIZER = "optimizer.safetensors"
 STATE = "state.json"
+UNFINISHED = ".writing-"
 
 
 @dataclass(frozen=True)
@@ -54,22 +53,29 @@ def write_snapshot(snapshot: Snapshot, folder: Path) -> Path:
     target = folder / f"step_{snapshot.step:08d}"
     with writing_to(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=folder, prefix=".writing-"))
+        temporary = Path(tempfile.mkdtemp(dir=folder, prefix=UNFINISHED))
         try:
             save_encoder(snapshot.encoder, snapshot.encoder_config, temporary)
-            save_file(snapshot.predictor, temporary / PREDICTOR)
-            save_file(snapshot.optimizer, temporary / OPTIMIZER)
+            write_tensors(snapshot.predictor, temporary / PREDICTOR)
+            write_tensors(snapshot.optimizer, temporary / OPTIMIZER)
             (temporary / STATE).write_text(json.dumps({"step": snapshot.step}))
             for file in temporary.iterdir():
                 with file.open("rb") as handle:
                     os.fsync(handle.fileno())
             temporary.chmod(0o755)
             if target.exists():
-                shutil.rmtree(target)
+                _discard(target)
             temporary.replace(target)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     return target
+
+
+def _discard(checkpoint: Path) -> None:
+    """Remove a checkpoint so that a crash cannot leave half of it under its name."""
+    aside = Path(tempfile.mkdtemp(dir=checkpoint.parent, prefix=UNFINISHED)) / checkpoint.name
+    checkpoint.replace(aside)
+    shutil.rmtree(aside.parent)
 
 
 class CheckpointWriter:
@@ -102,14 +108,14 @@ class CheckpointWriter:
         try:
             write_snapshot(snapshot, self.folder)
             for _, old in step_directories(self.folder)[: -self.keep]:
-                shutil.rmtree(old)
+                _discard(old)
         except BaseException as error:  # noqa: BLE001 - handed to the training thread, which raises it.
             self._error = error
 
 
 def sweep_unfinished(folder: Path) -> None:
     """Remove what a killed writer left behind."""
-    for leftover in folder.glob(".writing-*"):
+    for leftover in folder.glob(f"{UNFINISHED}*"):
         shutil.rmtree(leftover)
 
 
@@ -120,25 +126,29 @@ def restore_latest(learner: Learner, folder: Path) -> int:
         return 0
     step, path = steps[-1]
     try:
-        learner.encoder.load_state_dict(read_tensors(path / "encoder.safetensors"))
+        learner.encoder.load_state_dict(read_tensors(path / WEIGHTS))
         learner.predictor.load_state_dict(read_tensors(path / PREDICTOR))
     except RuntimeError as error:
-        raise RunError(f"checkpoint {path} does not fit this run's configuration: {error}") from error
-    stored = read_tensors(path / OPTIMIZER)
-    for name, parameter in learner.named_parameters():
-        prefix = f"{name}/"
-        entries = {key.removeprefix(prefix): value for key, value in stored.items() if key.startswith(prefix)}
-        if entries:
-            learner.optimizer.state[parameter] = {
-                key: value if key == "step" else value.to(parameter.device) for key, value in entries.items()
-            }
-    _check_state(learner, path, step)
+        reason = str(error).splitlines()[-1].strip()
+        raise RunError(f"checkpoint {path} does not fit this run's configuration: {reason}") from error
+    _restore_optimizer(learner, path, step)
     return step
 
 
-def _check_state(learner: Learner, path: Path, step: int) -> None:
-    counted = {
-        int(s["step"].item()) for s in learner.optimizer.state.values() if isinstance(s["step"], torch.Tensor)
-    }
-    if counted and counted != {step}:
+def _restore_optimizer(learner: Learner, path: Path, step: int) -> None:
+    states: dict[str, dict[str, Tensor]] = {}
+    for key, value in read_tensors(path / OPTIMIZER).items():
+        name, _, entry = key.rpartition("/")
+        states.setdefault(name, {})[entry] = value
+    counted = {int(state["step"]) for state in states.values()}
+    if counted != {step}:
         raise RunError(f"checkpoint {path} says step {step}, but its optimizer has counted {sorted(counted)}")
+    parameters = dict(learner.named_parameters())
+    if states.keys() != parameters.keys():
+        differing = ", ".join(sorted(states.keys() ^ parameters.keys()))
+        raise RunError(
+            f"checkpoint {path} does not fit this run's configuration: optimizer state of {differing}"
+        )
+    for name, state in states.items():
+        device = parameters[name].device  # The count too: the fused optimizer wants it beside the parameters.
+        learner.optimizer.state[parameters[name]] = {key: value.to(device) for key, value in state.items()}
