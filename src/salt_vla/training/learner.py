@@ -22,9 +22,7 @@ class Learner:
     optimizer: torch.optim.AdamW
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        for prefix, module in (("encoder", self.encoder), ("predictor", self.predictor)):
-            for name, parameter in module.named_parameters():
-                yield f"{prefix}.{name}", parameter
+        return _named_parameters(self.encoder, self.predictor)
 
     def train(self, mode: bool = True) -> None:
         self.encoder.train(mode)
@@ -32,14 +30,18 @@ class Learner:
 
 
 def build_learner(config: TrainConfig, target_dim: int, device: str) -> Learner:
-    """Fresh networks; the same configuration and seed give the same weights."""
+    """Fresh networks; the same configuration and seed give the same weights, and no generator moves."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
+        torch.default_generator.manual_seed(config.seed)
         encoder = build_encoder(config.encoder).to(device)
         predictor = build_predictor(config.predictor, encoder.dim, target_dim, config.geometry).to(device)
-    learner = Learner(encoder, predictor, torch.optim.AdamW([torch.zeros(1)]))
-    learner.optimizer = _build_optimizer(learner, config.optimizer)
-    return learner
+    return Learner(encoder, predictor, _build_optimizer(encoder, predictor, config.optimizer))
+
+
+def _named_parameters(encoder: VideoEncoder, predictor: Predictor) -> Iterator[tuple[str, nn.Parameter]]:
+    for prefix, module in (("encoder", encoder), ("predictor", predictor)):
+        for name, parameter in module.named_parameters():
+            yield f"{prefix}.{name}", parameter
 
 
 def _spared_from_decay(name: str, parameter: nn.Parameter) -> bool:
@@ -47,8 +49,10 @@ def _spared_from_decay(name: str, parameter: nn.Parameter) -> bool:
     return parameter.ndim < 2 or name.endswith("mask_tokens")
 
 
-def _build_optimizer(learner: Learner, config: OptimizerConfig) -> torch.optim.AdamW:
-    named = list(learner.named_parameters())
+def _build_optimizer(
+    encoder: VideoEncoder, predictor: Predictor, config: OptimizerConfig
+) -> torch.optim.AdamW:
+    named = list(_named_parameters(encoder, predictor))
     decayed = [p for name, p in named if not _spared_from_decay(name, p)]
     spared = [p for name, p in named if _spared_from_decay(name, p)]
     groups = [{"params": decayed, "decayed": True}, {"params": spared, "decayed": False, "weight_decay": 0.0}]
