@@ -20,7 +20,7 @@ from salt_vla.objectives import normalise
 from salt_vla.teachers import Teacher
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, Int64, UInt8
+    from jaxtyping import Bool, Float, Int64, UInt8
 
 
 class TargetProvider(Protocol):
@@ -86,7 +86,8 @@ def dequantise(
     if encoding.name == "float16":
         return records.view(torch.float16).float().reshape(shape)
     split = 4 * encoding.rows
-    scale = records[:, :split].contiguous().view(torch.float32)
+    # Copied, since a view as float32 has to start at a multiple of four bytes.
+    scale = records[:, :split].clone().view(torch.float32)
     values = records[:, split:].contiguous().view(torch.int8).float()
     return (values.reshape(len(records), encoding.rows, -1) * scale.unsqueeze(-1)).reshape(shape)
 
@@ -145,11 +146,13 @@ def nearest_context(
     context_ids: Int64[Tensor, "batch context"],
     target_ids: Int64[Tensor, "batch target"],
     geometry: ClipGeometry,
+    context_valid: Bool[Tensor, "batch context"] | None = None,
 ) -> Int64[Tensor, "batch target"]:
     """For each target the visible token to copy: nearest in space first, then in time.
 
     So the same place at another time wins where it is visible at all (under blocks that span all time it
-    never is; then the nearest visible place is copied).
+    never is; then the nearest visible place is copied). Padding, where `context_valid` is False, is not
+    visible.
     """
     columns = geometry.token_grid[2]
     per_step = geometry.tokens_per_step
@@ -161,4 +164,6 @@ def nearest_context(
     time_t, row_t, column_t = (axis.unsqueeze(2) for axis in places(target_ids))
     space = (row_c - row_t) ** 2 + (column_c - column_t) ** 2
     distance = space * geometry.token_grid[0] + (time_c - time_t).abs()
+    if context_valid is not None:
+        distance = distance.masked_fill(~context_valid.unsqueeze(1), torch.iinfo(distance.dtype).max)
     return context_ids.gather(1, distance.argmin(dim=2))
