@@ -61,12 +61,15 @@ def explained_variance(predicted: Tensor, targets: Tensor, baseline: Tensor) -> 
 
 
 def variance_term(tokens: Float[Tensor, "tokens dim"], target_std: float) -> Float[Tensor, ""]:
-    """VICReg's variance: mean over channels of max(0, target_std − std over all tokens), in float32."""
+    """VICReg's variance: mean over channels of max(0, target_std − std over all tokens), in float32.
+
+    The deviation is the unbiased one (n − 1), and has no ε, unlike the paper's.
+    """
     return F.relu(target_std - tokens.float().std(dim=0)).mean()
 
 
 def covariance_term(tokens: Float[Tensor, "tokens dim"]) -> Float[Tensor, ""]:
-    """VICReg's covariance: sum of squared off-diagonal covariances ÷ width, in float32."""
+    """VICReg's covariance: sum of squared off-diagonal covariances (n − 1) ÷ width, in float32."""
     tokens = tokens.float()
     tokens = tokens - tokens.mean(dim=0)
     covariance = tokens.T @ tokens / (len(tokens) - 1)
@@ -76,7 +79,10 @@ def covariance_term(tokens: Float[Tensor, "tokens dim"]) -> Float[Tensor, ""]:
 def objective(
     predicted: Sequence[Tensor], targets: Sequence[Tensor], config: ObjectiveConfig
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-    """The loss of a step and its named parts. `targets` are in the objective's own space already."""
+    """The loss of a step and its named parts. `targets` are in the objective's own space already.
+
+    The VICReg terms are of the predictions at hand: where a step is split, of each micro-batch by itself.
+    """
     regression = latent_regression(predicted, targets, config.power, normalise_targets=False)
     total, parts = regression, {"regression": regression.detach()}
     if config.variance_weight or config.covariance_weight:
