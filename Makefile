@@ -30,7 +30,8 @@ help: ## Say what each command does
 	@echo
 	@echo '  ARGS="--seed 1"       more arguments for salt-vla demo, or for pytest'
 	@echo '  PYTHON=python3.12     the Python that makes the environment (3.11 or newer)'
-	@echo '  GPU=1                 CUDA build of torch, in .venv-gpu'
+	@echo '  GPU=1                 CUDA build of torch, in .venv-gpu; a demo finished on the CPU is not'
+	@echo '                        run again, so add ARGS="--name demo_gpu"'
 	@echo '  TORCH_INDEX=URL       where to take torch from, such as the index of CPU builds that'
 	@echo '                        pytorch.org names under "Get started" (smaller by several GB)'
 
@@ -61,6 +62,10 @@ endif
 	    echo 'could not make $(venv); on Debian and Ubuntu the package python3-venv is needed' >&2; exit 1; }; fi
 	$(call install,$(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) '$(torch)')
 	$(call install,-c constraints.txt -e .)
+ifneq ($(gpu),)
+	@$(venv)/bin/python -c 'import torch; torch.cuda.init()' || { \
+	    echo 'torch finds no GPU that it can use (above); without GPU=1 the CPU is used' >&2; exit 1; }
+endif
 	@touch $@
 
 $(dev): $(core)

@@ -15,6 +15,8 @@ from pathlib import Path
 import grimp
 import pytest
 
+from salt_vla.cli import COMMANDS
+
 ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "transformers", "sklearn", "scipy", "matplotlib", "av", "pyarrow")
 IMPORT_NAMES = {"scikit-learn": "sklearn"}
@@ -44,9 +46,11 @@ def test_every_third_party_import_is_declared(graph: grimp.ImportGraph) -> None:
     assert external - set(sys.stdlib_module_names) <= declared | BROUGHT_ALONG
 
 
-RUN = "sys.argv = {!r}.split(); from salt_vla.cli import main; main()"
-COMMANDS = ("salt-vla --help", "salt-vla train --help", "salt-vla recipes ls", "salt-vla recipes ls --json")
-LIGHT = {"import salt_vla": "import salt_vla"} | {command: RUN.format(command) for command in COMMANDS}
+RUN = "sys.argv = {!r}.split(); from salt_vla.cli import main; raise SystemExit(main())"
+HELP = [f"salt-vla {noun} {verb} --help" for noun, verbs in COMMANDS.items() for verb in verbs]
+LIGHT = {"import salt_vla": "import salt_vla"} | {
+    command: RUN.format(command) for command in ["salt-vla --help", "salt-vla recipes ls --json", *HELP]
+}
 
 
 @pytest.mark.parametrize("code", LIGHT.values(), ids=LIGHT.keys())

@@ -218,6 +218,11 @@ def test_rule_lets_sound_code_pass(rule: Rule, code: str) -> None:
     assert not list(rule(ast.parse(code)))
 
 
+def test_one_place_reads_the_environment() -> None:
+    readers = [path.name for path in SOURCES if re.search(r"\bos\.(environ|getenv)\b", path.read_text())]
+    assert readers == ["rundir.py"]
+
+
 def test_no_source_file_is_longer_than_a_room() -> None:
     lengths = {path: len(path.read_text().splitlines()) for path in SOURCES}
     long = [f"{path.relative_to(ROOT)}: {n} lines" for path, n in lengths.items() if n > MAX_FILE_LINES]
