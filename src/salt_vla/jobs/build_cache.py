@@ -11,7 +11,7 @@ import torch
 from salt_vla.cache import ArrayCache, CacheWriter, Manifest
 from salt_vla.cache.format import MANIFEST, EncodingName, describe_differences
 from salt_vla.cache.writer import Key, Record
-from salt_vla.config import DataConfig
+from salt_vla.config import DataConfig, ViewConfig
 from salt_vla.data.clip_table import ClipTable
 from salt_vla.data.view_lock import view_hash
 from salt_vla.errors import CacheError
@@ -41,7 +41,7 @@ def latents_manifest(
         kind="latents",
         encoding=encoding,
         shape=(geometry.num_tokens, teacher.dim),
-        num_views=data.view.num_views,
+        num_views=view.num_views,
         records_per_shard=RECORDS_PER_SHARD,
         provenance={
             "teacher": teacher.name,
@@ -49,7 +49,7 @@ def latents_manifest(
             "layer": layer,
             "split": split,
             "clip_table": table.hash,
-            "view_hash": view_hash(data.view, geometry),
+            "view_hash": view_hash(view, geometry),
             "geometry": dataclasses.asdict(geometry),
             "batch_size": BATCH_SIZE,
         },
@@ -87,7 +87,7 @@ def build_cache(
     teacher, table or view, naming each difference.
     """
     folder = split_folder(out, split)
-    manifest = latents_manifest(teacher, layer, table, split, data, encoding)
+    manifest = latents_manifest(teacher, layer, table, split, data.view, encoding)
     keys = view_keys(table, data.view.num_views)
     with CacheWriter(folder, manifest, keys) as writer, stop_on_signals() as stop:
         missing = writer.missing_shards()
@@ -105,6 +105,11 @@ def build_cache(
     return folder
 
 
+def canonical_only(data: DataConfig) -> DataConfig:
+    """The same settings with view 0 alone: held-out clips need no more."""
+    return dataclasses.replace(data, view=dataclasses.replace(data.view, num_views=1))
+
+
 def _records(
     teacher: Teacher, views: ViewSource, keys: tuple[Key, ...], usable: set[str]
 ) -> Iterator[Record]:
@@ -120,12 +125,14 @@ def _records(
             yield Record(key, None, "its views could not be decoded; see the view store's quarantine")
 
 
-def check_cache(cache: ArrayCache, table: ClipTable, data: DataConfig, geometry: ClipGeometry) -> None:
+def check_cache(
+    cache: ArrayCache, table: ClipTable, view: ViewConfig, geometry: ClipGeometry, num_views: int
+) -> None:
     """Refuse a cache whose latents were not made from this run's clips and views, field by field."""
     mine = cache.manifest.provenance
     wanted = {
         "clip_table": table.hash,
-        "view_hash": view_hash(data.view, geometry),
+        "view_hash": view_hash(view, geometry),
         "geometry": dataclasses.asdict(geometry),
     }
     differences = {key: (mine.get(key), value) for key, value in wanted.items() if mine.get(key) != value}
@@ -134,8 +141,8 @@ def check_cache(cache: ArrayCache, table: ClipTable, data: DataConfig, geometry:
             f"the cache {cache.folder} does not fit this run: {describe_differences(differences)}; "
             "build one from the run's clip table and views"
         )
-    if cache.num_views < data.view.num_views:
+    if cache.num_views < num_views:
         raise CacheError(
-            f"the cache {cache.folder} holds {cache.num_views} view(s) of a clip, the run wants "
-            f"{data.view.num_views}; lower data.view.num_views or build it again"
+            f"the cache {cache.folder} holds {cache.num_views} view(s) of a clip, the run wants {num_views}; "
+            "lower data.view.num_views or build it again"
         )

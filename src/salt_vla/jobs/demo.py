@@ -20,7 +20,7 @@ import psutil
 from salt_vla.config import TrainConfig
 from salt_vla.data.clip_table import ClipTable
 from salt_vla.evaluation.features import TokenModel
-from salt_vla.jobs.build_cache import build_cache
+from salt_vla.jobs.build_cache import build_cache, canonical_only
 from salt_vla.jobs.data import EMBEDDED, open_table, open_views, split_table
 from salt_vla.jobs.evaluate import evaluate, load_model, random_model, write_results
 from salt_vla.jobs.train import train, with_paths
@@ -70,14 +70,14 @@ def run_demo(demo: Demo) -> Path:
     table = open_table(demo.teacher.data.table, demo.teacher.data.view, demo.teacher.geometry)
     splits = split_table(table)
     with stage(demo, "views"):
-        for part in (splits.train, splits.validation):
-            open_views(part, demo.teacher.data, demo.teacher.geometry)
+        for part, num_views in ((splits.train, demo.teacher.data.view.num_views), (splits.validation, 1)):
+            open_views(part, demo.teacher.data, demo.teacher.geometry, num_views)
     with stage(demo, "teacher"):
         train_unless_finished(demo.teacher_run, demo.teacher)
     with stage(demo, "cache"):
         teacher = load_teacher(demo.teacher_run.path, demo.teacher.geometry)
-        for split, part in (("train", splits.train), ("validation", splits.validation)):
-            build_cache(teacher, part, split, demo.cache, demo.teacher.data)
+        build_cache(teacher, splits.train, "train", demo.cache, demo.teacher.data)
+        build_cache(teacher, splits.validation, "validation", demo.cache, canonical_only(demo.teacher.data))
     with stage(demo, "student"):
         train_unless_finished(demo.student_run, demo.student)
     with stage(demo, "evaluation"):

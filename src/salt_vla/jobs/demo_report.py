@@ -120,7 +120,7 @@ def _signed(value: float | None) -> str:
 
 def _picture_sections(demo: Demo, table: ClipTable) -> list[Section]:
     held_out = split_table(table).validation
-    views, readable = open_views(held_out, demo.student.data, demo.student.geometry)
+    views, readable = open_views(held_out, demo.student.data, demo.student.geometry, num_views=1)
     clips = [readable[0], readable[len(readable) // 2]]
     frames = torch.from_numpy(views.read_many([(clip, 0) for clip in clips]))
     geometry = demo.student.geometry
@@ -183,7 +183,8 @@ def _run_blocks(demo: Demo, table: ClipTable) -> list[Any]:
 
     stages = read_stages(demo)
     teacher = load_teacher(demo.teacher_run.path)
-    checked = check_teacher(demo.teacher_run.name, teacher, table, demo.teacher.data)
+    held_out = split_table(table).validation
+    checked = check_teacher(demo.teacher_run.name, teacher, held_out, demo.teacher.data)
     blocks: list[Any] = [
         Facts(
             [

@@ -60,8 +60,9 @@ def evaluate(
     for camera in cameras:
         sides = [part.select(camera=camera) for part in (splits.train, splits.validation)]
         features = []
-        for part, whole in zip(sides, (splits.train, splits.validation), strict=True):
-            views, _ = open_views(whole, data, geometry)
+        stores = ((splits.train, data.view.num_views), (splits.validation, 1))
+        for part, (whole, num_views) in zip(sides, stores, strict=True):
+            views, _ = open_views(whole, data, geometry, num_views)
             features.append(_features(models, part, views, camera))
         targets = [_targets(part, data, geometry) for part in sides]
         for pooling in POOLINGS:

@@ -36,7 +36,7 @@ def check_teacher(name: str, teacher: Teacher, table: ClipTable, data: DataConfi
     (high where the camera stands still); `top_channel_share`: share of the raw variance in the top 1 % of
     channels.
     """
-    views, readable = open_views(table, data, teacher.geometry)
+    views, readable = open_views(table, data, teacher.geometry, num_views=1)
     chosen = readable[:: max(1, len(readable) // SAMPLE_CLIPS)][:SAMPLE_CLIPS]
     parts = [
         teacher.latents(torch.from_numpy(views.read_many([(clip, 0) for clip in chosen[i : i + BATCH_SIZE]])))

@@ -39,13 +39,12 @@ def train(config: TrainConfig, name: str, max_steps: int | None = None) -> Statu
     targets, splits = open_targets(config, table)
     if targets.train is not None:
         pin_cache(run, targets.train)
-    batches = [
-        _batches(config, clips, cache, config.seed if clips is splits.train else 0)
-        for clips, cache in ((splits.train, targets.train), (splits.validation, targets.validation))
-    ]
+    views = config.data.view.num_views
+    learned = _batches(config, splits.train, targets.train, views, config.seed)
+    held_out = _batches(config, splits.validation, targets.validation, num_views=1, seed=0)
     run.path.mkdir(parents=True, exist_ok=True)
     run.log(f"held-out clips: {splits.note}")
-    return fit(run, config, batches[0], batches[1], targets.provider, stop_at=max_steps)
+    return fit(run, config, learned, held_out, targets.provider, stop_at=max_steps)
 
 
 def open_targets(config: TrainConfig, table: ClipTable) -> tuple[Targets, Splits]:
@@ -73,11 +72,12 @@ def _cached_targets(config: TrainConfig, table: ClipTable, path: Path) -> tuple[
     train_cache = open_cache(train_folder)
     validation_folder = find_split(path, "validation")
     splits = split_table(table, may_use_validation=validation_folder is not None)
-    check_cache(train_cache, table.select(split="train"), config.data, config.geometry)
+    views = config.data.view.num_views
+    check_cache(train_cache, table.select(split="train"), config.data.view, config.geometry, views)
     validation_cache = train_cache
     if validation_folder is not None:
         validation_cache = open_cache(validation_folder)
-        check_cache(validation_cache, splits.validation, config.data, config.geometry)
+        check_cache(validation_cache, splits.validation, config.data.view, config.geometry, 1)
         _require_same_teacher(train_cache, validation_cache)
     return Targets(CachedTargets(train_cache.encoding), train_cache, validation_cache), splits
 
@@ -109,9 +109,10 @@ def pin_cache(run: RunDirectory, cache: ArrayCache) -> None:
         )
 
 
-def _batches(config: TrainConfig, clips: ClipTable, cache: ArrayCache | None, seed: int) -> Batches:
-    views, readable = open_views(clips, config.data, config.geometry)
-    num_views = config.data.view.num_views
+def _batches(
+    config: TrainConfig, clips: ClipTable, cache: ArrayCache | None, num_views: int, seed: int
+) -> Batches:
+    views, readable = open_views(clips, config.data, config.geometry, num_views)
     if cache is not None:
         # A clip that the cache has quarantined is left out here too; ids of the others never shift.
         readable = [c for c in readable if all((c, view) in cache for view in range(num_views))]

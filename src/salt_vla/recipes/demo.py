@@ -31,7 +31,8 @@ def _config(target: TargetConfig, masks: MaskConfig, objective: ObjectiveConfig)
         ),
         predictor=PredictorConfig(dim=96, depth=4, num_heads=3, positions="rope", tanh_gelu=True),
         data=DataConfig(
-            view=ViewConfig(frame_stride=2, num_views=4, crop_scale=(0.75, 1.0), max_shift=8),
+            table="metaworld-mini",
+            view=ViewConfig(frame_stride=2, num_views=3, crop_scale=(0.75, 1.0), max_shift=8),
             store_views=True,
         ),
         masks=masks,
@@ -67,7 +68,7 @@ RECIPES = (
         name="demo_student",
         summary="Demo stage 2: a student of the same size predicts the demo teacher's cached latents",
         config=_config(
-            target=TargetConfig(provider="cache"),
+            target=TargetConfig(provider="cache", source="caches/demo"),
             masks=MaskConfig(max_targets=48),
             objective=ObjectiveConfig(targets="centred"),
         ),
