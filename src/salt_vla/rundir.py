@@ -5,6 +5,7 @@ Knows nothing of models or training; `operations` reads runs through this module
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import os
@@ -20,7 +21,7 @@ import psutil
 
 from salt_vla.errors import ResourceError, RunError
 
-_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 def root() -> Path:
@@ -94,9 +95,12 @@ class Status:
 
 
 def _is_alive(status: Status) -> bool:
+    """Whether the very process that wrote `status` still works; a dead one nobody has waited for does not."""
     try:
-        return abs(psutil.Process(status.pid).create_time() - status.started) < 1.0
-    except (psutil.NoSuchProcess, psutil.ZombieProcess):
+        process = psutil.Process(status.pid)
+        is_same = abs(process.create_time() - status.started) < 1.0
+        return is_same and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
         return False
 
 
@@ -112,7 +116,7 @@ class RunDirectory:
 
     @classmethod
     def named(cls, name: str) -> RunDirectory:
-        if not _NAME.match(name):
+        if not _NAME.fullmatch(name):
             raise RunError(f"run name {name!r} may hold only letters, digits, '.', '_' and '-'")
         return cls(root() / "runs" / name)
 
@@ -147,23 +151,37 @@ class RunDirectory:
         write_text(self.path / "status.json", json.dumps(asdict(status), indent=2))
 
     def claim(self, total_steps: int) -> Status:
-        """Take the run for this process; refuse while another one works on it."""
-        before = self.status()
-        if before.state == "running" and before.pid != os.getpid():
-            raise RunError(f"run {self.name!r} is being worked on by process {before.pid}; stop it first")
-        started = psutil.Process().create_time()
-        status = replace(
-            before, state="running", total_steps=total_steps, pid=os.getpid(), started=started, exit_reason=""
-        )
-        self.set_status(status)
+        """Take the run for this process; refuse while another works on it. Of several at once one wins."""
+        pid, started = os.getpid(), psutil.Process().create_time()
+        with self._one_at_a_time():
+            before = self.status()
+            if before.state == "running" and before.pid != pid:
+                raise RunError(f"run {self.name!r} is being worked on by process {before.pid}; stop it first")
+            status = replace(
+                before, state="running", total_steps=total_steps, pid=pid, started=started, exit_reason=""
+            )
+            self.set_status(status)
         return status
+
+    @contextmanager
+    def _one_at_a_time(self) -> Iterator[None]:
+        lock = self.path / ".claim"
+        with writing_to(lock):
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = lock.open("w")
+            fcntl.flock(file, fcntl.LOCK_EX)  # Released by closing, and by the death of the process.
+        with file:
+            yield
 
     def metrics(self, kind: str | None = None) -> list[dict[str, Any]]:
         """The rows of `metrics.jsonl`, in order; a last line cut off by a crash is ignored."""
         if not self.metrics_file.is_file():
             return []
         lines = self.metrics_file.read_text().split("\n")
-        rows = [json.loads(line) for line in lines[:-1]]
+        try:
+            rows = [json.loads(line) for line in lines[:-1]]
+        except json.JSONDecodeError as error:
+            raise RunError(f"{self.metrics_file} is damaged ({error}: {error.doc[:40]!r})") from error
         return [row for row in rows if kind is None or row["kind"] == kind]
 
     def log_metrics(self, row: dict[str, Any]) -> None:
