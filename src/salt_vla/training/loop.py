@@ -8,15 +8,14 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 from salt_vla.batches import Batch, Batches, load_from
 from salt_vla.config import TrainConfig, from_json, to_json
 from salt_vla.errors import RunError
 from salt_vla.interrupts import StopFlag, Stopped, stop_on_signals
-from salt_vla.models.loading import read_tensors
+from salt_vla.models.loading import read_tensors, write_tensors
 from salt_vla.progress import progress
-from salt_vla.rundir import RunDirectory, Status, void, write_atomically, write_text
+from salt_vla.rundir import RunDirectory, Status, write_atomically, write_text
 from salt_vla.targets import TargetProvider, TargetSpace, mean_per_position
 from salt_vla.training.checkpoint import CheckpointWriter, restore_latest, sweep_unfinished
 from salt_vla.training.learner import Learner, build_learner
@@ -51,7 +50,6 @@ def fit(
         status = replace(status, step=step, resumed_from=resumed)
         run.set_status(status)
         run.log(f"{'resumed at' if step else 'started,'} step {step}; {config.runtime}")
-        started = time.monotonic()
         with stop_on_signals() as stop:
             status = _steps(run, config, train, validation, task, learner, status, last_step, stop)
     except Stopped as stopped:
@@ -61,10 +59,9 @@ def fit(
         run.log(f"failed: {error!r}")
         run.set_status(replace(run.status(), state="failed", exit_reason=f"{type(error).__name__}: {error}"))
         raise
-    spent = status.seconds + time.monotonic() - started
-    status = replace(status, state="finished", step=last_step, seconds=spent, exit_reason="finished")
+    status = replace(status, state="finished", exit_reason="finished")
     run.set_status(status)
-    run.log(f"finished at step {last_step}")
+    run.log(f"finished at step {status.step}")
     return status
 
 
@@ -80,6 +77,7 @@ def _steps(
     stop: StopFlag,
 ) -> Status:
     runtime = config.runtime
+    start = time.monotonic() - status.seconds
     saver = CheckpointWriter(run.checkpoints, runtime.keep_checkpoints)
     batches = load_from(train, status.step, config.data.num_workers, runtime.device == "cuda")
     with progress(f"Training {run.name}", last_step, "steps", done=status.step) as advance:
@@ -87,18 +85,19 @@ def _steps(
             began = time.monotonic()
             row = train_step(learner, batch.to(runtime.device), task, config, step - 1)
             row |= {"data_wait_s": round(waited, 4), "step_s": round(time.monotonic() - began, 4)}
-            due = step == last_step or bool(stop)
+            stopping = bool(stop)  # Asked once a step: a signal from here on waits for the next step's end.
+            due = step == last_step or stopping
             if step % runtime.log_every == 0 or due:
                 run.log_metrics(row)
-            if step % runtime.validate_every == 0 or step == last_step:
+            if runtime.validation_clips and (step % runtime.validate_every == 0 or step == last_step):
                 held_out = validation.canonical(runtime.validation_clips, config.batch_size)
                 run.log_metrics(validate(learner, held_out, task, config, step, runtime.device))
             if step % runtime.checkpoint_every == 0 or due:
                 saver.save(learner, step)
-                status = replace(status, step=step)
+                status = replace(status, step=step, seconds=time.monotonic() - start)
                 run.set_status(status)
             advance(1, note=f"loss {row['loss']:.3f}, R² over place means {row['r2_position_mean']:+.3f}")
-            if stop:
+            if stopping:
                 saver.wait()
                 stop.check(f"at step {step} of {last_step}")
     saver.wait()
@@ -136,6 +135,7 @@ def prepare(
 
 def _apply(config: TrainConfig) -> None:
     torch.set_num_threads(config.runtime.threads)
+    torch.backends.cudnn.benchmark = config.runtime.cudnn_benchmark
     if config.runtime.device == "cuda" and not torch.cuda.is_available():
         raise RunError(
             "this run was started on a CUDA GPU and there is none now; start a new run for this machine"
@@ -170,7 +170,7 @@ def _measure_space(
     with torch.no_grad():
         mean = mean_per_position((provider.targets(b.frames, b.records) for b in batches), mode)
     tensors = {"position_mean": mean.cpu().contiguous()}
-    write_atomically(_statistics_file(run), lambda path: void(save_file(tensors, path)))
+    write_atomically(_statistics_file(run), lambda path: write_tensors(tensors, path))
     return TargetSpace(mode, mean)
 
 

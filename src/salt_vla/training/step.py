@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -70,7 +71,9 @@ def forward(
             targets.append(task.space.trained(scored, group.target_ids))
     with torch.no_grad():
         for z, group in zip(predicted, batch.masks, strict=True):
-            copied = nearest_context(group.context_ids, group.target_ids, config.geometry)
+            copied = nearest_context(
+                group.context_ids, group.target_ids, config.geometry, group.context_valid
+            )
             baselines = {
                 "channel_mean": task.space.channel_mean,
                 "position_mean": task.space.position_mean[group.target_ids],
@@ -83,8 +86,11 @@ def forward(
 
 
 def train_step(learner: Learner, batch: Batch, task: Task, config: TrainConfig, step: int) -> dict[str, Any]:
-    """Update number `step` (from 0). Returns the step's metrics; raises `RunError` on a non-finite loss."""
-    torch.manual_seed((config.seed << 32) + step)  # Stochastic depth depends on the step alone.
+    """Update number `step` (from 0). Returns the step's metrics.
+
+    Raises `RunError`, and leaves the parameters as they were, when the loss or its gradient is not finite.
+    """
+    torch.manual_seed(((config.seed << 32) + step) % 2**64)  # Stochastic depth depends on the step alone.
     lr, weight_decay = set_rates(learner, config, step)
     learner.optimizer.zero_grad(set_to_none=True)
     score = ExplainedVariance()
@@ -96,10 +102,13 @@ def train_step(learner: Learner, batch: Batch, task: Task, config: TrainConfig, 
         losses.append(loss.detach())
         parts.append(named)
     total = torch.stack(losses).mean().item()
-    if total != total or total in (float("inf"), float("-inf")):
-        raise RunError(f"the loss is {total} at step {step + 1}; lower optimizer.lr or look at the targets")
     parameters = [p for _, p in learner.named_parameters()]
     norm = torch.nn.utils.clip_grad_norm_(parameters, config.optimizer.grad_clip).item()
+    for name, value in (("loss", total), ("gradient's norm", norm)):
+        if not math.isfinite(value):
+            raise RunError(
+                f"the {name} is {value} at step {step + 1}; lower optimizer.lr or look at the targets"
+            )
     learner.optimizer.step()
     extra = {
         name: torch.stack([p[name] for p in parts]).mean().item() for name in parts[0] if len(parts[0]) > 1
