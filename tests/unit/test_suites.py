@@ -10,6 +10,7 @@ import sys
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_limits
 
 from salt_vla.errors import ConfigError, DataError
 from salt_vla.evaluation.suites import (
@@ -156,6 +157,13 @@ def test_a_suite_is_pure_in_its_seed(result: SuiteResult) -> None:
     again = run_probe_suite("grid", *both_sides(), seed=3, bootstrap=500)
     assert again.rows == result.rows
     assert again.comparisons == result.comparisons
+
+
+def test_the_number_of_threads_does_not_change_the_table(result: SuiteResult) -> None:
+    with threadpool_limits(limits=2):
+        again = run_probe_suite("grid", *both_sides(), seed=3, bootstrap=500)
+    assert [row.alpha for row in again.rows] == [row.alpha for row in result.rows]
+    assert [row.value for row in again.rows] == [row.value for row in result.rows]
 
 
 def test_a_constant_given_among_the_features_is_not_doubled() -> None:
