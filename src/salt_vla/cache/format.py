@@ -9,7 +9,7 @@ import json
 import math
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import xxhash
@@ -22,6 +22,7 @@ MANIFEST = "manifest.json"
 INDEX = "index.arrow"
 JOURNAL = "journal.jsonl"
 QUARANTINE = "quarantine.json"
+LOCK = ".lock"
 EncodingName = Literal["float16", "int8", "uint8"]
 
 
@@ -54,20 +55,21 @@ class Encoding:
         return {"float16": 2 * values, "int8": values + 4 * self.rows, "uint8": values}[self.name]
 
     def encode(self, array: np.ndarray) -> bytes:
-        """Bytes of one record. Raises `CacheError` for a wrong shape, NaN, infinity or overflow."""
+        """Bytes of one record. Raises `CacheError` for a wrong shape or type, NaN, infinity or overflow."""
         if tuple(array.shape) != self.shape:
             raise CacheError(f"a record has shape {self.shape}, not {tuple(array.shape)}")
         if self.name == "uint8":
-            return np.ascontiguousarray(array, dtype=np.uint8).tobytes()
-        if self.name == "float16":
-            with np.errstate(over="ignore"):
-                halves = array.astype("<f2")
-            if not np.isfinite(halves).all():
-                raise CacheError("latents hold NaN, infinity or values beyond float16 (65,504)")
-            return halves.tobytes()
-        values = array.astype(np.float32).reshape(self.rows, -1)
+            if array.dtype != np.uint8:
+                raise CacheError(f"pixels are uint8, not {array.dtype}")
+            return np.ascontiguousarray(array).tobytes()
+        with np.errstate(over="ignore"):
+            values = array.astype("<f2" if self.name == "float16" else "<f4")
         if not np.isfinite(values).all():
-            raise CacheError("latents hold NaN or infinity")
+            limit = "float16 (65,504)" if self.name == "float16" else "float32"
+            raise CacheError(f"latents hold NaN, infinity or values beyond {limit}")
+        if self.name == "float16":
+            return values.tobytes()
+        values = values.reshape(self.rows, -1)
         scale = np.maximum(np.abs(values).max(axis=1), np.float32(1e-12)) / np.float32(127)
         quantised = np.rint(values / scale[:, None]).astype(np.int8)
         return scale.astype("<f4").tobytes() + quantised.tobytes()
@@ -101,6 +103,7 @@ class Manifest:
     schema_version: int = SCHEMA_VERSION
     num_records: int = 0
     num_quarantined: int = 0
+    index_checksum: str = ""
     complete: bool = False
 
     @property
@@ -112,21 +115,35 @@ class Manifest:
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
+        """The manifest of the cache at `folder`. Raises `CacheError` when missing, damaged or newer."""
         path = folder / MANIFEST
-        if not path.is_file():
-            raise CacheError(f"there is no cache at {folder} ({MANIFEST} is missing); make it with `salt-vla cache build`")
         try:
             raw = json.loads(path.read_text())
             version = raw["schema_version"]
-            if version > SCHEMA_VERSION:
-                raise CacheError(f"{path} has schema version {version}, newer than this program's {SCHEMA_VERSION}")
-            return cls(**{**raw, "shape": tuple(raw["shape"])})
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise CacheError(f"{path} is damaged ({error}); build the cache again") from error
+            if isinstance(version, int) and version > SCHEMA_VERSION:
+                raise CacheError(
+                    f"{path} has schema version {version}, newer than this program's {SCHEMA_VERSION}; "
+                    "update salt-vla or build the cache again"
+                )
+            manifest = cls(**{**raw, "shape": tuple(raw["shape"])})
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise CacheError(
+                f"there is no cache at {folder} ({MANIFEST} is missing); make it with `salt-vla cache build`"
+            ) from error
+        except OSError as error:
+            raise CacheError(f"{path} cannot be read: {error.strerror}") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise CacheError(f"{path} is damaged ({error}); remove {folder} and build it again") from error
+        wrong = _wrong_fields(manifest)
+        if wrong:
+            raise CacheError(
+                f"{path} is damaged ({', '.join(wrong)} cannot be right); remove {folder} and build it again"
+            )
+        return manifest
 
     def differences(self, other: Manifest) -> dict[str, tuple[Any, Any]]:
         """Fields in which two manifests disagree, counts and completeness aside: {field: (self, other)}."""
-        mine, theirs = (_flat(replace(m, num_records=0, num_quarantined=0, complete=False)) for m in (self, other))
+        mine, theirs = _flat(self), _flat(other)
         return {
             key: (mine.get(key), theirs.get(key))
             for key in sorted(mine.keys() | theirs.keys())
@@ -134,12 +151,35 @@ class Manifest:
         }
 
 
+def _wrong_fields(manifest: Manifest) -> list[str]:
+    """Names of the fields whose values no writer ever wrote."""
+
+    def counts(values: tuple[Any, ...], least: int) -> bool:
+        return all(type(value) is int and value >= least for value in values)
+
+    sound = {
+        "schema_version": manifest.schema_version == SCHEMA_VERSION,
+        "kind": manifest.kind in ("latents", "views"),
+        "encoding": manifest.encoding in get_args(EncodingName),
+        "shape": bool(manifest.shape) and counts(manifest.shape, 1),
+        "num_views": counts((manifest.num_views, manifest.records_per_shard), 1),
+        "num_records": counts((manifest.num_records, manifest.num_quarantined), 0),
+        "provenance": isinstance(manifest.provenance, dict),
+        "complete": isinstance(manifest.complete, bool),
+    }
+    return [name for name, is_sound in sound.items() if not is_sound]
+
+
 def _flat(manifest: Manifest) -> dict[str, Any]:
-    fields = asdict(manifest)
+    """What was asked for, not what came of it; as JSON would give it back."""
+    bare = replace(manifest, num_records=0, num_quarantined=0, index_checksum="", complete=False)
+    fields: dict[str, Any] = json.loads(json.dumps(asdict(bare)))
     provenance = fields.pop("provenance")
-    fields["shape"] = list(fields["shape"])
     return fields | {f"provenance.{key}": value for key, value in provenance.items()}
 
 
 def describe_differences(differences: dict[str, tuple[Any, Any]]) -> str:
-    return "; ".join(f"{name}: {mine!r} here, {theirs!r} wanted" for name, (mine, theirs) in differences.items())
+    """In words: what is (first of each pair) and what was wanted (second)."""
+    return "; ".join(
+        f"{name}: {mine!r} here, {theirs!r} wanted" for name, (mine, theirs) in differences.items()
+    )

@@ -1,6 +1,6 @@
 """Reads a finished cache: whole records by pread, each checked the first time it is read.
 
-Safe across forked and spawned workers: files are opened by the process that reads.
+Safe across forked and spawned workers; knows nothing of how a cache is built.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from salt_vla.errors import CacheError
 if TYPE_CHECKING:
     from jaxtyping import Float32, UInt8
 
-MAX_OPEN_SHARDS = 512  # Half of the usual limit of open files.
+MAX_OPEN_SHARDS = 128  # A run reads several caches, and 1,024 open files is the usual limit.
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,10 @@ class RawRecords:
 
     def decode(self) -> np.ndarray:
         """(n, *shape): float32 for latents, uint8 for pixels."""
+        if not len(self.data):
+            return np.empty(
+                (0, *self.encoding.shape), np.uint8 if self.encoding.name == "uint8" else np.float32
+            )
         return np.stack([self.encoding.decode(row.data) for row in self.data])
 
 
@@ -39,12 +43,15 @@ class ArrayCache:
     """An open cache. `clip_ids` are in build order, without repeats; `num_views` is the manifest's."""
 
     def __init__(self, folder: Path) -> None:
+        self._files: dict[int, int] = {}
         self.folder = folder
         self.manifest = Manifest.read(folder)
         if not self.manifest.complete:
-            raise CacheError(f"the cache at {folder} is unfinished; run its `cache build` again to complete it")
+            raise CacheError(
+                f"the cache at {folder} is unfinished; run its `cache build` again to complete it"
+            )
         self.encoding = self.manifest.record
-        index = _read_index(folder / INDEX)
+        index = _read_index(folder, self.manifest)
         self._shards = index["shard"].to_numpy()
         self._slots = index["slot"].to_numpy()
         self._checksums = index["checksum"].to_numpy()
@@ -53,7 +60,9 @@ class ArrayCache:
         self._row_of = {key: row for row, key in enumerate(self.keys)}
         self.clip_ids: list[str] = list(dict.fromkeys(clip_ids))
         self._checked = np.zeros(len(self.keys), dtype=bool)
-        self._files: dict[tuple[int, int], int] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_files": {}}  # Descriptors mean nothing in another process.
 
     @property
     def num_views(self) -> int:
@@ -71,8 +80,10 @@ class ArrayCache:
 
     def read_many(self, keys: Sequence[tuple[str, int]]) -> RawRecords:
         """The raw bytes of (clip_id, view) records, in the order asked for."""
-        blobs = [np.frombuffer(self._record(clip_id, view), dtype=np.uint8) for clip_id, view in keys]
-        return RawRecords(np.stack(blobs), self.encoding)
+        data = np.empty((len(keys), self.encoding.record_bytes), dtype=np.uint8)
+        for row, (clip_id, view) in enumerate(keys):
+            data[row] = np.frombuffer(self._record(clip_id, view), dtype=np.uint8)
+        return RawRecords(data, self.encoding)
 
     def verify(self) -> Iterator[dict[str, Any] | None]:
         """Check every record on disk: None for a good one, else what is wrong and where."""
@@ -100,35 +111,44 @@ class ArrayCache:
         except OSError as error:
             raise CacheError(f"{where}: {os.strerror(error.errno or 0)}") from error
         if len(record) != self.encoding.record_bytes:
-            raise CacheError(f"{where}: the shard is truncated; rebuild the cache")
+            raise CacheError(f"{where}: the shard is truncated; remove the cache and build it again")
         if not self._checked[row]:
             if checksum(record) != int(self._checksums[row]):
-                raise CacheError(f"{where}: the checksum does not match; the record is damaged")
+                raise CacheError(
+                    f"{where}: the checksum does not match, so the record is damaged; "
+                    "remove the cache and build it again"
+                )
             self._checked[row] = True
         return record
 
     def _descriptor(self, shard: int) -> int:
-        # Keyed by process, so that a forked worker opens files of its own.
-        key = (os.getpid(), shard)
-        if key not in self._files:
+        # A forked worker may go on with its parent's descriptors: pread moves no shared file position.
+        if shard not in self._files:
             if len(self._files) >= MAX_OPEN_SHARDS:
                 self.close()
-            self._files[key] = os.open(self.folder / shard_name(shard), os.O_RDONLY)
-        return self._files[key]
+            self._files[shard] = os.open(self.folder / shard_name(shard), os.O_RDONLY)
+        return self._files[shard]
 
     def close(self) -> None:
-        for (pid, _), descriptor in self._files.items():
-            if pid == os.getpid():
-                os.close(descriptor)
+        """Close the shards; reading opens them again."""
+        for descriptor in self._files.values():
+            os.close(descriptor)
         self._files.clear()
 
+    def __del__(self) -> None:
+        self.close()
 
-def _read_index(path: Path) -> pa.Table:
+
+def _read_index(folder: Path, manifest: Manifest) -> pa.Table:
+    path = folder / INDEX
+    cure = f"remove {folder} and build it again"
     try:
-        with pa.memory_map(str(path)) as source:
-            return pa.ipc.open_file(source).read_all()
-    except (FileNotFoundError, pa.ArrowInvalid) as error:
-        raise CacheError(f"the cache's index {path} is missing or damaged ({error}); build the cache again") from error
+        content = path.read_bytes()
+    except OSError as error:
+        raise CacheError(f"the cache's index {path} cannot be read ({error.strerror}); {cure}") from error
+    if f"{checksum(content):016x}" != manifest.index_checksum:
+        raise CacheError(f"the cache's index {path} is damaged: its checksum is not the manifest's; {cure}")
+    return pa.ipc.open_file(content).read_all()
 
 
 def open_cache(path: str | os.PathLike[str]) -> ArrayCache:
