@@ -1,0 +1,1 @@
+"""Pictures, tables and pages from arrays and result rows; never from models, data sets or runs in memory."""
