@@ -27,7 +27,8 @@ def rotation(ids: Tensor, head_dim: int, geometry: ClipGeometry) -> Rotation:
 
     `ids`: (batch or 1, tokens). Each axis owns 2·⌊(head_dim ÷ 3) ÷ 2⌋ channels, the rest is not turned. The
     frequencies are *tiled* over an axis' channels, not interleaved, as in V-JEPA 2's released weights
-    (facebookresearch/vjepa2, src/models/utils/modules.py; transformers' `rotate_queries_or_keys`).
+    (facebookresearch/vjepa2, src/models/utils/modules.py; transformers' `rotate_queries_or_keys`): the two
+    channels of a pair turn by different angles, so a score is not a function of distance alone.
     """
     axis_dim = 2 * ((head_dim // 3) // 2)
     half = axis_dim // 2

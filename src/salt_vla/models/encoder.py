@@ -98,7 +98,7 @@ class VideoEncoder(nn.Module):
         self.dim = size.dim
         self.head_dim = size.dim // size.num_heads
         self.patch_embed = nn.Linear(config.geometry.patch_dim, size.dim)
-        drop = torch.linspace(0, config.drop_path, depth).tolist()
+        drop = [config.drop_path * number / max(depth - 1, 1) for number in range(depth)]
         self.blocks = nn.ModuleList(
             Block(size.dim, size.num_heads, size.mlp_ratio, drop[i], config.tanh_gelu) for i in range(depth)
         )
