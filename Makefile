@@ -6,6 +6,7 @@
 PYTHON ?= python3
 ARGS ?=
 GPU ?=
+WORKERS ?= 2
 TORCH_INDEX ?=
 
 gpu := $(filter-out 0 no false,$(GPU))
@@ -30,6 +31,7 @@ help: ## Say what each command does
 	@echo
 	@echo '  ARGS="--seed 1"       more arguments for salt-vla demo, or for pytest'
 	@echo '  PYTHON=python3.12     the Python that makes the environment (3.11 or newer)'
+	@echo '  WORKERS=2             processes that run the tests'
 	@echo '  GPU=1                 CUDA build of torch, in .venv-gpu; a demo finished on the CPU is not'
 	@echo '                        run again, so add ARGS="--name demo_gpu"'
 	@echo '  TORCH_INDEX=URL       where to take torch from, such as the index of CPU builds that'
@@ -40,7 +42,7 @@ demo: $(core) ## Train teacher and student on the embedded films; write runs/dem
 demo: export SALT_VLA_ROOT ?= $(CURDIR)
 
 test: lint ## Run the linters, the type checker, the import layers, then the tests
-	OMP_NUM_THREADS=1 $(venv)/bin/python -m pytest -n 2 $(ARGS)
+	OMP_NUM_THREADS=1 $(venv)/bin/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 lint: $(dev) ## Run everything in `make test` that is not a test
 	$(venv)/bin/ruff check
