@@ -87,7 +87,7 @@ def dequantise(
         return records.view(torch.float16).float().reshape(shape)
     split = 4 * encoding.rows
     # Copied, since a view as float32 has to start at a multiple of four bytes.
-    scale = records[:, :split].clone().view(torch.float32)
+    scale = records[:, :split].clone(memory_format=torch.contiguous_format).view(torch.float32)
     values = records[:, split:].contiguous().view(torch.int8).float()
     return (values.reshape(len(records), encoding.rows, -1) * scale.unsqueeze(-1)).reshape(shape)
 
