@@ -29,7 +29,7 @@ Key = tuple[str, int]
 
 @dataclass(frozen=True)
 class Batch:
-    """One step's clips. Pixels and records are uint8 across process borders; floats are made on the device."""
+    """One step's clips. Pixels and records cross process borders as uint8; floats are made on the device."""
 
     keys: list[Key]
     frames: UInt8[Tensor, "batch frames height width 3"]
@@ -96,11 +96,13 @@ class Batches(Dataset[Batch]):
         if not clip_ids:
             raise DataError("there are no clips to train on")
         if cache is not None:
-            lacking = [key for clip in clip_ids for view in range(num_views) if (key := (clip, view)) not in cache]
+            wanted = ((clip, view) for clip in clip_ids for view in range(num_views))
+            lacking = [key for key in wanted if key not in cache]
             if lacking:
+                clip, view = lacking[0]
                 raise CacheError(
-                    f"cache {cache.folder} lacks {len(lacking)} of the run's clip views, the first {lacking[0]}; "
-                    "build it from the same clip table and number of views"
+                    f"cache {cache.folder} lacks {len(lacking)} of the run's clip views, the first: view "
+                    f"{view} of clip {clip!r}; build it from the same clip table and number of views"
                 )
         self.clip_ids = list(clip_ids)
         self.views = views

@@ -28,9 +28,7 @@ RECORDS_PER_SHARD = 128
 class ViewSource(Protocol):
     """`ViewReader` decodes, `StoredViews` looks up; callers cannot tell them apart."""
 
-    def read_many(
-        self, keys: Sequence[tuple[str, int]]
-    ) -> UInt8[np.ndarray, "keys frames size size 3"]: ...
+    def read_many(self, keys: Sequence[tuple[str, int]]) -> UInt8[np.ndarray, "keys frames size size 3"]: ...
 
 
 def view_keys(table: ClipTable, num_views: int) -> list[tuple[str, int]]:
@@ -59,7 +57,10 @@ class StoredViews:
         self.cache = ArrayCache(path)
         differences = self.cache.manifest.differences(wanted)
         if differences:
-            raise CacheError(f"the view store {path} was made from something else: {describe_differences(differences)}")
+            raise CacheError(
+                f"the view store {path} was made from something else "
+                f"({describe_differences(differences)}); remove it or choose another folder"
+            )
 
     def read_many(self, keys: Sequence[tuple[str, int]]) -> np.ndarray:
         return self.cache.read_many(keys).decode()

@@ -5,6 +5,7 @@ Knows nothing of any source's layout and opens no video.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -67,25 +68,34 @@ class ClipTable:
     def from_clips(cls, clips: Sequence[Clip], root: Path) -> ClipTable:
         columns = {name: [getattr(clip, name) for clip in clips] for name in SCHEMA.names}
         table = cls(pa.table(columns, schema=SCHEMA), root.resolve())
-        if len(set(columns["clip_id"])) != len(clips):
-            raise DataError(f"the clip table of {root} would hold the same clip_id twice")
+        table._refuse_repeated_ids(f"the clip table of {root}")
         return table
 
     @classmethod
     def read(cls, path: Path) -> ClipTable:
+        """The table in a Parquet file. Raises `DataError` naming the file and what is wrong with it."""
         if not path.is_file():
             raise DataError(f"there is no clip table at {path}; make one with `salt-vla data index`")
         try:
-            rows = pq.read_table(path)
-        except pa.ArrowInvalid as error:
-            raise DataError(f"{path} is not a Parquet file: {error}") from error
+            # No partitioning: a folder called `split=train` above the file is no column.
+            rows = pq.read_table(path, partitioning=None)
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"{path} is not a Parquet file, or a damaged one: {error}") from error
         missing = [name for name in SCHEMA.names if name not in rows.column_names]
         if missing:
             raise DataError(f"{path} is not a clip table: it lacks the column(s) {', '.join(missing)}")
         root = (rows.schema.metadata or {}).get(b"salt_vla.root")
         if root is None:
             raise DataError(f"{path} does not say where its videos lie; make it with `salt-vla data index`")
-        return cls(rows.select(SCHEMA.names).cast(SCHEMA), Path(root.decode()))
+        table = cls(_as_schema(rows, path), Path(root.decode()))
+        table._refuse_repeated_ids(str(path))
+        return table
+
+    def _refuse_repeated_ids(self, where: str) -> None:
+        counts = pc.value_counts(self.rows["clip_id"])
+        repeated = counts.filter(pc.greater(counts.field("counts"), 1))
+        if len(repeated):
+            raise DataError(f"{where} holds clip_id {repeated[0]['values'].as_py()!r} more than once")
 
     def write(self, path: Path) -> None:
         rows = self.rows.replace_schema_metadata({"salt_vla.root": str(self.root)})
@@ -111,14 +121,16 @@ class ClipTable:
         return [Clip(**row) for row in self.rows.to_pylist()]
 
     def select(self, split: str | None = None, camera: str | None = None) -> ClipTable:
-        """Only the clips of a split or camera; a name that selects none is an error naming those there are."""
+        """The clips of a split or camera; a name that selects none is an error naming those there are."""
         rows = self.rows
         for column, wanted in (("split", split), ("camera", camera)):
             if wanted is None:
                 continue
             known = sorted(set(rows[column].to_pylist()))
             if wanted not in known:
-                raise DataError(f"no clip of {self.root} has {column} {wanted!r}; there are: {', '.join(known)}")
+                raise DataError(
+                    f"no clip of {self.root} has {column} {wanted!r}; there are: {', '.join(known)}"
+                )
             rows = rows.filter(pc.equal(rows[column], wanted))
         return ClipTable(rows, self.root)
 
@@ -131,8 +143,25 @@ class ClipTable:
         return digest.hexdigest()
 
     def video(self, clip: Clip) -> Path:
-        """The clip's file; a path that leaves the root is refused."""
-        path = (self.root / clip.file).resolve()
-        if not path.is_relative_to(self.root.resolve()):
-            raise DataError(f"clip {clip.clip_id!r}: file {clip.file!r} leaves the data set's root {self.root}")
+        """The clip's file; a path that leaves the root is refused (links set within the root may)."""
+        root = os.path.normpath(self.root.absolute())
+        path = Path(os.path.normpath(Path(root) / clip.file))
+        if not path.is_relative_to(root):
+            raise DataError(
+                f"clip {clip.clip_id!r}: file {clip.file!r} leaves the data set's root {self.root}"
+            )
         return path
+
+
+def _as_schema(rows: pa.Table, path: Path) -> pa.Table:
+    """The known columns in their types, without gaps."""
+    columns = []
+    for field in SCHEMA:
+        try:
+            column = rows[field.name].cast(field.type)
+        except pa.ArrowException as error:
+            raise DataError(f"{path}: column {field.name} is not {field.type}: {error}") from error
+        if column.null_count:
+            raise DataError(f"{path}: column {field.name} has {column.null_count} empty value(s)")
+        columns.append(column)
+    return pa.table(columns, schema=SCHEMA)

@@ -9,7 +9,7 @@ import json
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xxhash
@@ -17,7 +17,7 @@ from PIL import Image
 
 from salt_vla.config import ViewConfig
 from salt_vla.data.clip_table import Clip, ClipTable
-from salt_vla.data.decode import DECODER_FAMILY, read_frames
+from salt_vla.data.decode import DECODER_FAMILY, frame_shape, read_frames
 from salt_vla.errors import DataError
 from salt_vla.geometry import ClipGeometry
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 # Raise this when the pixels of an unchanged configuration change: old caches then refuse to be used.
 ALGORITHM = "square-crop-1"
 RESIZE_FILTER = "pillow-bilinear"
-MAX_SHARED_FRAMES = 600  # Longer episodes are decoded clip by clip instead of whole.
+SHARED_BYTES = 64 * 2**20  # Episodes with more pixels are decoded clip by clip instead of whole.
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,9 @@ def clip_span(num_frames: int, stride: int) -> int:
     return (num_frames - 1) * stride + 1
 
 
-def draw_view(clip: Clip, view: int, config: ViewConfig, geometry: ClipGeometry, shape: tuple[int, int]) -> View:
+def draw_view(
+    clip: Clip, view: int, config: ViewConfig, geometry: ClipGeometry, shape: tuple[int, int]
+) -> View:
     """The view's frames and crop for a file of (height, width) `shape`.
 
     View 0: the centred square of the short side, no shift. Others: a square of area share uniform in
@@ -92,13 +94,23 @@ def cut(
 
 
 class ViewReader:
-    """`reader.read(clip_id, view)` decodes; clips of one episode asked for in a row share one decoding."""
+    """`reader.read(clip_id, view)` decodes; clips of one episode asked for in a row share one decoding.
 
-    def __init__(self, table: ClipTable, config: ViewConfig, geometry: ClipGeometry) -> None:
+    `shared_bytes` bounds what one shared episode may hold; it changes the speed, never the pixels.
+    """
+
+    def __init__(
+        self, table: ClipTable, config: ViewConfig, geometry: ClipGeometry, shared_bytes: int = SHARED_BYTES
+    ) -> None:
         self.table = table
         self.config = config
         self.geometry = geometry
+        self.shared_bytes = shared_bytes
+        self._shapes: dict[str, tuple[int, int]] = {}
         self._episodes: OrderedDict[tuple[str, int], np.ndarray] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_episodes": OrderedDict()}  # A worker decodes its own.
 
     @property
     def hash(self) -> str:
@@ -116,21 +128,30 @@ class ViewReader:
         return np.stack([self.read(clip_id, view) for clip_id, view in keys])
 
     def _render(self, clip: Clip, view: int) -> np.ndarray:
-        if clip.episode_frames < clip_span(self.geometry.num_frames, self.config.frame_stride):
-            raise DataError(
-                f"its episode has {clip.episode_frames} frames, too few for {self.geometry.num_frames} frames "
-                f"at stride {self.config.frame_stride}"
-            )
-        if clip.episode_frames <= MAX_SHARED_FRAMES:
-            episode = self._episode(clip)
-            drawn = draw_view(clip, view, self.config, self.geometry, (episode.shape[1], episode.shape[2]))
-            frames = episode[[index - clip.episode_first_frame for index in drawn.frames]]
+        self._check_extent(clip)
+        height, width = shape = self._shape(clip)
+        drawn = draw_view(clip, view, self.config, self.geometry, shape)
+        if clip.episode_frames * height * width * 3 <= self.shared_bytes:
+            frames = self._episode(clip)[[index - clip.episode_first_frame for index in drawn.frames]]
         else:
-            # The crop does not depend on the frames chosen, so the shape may come with the frames.
-            indices = draw_view(clip, view, self.config, self.geometry, (1, 1)).frames
-            frames = read_frames(self.table.video(clip), indices, clip.fps)
-            drawn = draw_view(clip, view, self.config, self.geometry, (frames.shape[1], frames.shape[2]))
+            frames = read_frames(self.table.video(clip), drawn.frames, clip.fps)
         return cut(frames, drawn, self.geometry.image_size)
+
+    def _check_extent(self, clip: Clip) -> None:
+        span = clip_span(self.geometry.num_frames, self.config.frame_stride)
+        clip_is = f"{self.geometry.num_frames} frames at stride {self.config.frame_stride}"
+        if clip.episode_frames < span:
+            raise DataError(f"its episode has {clip.episode_frames} frames, too few for {clip_is}")
+        if not 0 <= clip.start_in_episode <= clip.episode_frames - span:
+            raise DataError(
+                f"{clip_is} from frame {clip.start_in_episode} of its episode reach beyond the episode's "
+                f"{clip.episode_frames}; index the data set for these clips"
+            )
+
+    def _shape(self, clip: Clip) -> tuple[int, int]:
+        if clip.file not in self._shapes:
+            self._shapes[clip.file] = frame_shape(self.table.video(clip))
+        return self._shapes[clip.file]
 
     def _episode(self, clip: Clip) -> np.ndarray:
         key = (clip.file, clip.episode_first_frame)
@@ -140,4 +161,5 @@ class ViewReader:
             self._episodes[key] = read_frames(self.table.video(clip), indices, clip.fps)
             while len(self._episodes) > 2:
                 self._episodes.popitem(last=False)
+        self._episodes.move_to_end(key)
         return self._episodes[key]
