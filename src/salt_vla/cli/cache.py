@@ -32,7 +32,7 @@ def build(
         out: the cache's folder; a second split built there lies in a folder of its own below it.
         split: which clips of the table.
         data: a clip table, a LeRobot data set's folder, or metaworld-mini.
-        encoding: float16, or int8 with a scale per token (half the bytes).
+        encoding: float16, or int8 with scales per token and channel (half the bytes).
         layer: take the tokens after this block instead of the last.
         num_views: views of a clip to cache; default: as the teacher was trained.
     """

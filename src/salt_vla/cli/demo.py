@@ -15,6 +15,7 @@ def demo(seed: int = 0, name: str = "demo", data: str = "metaworld-mini") -> Non
         name: its place: runs/NAME, runs/NAME_teacher, runs/NAME_student, caches/NAME.
         data: metaworld-mini, or the folder of a LeRobot data set.
     """
-    from salt_vla.jobs.demo import plan_demo, run_demo
+    from salt_vla.jobs.demo import run_demo
+    from salt_vla.jobs.demo_plan import plan_demo
 
     run_demo(plan_demo(name, seed, data))

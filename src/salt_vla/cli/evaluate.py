@@ -25,7 +25,7 @@ def evaluate(
         encoders: names of runs, or folders of runs, checkpoints or exports.
         suite: what to measure; `probes` reads actions, positions and velocities.
         data: a LeRobot data set's folder, its clip table, or metaworld-mini.
-        frame_stride: file frames from one frame of a clip to the next; default: as the first encoder was trained.
+        frame_stride: file frames from one frame to the next; default: as the first encoder was trained.
         seed: of the random encoder and of resampling.
         json: print JSON instead of tables.
     """

@@ -23,7 +23,7 @@ def train(
 ) -> None:
     """Run a recipe; the same command with the same --name resumes it.
 
-    Any field of the recipe can be set as field=value, for example optimizer.lr=3e-4 (tyro checks names and types).
+    Any field of the recipe can be set as field=value, for example optimizer.lr=3e-4.
 
     Example: salt-vla train demo_student optimizer.lr=5e-4 --name slower --seed 1
 
@@ -61,6 +61,6 @@ def override(config: TrainConfig, assignments: tuple[str, ...]) -> TrainConfig:
         return tyro.cli(TrainConfig, default=config, args=flags, console_outputs=False)
     except SystemExit as error:
         raise ConfigError(
-            f"override(s) {' '.join(assignments)} do not fit: a field is unknown or a value is of the wrong type; "
-            "docs/recipes.md lists the fields"
+            f"override(s) {' '.join(assignments)} do not fit: a field is unknown or a value is of the wrong "
+            "type; docs/recipes.md lists the fields"
         ) from error

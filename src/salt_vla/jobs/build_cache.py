@@ -32,7 +32,7 @@ def latents_manifest(
     layer: int | None,
     table: ClipTable,
     split: str,
-    data: DataConfig,
+    view: ViewConfig,
     encoding: EncodingName,
 ) -> Manifest:
     """What a cache of these latents must say of itself."""

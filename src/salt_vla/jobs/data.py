@@ -119,5 +119,5 @@ def refuse_too_many_bad(bad: int, total: int, folder: Path) -> None:
     if bad > MAX_BAD_SHARE * total:
         raise DataError(
             f"{bad} of {total} clip views could not be read, more than {MAX_BAD_SHARE:.0%}; "
-            f"{folder}/quarantine.json names each with its reason; mend the files, remove {folder} and run again"
+            f"{folder}/quarantine.json names each with its reason; mend the files, remove it, run again"
         )

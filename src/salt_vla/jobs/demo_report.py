@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -13,20 +13,26 @@ from safetensors.torch import load_file
 
 from salt_vla.data.clip_table import ClipTable
 from salt_vla.jobs.data import open_views, split_table
+from salt_vla.jobs.demo_plan import Demo, demo_models, machine_facts, read_stages, splits_facts
 from salt_vla.jobs.teacher import check_teacher
 from salt_vla.masks import build_masks
 from salt_vla.models import build_predictor
 from salt_vla.models.loading import encoder_directory, load_encoder
 from salt_vla.models.pixels import MEAN, STD, normalise_pixels
 from salt_vla.reports.conclusions import conclusions
-from salt_vla.reports.figures import curves
-from salt_vla.reports.html import Facts, Figure, Folded, ReportContent, Section, render
-from salt_vla.reports.sheets import mask_sheet, pca_strip, reconstruction_sheet
+from salt_vla.reports.figures import CURVES_CAPTION, curves
+from salt_vla.reports.html import Facts, Figure, Figures, Folded, ReportContent, Section, render
+from salt_vla.reports.sheets import (
+    MASKS_CAPTION,
+    PCA_CAPTION,
+    RECONSTRUCTION_CAPTION,
+    mask_sheet,
+    pca_strip,
+    reconstruction_sheet,
+)
 from salt_vla.reports.tables import difference_table, score_table, to_rich
 from salt_vla.rundir import RunDirectory, write_text
-
-if TYPE_CHECKING:
-    from salt_vla.jobs.demo import Demo
+from salt_vla.teachers import load_teacher
 
 Rows = list[dict[str, Any]]
 R2_NAMES = ("r2_channel_mean", "r2_position_mean", "r2_copy_nearest")
@@ -37,11 +43,14 @@ def write_report(demo: Demo, table: ClipTable) -> Path:
     rows: Rows = json.loads((demo.folder / "report.json").read_text())
     pairs: Rows = json.loads((demo.folder / "comparisons.json").read_text())
     suites = list(dict.fromkeys(row["suite"] for row in rows))
-    sentences = conclusions(rows, pairs, last_r2(demo.student_run), num_seeds=1, suite=suites[0])
+    names = {suite: describe(suite) for suite in suites}
+    sentences = conclusions(
+        rows, pairs, last_r2(demo.student_run), num_seeds=1, suite=suites[0], suite_names=names
+    )
     content = ReportContent(
         title="What the encoder learned",
-        lead="A small video encoder, trained in minutes on simulated robots against a frozen teacher's latents, "
-        "read by linear probes on episodes it never saw.",
+        lead="A small video encoder, trained in minutes on simulated robots against a frozen teacher's "
+        "latents, read by linear probes on episodes it never saw.",
         conclusions=sentences,
         answer=[
             score_table(rows, pairs, suites[0], title=f"Probes, {describe(suites[0])}"),
@@ -53,7 +62,8 @@ def write_report(demo: Demo, table: ClipTable) -> Path:
             *_picture_sections(demo, table),
             Section("What was run", _run_blocks(demo, table)),
         ],
-        footer="Intervals: 95 %, bootstrap over held-out episodes; differences are paired on the same episodes.",
+        footer="Intervals: 95 %, bootstrap over held-out episodes, not corrected for the number of targets; "
+        "differences are paired on the same episodes.",
     )
     path = demo.folder / "report.html"
     write_text(path, render(content))
@@ -85,7 +95,8 @@ def last_r2(run: RunDirectory) -> dict[str, float | None]:
 
 def _other_suites(rows: Rows, pairs: Rows, suites: list[str]) -> list[Any]:
     blocks: list[Any] = [
-        "The camera “moving” stands somewhere else in every episode: its held-out positions were never trained on."
+        "The camera “moving” stands somewhere else in every episode: its held-out positions were never "
+        "trained on."
     ]
     for suite in suites[1:]:
         blocks += [
@@ -97,13 +108,15 @@ def _other_suites(rows: Rows, pairs: Rows, suites: list[str]) -> list[Any]:
 
 def _curve_blocks(demo: Demo) -> list[Any]:
     blocks: list[Any] = [
-        "The loss alone says nothing: R² compares it with three predictors that have learned nothing of motion. "
-        "0 means as good as that predictor. The mean of each token place is what a still background can tell."
+        "The loss alone says nothing: R² compares it with three predictors that have learned nothing of "
+        "motion. 0 means as good as that predictor. The mean of each token place is what a still "
+        "background can tell."
     ]
     for run, what in ((demo.teacher_run, "stage 1, the teacher"), (demo.student_run, "stage 2, the student")):
         rows = run.metrics()
         figures = curves(rows, what), curves(rows, what, dark=True)
-        blocks.append(Figure(figures[0], f"Loss and R², {what}.", f"Curves of {what}", figures[1], wide=True))
+        figure = Figure(figures[0], f"{what.capitalize()}. {CURVES_CAPTION}", f"Curves of {what}", figures[1])
+        blocks.append(Figures([figure]))
         last = last_r2(run)
         blocks.append(
             Facts(
@@ -128,8 +141,7 @@ def _picture_sections(demo: Demo, table: ClipTable) -> list[Section]:
     of_first = [(g.context_ids[0].numpy(), g.target_ids[0].numpy()) for g in groups]
     masks = Figure(
         mask_sheet(frames[0].numpy(), of_first, geometry),
-        "V-JEPA's multiblock masks on a held-out clip: the encoder sees the bright tokens, the predictor answers "
-        "for the dark ones, the striped ones are cut off so that all clips of a batch have equally many.",
+        f"V-JEPA's multiblock masks on a held-out clip. {MASKS_CAPTION}",
         "A film strip with masked tokens",
         wide=True,
     )
@@ -159,28 +171,25 @@ def _reconstruction(demo: Demo, frames: torch.Tensor, group: int) -> Figure:
         mean = load_file(demo.teacher_run.path / "target_statistics.safetensors")["position_mean"]
         patches = patches + mean[masks.target_ids[0]].numpy()
     png = reconstruction_sheet(
-        frames[0].numpy(), patches, masks.target_ids[0].numpy(), config.geometry, MEAN, STD
+        frames[0].numpy(),
+        patches,
+        masks.target_ids[0].numpy(),
+        config.geometry,
+        MEAN,
+        STD,
+        masks.context_ids[0].numpy(),
     )
-    caption = (
-        f"Mask group {group + 1}. Predictions are of normalised tubelets; the true tubelet's mean and deviation are "
-        "put back, so brightness is given and structure is what was predicted."
-    )
+    caption = f"Mask group {group + 1}. {RECONSTRUCTION_CAPTION}"
     return Figure(png, caption, "Original, masked and reconstructed frames", wide=True)
 
 
 def _pca(demo: Demo, frames: torch.Tensor, row: int) -> Figure:
-    from salt_vla.jobs.demo import demo_models
-
     latents = {name: model.latents(frames)[row].numpy() for name, model in demo_models(demo).items()}
     png = pca_strip(frames[row].numpy(), latents, demo.student.geometry)
-    caption = "The first three principal components of a held-out clip's tokens as red, green and blue."
-    return Figure(png, caption, "Principal components of patch tokens", wide=True)
+    return Figure(png, PCA_CAPTION, "Principal components of patch tokens", wide=True)
 
 
 def _run_blocks(demo: Demo, table: ClipTable) -> list[Any]:
-    from salt_vla.jobs.demo import machine_facts, read_stages, splits_facts
-    from salt_vla.teachers import load_teacher
-
     stages = read_stages(demo)
     teacher = load_teacher(demo.teacher_run.path)
     held_out = split_table(table).validation

@@ -23,7 +23,7 @@ from salt_vla.jobs.data import open_views, split_table
 from salt_vla.models import build_encoder
 from salt_vla.models.loading import load_encoder
 from salt_vla.progress import progress
-from salt_vla.rundir import root, void, write_atomically, write_text
+from salt_vla.rundir import root, write_atomically, write_text
 from salt_vla.teachers.salt import EncoderTeacher
 from salt_vla.view_store import ViewSource
 
@@ -112,7 +112,7 @@ def write_results(results: list[SuiteResult], folder: Path) -> None:
 
 def _save_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
     with path.open("wb") as file:
-        void(np.savez_compressed(file, **arrays))  # type: ignore[arg-type]
+        np.savez_compressed(file, allow_pickle=False, **arrays)
 
 
 def evaluate_encoders(

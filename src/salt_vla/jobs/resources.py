@@ -1,4 +1,4 @@
-"""Refusing at the start what cannot end well: too little disk, memory or shared memory, with the sum shown."""
+"""Refusing at the start what cannot end well for lack of disk or memory, with the sum shown."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def require_memory(config: TrainConfig) -> None:
         needed = frames * config.data.num_workers * PREFETCHED_BATCHES
         if needed > shared:
             raise ResourceError(
-                f"{config.data.num_workers} workers × {PREFETCHED_BATCHES} batches × {frames / 1e6:.0f} MB of "
-                f"frames need {needed / 1e9:.2f} GB of /dev/shm, where {shared / 1e9:.2f} GB are free; "
+                f"{config.data.num_workers} workers × {PREFETCHED_BATCHES} batches × {frames / 1e6:.0f} MB "
+                f"of frames need {needed / 1e9:.2f} GB of /dev/shm, where {shared / 1e9:.2f} GB are free; "
                 "lower data.num_workers or batch_size"
             )
     micro = config.batch_size // config.grad_accum_steps

@@ -104,8 +104,8 @@ def pin_cache(run: RunDirectory, cache: ArrayCache) -> None:
     }
     if differences:
         raise CacheError(
-            f"run {run.name!r} began with another cache than {cache.folder}: {describe_differences(differences)}; "
-            "give the run another --name"
+            f"run {run.name!r} began with another cache than {cache.folder}: "
+            f"{describe_differences(differences)}; give the run another --name"
         )
 
 

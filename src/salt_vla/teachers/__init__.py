@@ -49,6 +49,8 @@ def load_teacher(
     if not path.is_dir():
         path = root() / "runs" / str(name_or_directory)
     if not path.is_dir():
-        raise RunError(f"there is no teacher {str(name_or_directory)!r}: neither a directory nor a run below {root()}/runs")
+        raise RunError(
+            f"there is no teacher {str(name_or_directory)!r}: neither a directory nor a run in {root()}/runs"
+        )
     load = resolve(TEACHERS, "salt")
     return cast(Teacher, load(path, geometry=geometry, device=device, dtype=dtype, layer=layer))

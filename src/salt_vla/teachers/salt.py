@@ -16,9 +16,11 @@ from salt_vla.models.pixels import normalise_pixels
 
 
 class EncoderTeacher:
-    """A `VideoEncoder` behind the teacher interface; also how a student or a random encoder is evaluated."""
+    """A `VideoEncoder` behind the teacher interface; also how any encoder is evaluated."""
 
-    def __init__(self, encoder: VideoEncoder, name: str, device: str = "cpu", layer: int | None = None) -> None:
+    def __init__(
+        self, encoder: VideoEncoder, name: str, device: str = "cpu", layer: int | None = None
+    ) -> None:
         depth = len(encoder.blocks)
         if layer is not None and not 1 <= layer <= depth:
             raise ConfigError(f"teacher {name}: layer {layer} does not exist; it has layers 1 … {depth}")

@@ -80,24 +80,26 @@ def _steps(
     start = time.monotonic() - status.seconds
     saver = CheckpointWriter(run.checkpoints, runtime.keep_checkpoints)
     batches = load_from(train, status.step, config.data.num_workers, runtime.device == "cuda")
+    figures = ""
     with progress(f"Training {run.name}", last_step, "steps", done=status.step) as advance:
         for step, batch, waited in _timed(batches, status.step, last_step):
             began = time.monotonic()
-            row = train_step(learner, batch.to(runtime.device), task, config, step - 1)
-            row |= {"data_wait_s": round(waited, 4), "step_s": round(time.monotonic() - began, 4)}
-            stopping = bool(stop)  # Asked once a step: a signal from here on waits for the next step's end.
-            due = step == last_step or stopping
-            if step % runtime.log_every == 0 or due:
+            last = step == last_step
+            logged = last or step % runtime.log_every == 0
+            row = train_step(learner, batch.to(runtime.device), task, config, step - 1, scored=logged)
+            if logged:
+                row |= {"data_wait_s": round(waited, 4), "step_s": round(time.monotonic() - began, 4)}
                 run.log_metrics(row)
-            if runtime.validation_clips and (step % runtime.validate_every == 0 or step == last_step):
+                figures = f"loss {row['loss']:.3f}, R² over place means {row['r2_position_mean']:+.3f}"
+            if last or step % runtime.validate_every == 0:
                 held_out = validation.canonical(runtime.validation_clips, config.batch_size)
                 run.log_metrics(validate(learner, held_out, task, config, step, runtime.device))
-            if step % runtime.checkpoint_every == 0 or due:
+            if last or stop or step % runtime.checkpoint_every == 0:
                 saver.save(learner, step)
-                status = replace(status, step=step, seconds=time.monotonic() - start)
+                status = replace(status, step=step)
                 run.set_status(status)
-            advance(1, note=f"loss {row['loss']:.3f}, R² over place means {row['r2_position_mean']:+.3f}")
-            if stopping:
+            advance(1, note=figures)
+            if stop and not last:
                 saver.wait()
                 stop.check(f"at step {step} of {last_step}")
     saver.wait()

@@ -55,7 +55,7 @@ class Task:
 
 
 def forward(
-    learner: Learner, batch: Batch, task: Task, config: TrainConfig, score: ExplainedVariance
+    learner: Learner, batch: Batch, task: Task, config: TrainConfig, score: ExplainedVariance | None
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss of a (micro-)batch: encode each group's context, predict its targets, compare."""
     with torch.no_grad():
@@ -69,31 +69,42 @@ def forward(
                 learner.predictor(context, group.context_ids, group.target_ids, number, group.context_valid)
             )
             targets.append(task.space.trained(scored, group.target_ids))
-    with torch.no_grad():
-        for z, group in zip(predicted, batch.masks, strict=True):
-            copied = nearest_context(
-                group.context_ids, group.target_ids, config.geometry, group.context_valid
-            )
-            baselines = {
-                "channel_mean": task.space.channel_mean,
-                "position_mean": task.space.position_mean[group.target_ids],
-                "copy_nearest": gather_tokens(scored, copied),
-            }
-            score.add(
-                task.space.to_scored(z, group.target_ids), gather_tokens(scored, group.target_ids), baselines
-            )
+    if score is not None:
+        _score(score, [z.detach() for z in predicted], scored, batch, task, config)
     return objective(predicted, targets, config.objective)
 
 
-def train_step(learner: Learner, batch: Batch, task: Task, config: TrainConfig, step: int) -> dict[str, Any]:
-    """Update number `step` (from 0). Returns the step's metrics.
+@torch.no_grad()
+def _score(
+    score: ExplainedVariance,
+    predicted: list[Tensor],
+    scored: Tensor,
+    batch: Batch,
+    task: Task,
+    config: TrainConfig,
+) -> None:
+    for z, group in zip(predicted, batch.masks, strict=True):
+        ids = group.target_ids
+        copied = nearest_context(group.context_ids, ids, config.geometry, group.context_valid)
+        baselines = {
+            "channel_mean": task.space.channel_mean,
+            "position_mean": task.space.position_mean[ids],
+            "copy_nearest": gather_tokens(scored, copied),
+        }
+        score.add(task.space.to_scored(z, ids), gather_tokens(scored, ids), baselines)
+
+
+def train_step(
+    learner: Learner, batch: Batch, task: Task, config: TrainConfig, step: int, scored: bool = True
+) -> dict[str, Any]:
+    """Update number `step` (from 0). Returns the step's metrics, with R² where `scored`.
 
     Raises `RunError`, and leaves the parameters as they were, when the loss or its gradient is not finite.
     """
     torch.manual_seed(((config.seed << 32) + step) % 2**64)  # Stochastic depth depends on the step alone.
     lr, weight_decay = set_rates(learner, config, step)
     learner.optimizer.zero_grad(set_to_none=True)
-    score = ExplainedVariance()
+    score = ExplainedVariance() if scored else None
     losses: list[Tensor] = []
     parts: list[dict[str, Tensor]] = []
     for micro in batch.micro_batches(config.grad_accum_steps):
@@ -114,7 +125,8 @@ def train_step(learner: Learner, batch: Batch, task: Task, config: TrainConfig, 
         name: torch.stack([p[name] for p in parts]).mean().item() for name in parts[0] if len(parts[0]) > 1
     }
     rates = {"lr": lr, "weight_decay": weight_decay, "grad_norm": norm}
-    return {"kind": "train", "step": step + 1, "loss": total, **extra, **score.as_row(), **rates}
+    r2 = {} if score is None else score.as_row()
+    return {"kind": "train", "step": step + 1, "loss": total, **extra, **r2, **rates}
 
 
 @torch.no_grad()
