@@ -96,7 +96,7 @@ def _steps(
                 run.log_metrics(validate(learner, held_out, task, config, step, runtime.device))
             if last or stop or step % runtime.checkpoint_every == 0:
                 saver.save(learner, step)
-                status = replace(status, step=step)
+                status = replace(status, step=step, seconds=time.monotonic() - start)
                 run.set_status(status)
             advance(1, note=figures)
             if stop and not last:
