@@ -91,15 +91,16 @@ def _steps(
                 row |= {"data_wait_s": round(waited, 4), "step_s": round(time.monotonic() - began, 4)}
                 run.log_metrics(row)
                 figures = f"loss {row['loss']:.3f}, R² over place means {row['r2_position_mean']:+.3f}"
-            if last or step % runtime.validate_every == 0:
+            stopping = bool(stop)  # Asked once a step: a signal from here on waits for the next step's end.
+            if runtime.validation_clips and (last or step % runtime.validate_every == 0):
                 held_out = validation.canonical(runtime.validation_clips, config.batch_size)
                 run.log_metrics(validate(learner, held_out, task, config, step, runtime.device))
-            if last or stop or step % runtime.checkpoint_every == 0:
+            if last or stopping or step % runtime.checkpoint_every == 0:
                 saver.save(learner, step)
                 status = replace(status, step=step, seconds=time.monotonic() - start)
                 run.set_status(status)
             advance(1, note=figures)
-            if stop and not last:
+            if stopping and not last:
                 saver.wait()
                 stop.check(f"at step {step} of {last_step}")
     saver.wait()
