@@ -85,11 +85,12 @@ def dequantise(
     shape = (len(records), *encoding.shape)
     if encoding.name == "float16":
         return records.view(torch.float16).float().reshape(shape)
-    split = 4 * encoding.rows
+    split = 4 * (encoding.rows + encoding.shape[-1])
     # Copied, since a view as float32 has to start at a multiple of four bytes.
-    scale = records[:, :split].clone(memory_format=torch.contiguous_format).view(torch.float32)
+    scales = records[:, :split].clone(memory_format=torch.contiguous_format).view(torch.float32)
     values = records[:, split:].contiguous().view(torch.int8).float()
-    return (values.reshape(len(records), encoding.rows, -1) * scale.unsqueeze(-1)).reshape(shape)
+    rows, channels = scales[:, : encoding.rows, None], scales[:, None, encoding.rows :]
+    return (values.reshape(len(records), encoding.rows, -1) * rows * channels).reshape(shape)
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,7 @@ def test_cached_targets_are_the_latents_within_the_encodings_error(name: str, to
     provider = CachedTargets(encoding)
     targets = provider.targets(frames_of(4), records_of(raw, encoding))
     assert provider.needs_records and provider.dim == 6
-    assert ((targets - raw).abs() <= tolerance * raw.abs().amax(dim=-1, keepdim=True)).all()
+    assert ((targets - raw).abs() <= tolerance * raw.abs().amax(dim=-2, keepdim=True)).all()
 
 
 def test_cached_targets_without_records_are_a_mistake_of_the_program() -> None:

@@ -38,8 +38,9 @@ def checksum(record: bytes | memoryview) -> int:
 class Encoding:
     """How one array of `shape` lies in a record.
 
-    `float16`: little-endian halves. `int8`: float32 scale a row (last axis), then int8 values; value =
-    scale × int8. `uint8`: the bytes themselves.
+    `float16`: little-endian halves. `int8`: a float32 scale a row (token), a float32 scale a channel (last
+    axis), then int8 values; value = int8 × row × channel. Without the channels' scales, the few channels of
+    huge variance that teachers have would leave the others no levels. `uint8`: the bytes themselves.
     """
 
     name: EncodingName
@@ -52,7 +53,8 @@ class Encoding:
     @property
     def record_bytes(self) -> int:
         values = math.prod(self.shape)
-        return {"float16": 2 * values, "int8": values + 4 * self.rows, "uint8": values}[self.name]
+        scales = self.rows + self.shape[-1]
+        return {"float16": 2 * values, "int8": values + 4 * scales, "uint8": values}[self.name]
 
     def encode(self, array: np.ndarray) -> bytes:
         """Bytes of one record. Raises `CacheError` for a wrong shape or type, NaN, infinity or overflow."""
@@ -70,9 +72,11 @@ class Encoding:
         if self.name == "float16":
             return values.tobytes()
         values = values.reshape(self.rows, -1)
-        scale = np.maximum(np.abs(values).max(axis=1), np.float32(1e-12)) / np.float32(127)
-        quantised = np.rint(values / scale[:, None]).astype(np.int8)
-        return scale.astype("<f4").tobytes() + quantised.tobytes()
+        channels = np.maximum(np.abs(values).max(axis=0), np.float32(1e-12))
+        values = values / channels
+        rows = np.maximum(np.abs(values).max(axis=1), np.float32(1e-12)) / np.float32(127)
+        quantised = np.rint(values / rows[:, None]).astype(np.int8)
+        return rows.astype("<f4").tobytes() + channels.astype("<f4").tobytes() + quantised.tobytes()
 
     def decode(self, record: bytes | memoryview) -> np.ndarray:
         """float32 for latents, uint8 for pixels; `shape` as declared."""
@@ -80,9 +84,10 @@ class Encoding:
             return np.frombuffer(record, dtype=np.uint8).reshape(self.shape)
         if self.name == "float16":
             return np.frombuffer(record, dtype="<f2").astype(np.float32).reshape(self.shape)
-        scale = np.frombuffer(record, dtype="<f4", count=self.rows)
-        values = np.frombuffer(record, dtype=np.int8, offset=4 * self.rows).reshape(self.rows, -1)
-        return (values.astype(np.float32) * scale[:, None]).reshape(self.shape)
+        scales = np.frombuffer(record, dtype="<f4", count=self.rows + self.shape[-1])
+        values = np.frombuffer(record, dtype=np.int8, offset=scales.nbytes).reshape(self.rows, -1)
+        rows, channels = scales[: self.rows], scales[self.rows :]
+        return (values.astype(np.float32) * rows[:, None] * channels).reshape(self.shape)
 
 
 @dataclass(frozen=True)

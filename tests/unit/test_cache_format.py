@@ -1,0 +1,222 @@
+"""Records are the documented bytes, lose no more than promised, and never hold what is not a number."""
+
+from __future__ import annotations
+
+import json
+import struct
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xxhash
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from salt_vla.cache import Encoding, Manifest
+from salt_vla.cache.format import MANIFEST, SCHEMA_VERSION, checksum, describe_differences, shard_name
+from salt_vla.errors import CacheError
+
+SHAPE = (6, 48)
+MANIFEST_OF_LATENTS = Manifest(
+    kind="latents",
+    encoding="float16",
+    shape=SHAPE,
+    num_views=2,
+    records_per_shard=4,
+    provenance={"teacher": "t", "fingerprint": "f00", "geometry": {"num_frames": 8}, "layer": None},
+)
+
+
+def gaussian_latents(seed: int, rows: int = 64, dim: int = 768) -> np.ndarray:
+    """Like a teacher's residual stream: unit noise, and a few channels a hundred times as large."""
+    rng = np.random.default_rng(seed)
+    latents = rng.normal(size=(rows, dim)).astype(np.float32)
+    latents[:, rng.choice(dim, 3, replace=False)] *= rng.uniform(20, 100, 3).astype(np.float32)
+    return latents
+
+
+def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return (a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)
+
+
+@settings(max_examples=60, deadline=None)
+@given(hnp.arrays(np.float16, SHAPE, elements=st.floats(-65504, 65504, width=16)))
+def test_float16_gives_halves_back_exactly(halves):
+    encoding = Encoding("float16", SHAPE)
+    record = encoding.encode(halves.astype(np.float32))
+    decoded = encoding.decode(record)
+    assert decoded.dtype == np.float32 and decoded.shape == SHAPE
+    assert decoded.tobytes() == halves.astype(np.float32).tobytes()
+    assert encoding.encode(decoded) == record
+
+
+def test_float16_rounds_others_to_the_nearest_half():
+    latents = gaussian_latents(0)
+    decoded = Encoding("float16", latents.shape).decode(Encoding("float16", latents.shape).encode(latents))
+    assert np.abs(decoded - latents).max() <= np.abs(latents).max() * 2.0**-11
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_int8_keeps_the_direction_of_every_token_despite_outlier_channels(seed):
+    latents = gaussian_latents(seed)
+    encoding = Encoding("int8", latents.shape)
+    assert cosine(encoding.decode(encoding.encode(latents)), latents).min() >= 0.999
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_int8_keeps_ordinary_channels_beside_channels_of_huge_variance(seed):
+    """A scale a token alone would leave them no levels: it kept 0.94 of their direction here."""
+    latents = gaussian_latents(seed)
+    encoding = Encoding("int8", latents.shape)
+    ordinary = np.abs(latents).max(axis=0) < 10
+    decoded = encoding.decode(encoding.encode(latents))
+    assert cosine(decoded[:, ordinary], latents[:, ordinary]).min() >= 0.999
+
+
+@settings(max_examples=60, deadline=None)
+@given(hnp.arrays(np.float32, SHAPE, elements=st.floats(-(2.0**100), 2.0**100, width=32)))
+def test_int8_is_off_by_half_a_step_of_its_row_and_channel_at_most(latents):
+    encoding = Encoding("int8", SHAPE)
+    record = encoding.encode(latents)
+    decoded = encoding.decode(record)
+    scales = np.frombuffer(record, "<f4", count=sum(SHAPE))
+    step = scales[: SHAPE[0], None] * scales[SHAPE[0] :]
+    assert (np.abs(decoded - latents) <= step * 0.5001).all()
+    assert (scales[SHAPE[0] :] == np.maximum(np.abs(latents).max(axis=0), np.float32(1e-12))).all()
+    assert not decoded[~latents.any(axis=1)].any()
+
+
+def test_pixels_come_back_as_they_are_and_only_pixels_are_taken():
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 4, 4, 3), dtype=np.uint8)
+    encoding = Encoding("uint8", pixels.shape)
+    assert encoding.encode(pixels) == pixels.tobytes()
+    assert encoding.encode(np.asfortranarray(pixels)) == pixels.tobytes()
+    assert np.array_equal(encoding.decode(pixels.tobytes()), pixels)
+    with pytest.raises(CacheError, match="pixels are uint8, not float32"):
+        encoding.encode(pixels.astype(np.float32))
+
+
+def test_float16_record_is_the_documented_bytes():
+    latents = np.array([[1.0, -2.0], [0.5, 65504.0]], dtype=np.float32)
+    assert Encoding("float16", (2, 2)).encode(latents) == struct.pack("<4e", 1.0, -2.0, 0.5, 65504.0)
+
+
+def test_int8_record_is_the_documented_bytes():
+    latents = np.array([[127.0, -8.0, 0.0], [-63.5, 2.0, 0.5]], dtype=np.float32)
+    rows = struct.pack("<2f", 1 / 127, 1 / 127)
+    channels = struct.pack("<3f", 127.0, 8.0, 0.5)
+    values = struct.pack("6b", 127, -127, 0, -64, 32, 127)
+    assert Encoding("int8", (2, 3)).encode(latents) == rows + channels + values
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [("float16", 2 * 6 * 48), ("int8", 4 * (6 + 48) + 6 * 48), ("uint8", 6 * 48)],
+)
+def test_record_sizes_are_fixed_by_name_and_shape(name, size):
+    encoding = Encoding(name, SHAPE)
+    array = np.ones(SHAPE, np.uint8) if name == "uint8" else np.ones(SHAPE, np.float32)
+    assert encoding.record_bytes == size == len(encoding.encode(array))
+
+
+@pytest.mark.parametrize("name", ["float16", "int8"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e39])
+def test_what_is_not_a_number_is_refused(name, value):
+    latents = np.zeros(SHAPE)
+    latents[3, 5] = value
+    with pytest.raises(CacheError, match="latents hold NaN, infinity or values beyond float"):
+        Encoding(name, SHAPE).encode(latents)
+
+
+def test_float16_overflow_is_refused_where_int8_holds_it():
+    latents = np.full(SHAPE, 70_000, np.float32)
+    with pytest.raises(CacheError, match=r"beyond float16 \(65,504\)"):
+        Encoding("float16", SHAPE).encode(latents)
+    decoded = Encoding("int8", SHAPE).decode(Encoding("int8", SHAPE).encode(latents))
+    assert np.allclose(decoded, latents)
+
+
+@pytest.mark.parametrize("name", ["float16", "int8", "uint8"])
+def test_another_shape_is_refused(name):
+    with pytest.raises(CacheError, match=r"a record has shape \(6, 48\), not \(48, 6\)"):
+        Encoding(name, SHAPE).encode(np.zeros(SHAPE[::-1], np.uint8))
+
+
+def test_checksums_and_shard_names_are_the_documented_ones():
+    assert checksum(b"salt") == xxhash.xxh3_64(b"salt").intdigest() == 0x9BD63BCD2B4C3683
+    assert shard_name(7) == "shards/000007.bin"
+    assert shard_name(12_345_678) == "shards/12345678.bin"
+
+
+def test_manifest_comes_back_as_it_was_written(tmp_path):
+    MANIFEST_OF_LATENTS.write(tmp_path)
+    assert Manifest.read(tmp_path) == MANIFEST_OF_LATENTS
+    text = (tmp_path / MANIFEST).read_text()
+    assert list(json.loads(text)) == sorted(asdict(MANIFEST_OF_LATENTS))
+    MANIFEST_OF_LATENTS.write(tmp_path)
+    assert (tmp_path / MANIFEST).read_text() == text
+
+
+def test_differences_name_fields_and_ignore_what_came_of_the_build():
+    done = replace(MANIFEST_OF_LATENTS, num_records=5, num_quarantined=1, index_checksum="aa", complete=True)
+    assert done.differences(MANIFEST_OF_LATENTS) == {}
+    provenance = MANIFEST_OF_LATENTS.provenance | {"fingerprint": "f01", "split": "train"}
+    other = replace(MANIFEST_OF_LATENTS, encoding="int8", provenance=provenance)
+    differences = done.differences(other)
+    assert differences == {
+        "encoding": ("float16", "int8"),
+        "provenance.fingerprint": ("f00", "f01"),
+        "provenance.split": (None, "train"),
+    }
+    assert describe_differences(differences).startswith("encoding: 'float16' here, 'int8' wanted; ")
+
+
+def test_tuples_in_provenance_equal_the_lists_json_makes_of_them(tmp_path):
+    manifest = replace(MANIFEST_OF_LATENTS, provenance={"grid": (4, 6, 6)})
+    manifest.write(tmp_path)
+    assert Manifest.read(tmp_path).differences(manifest) == {}
+
+
+def write_raw(folder: Path, **changes: object) -> None:
+    (folder / MANIFEST).write_text(json.dumps(asdict(MANIFEST_OF_LATENTS) | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"schema_version": SCHEMA_VERSION + 1}, "newer than this program's 1; update salt-vla"),
+        ({"schema_version": 0}, "schema_version cannot be right"),
+        ({"schema_version": "one"}, "schema_version cannot be right"),
+        ({"kind": "latent"}, "kind cannot be right"),
+        ({"encoding": "float8"}, "encoding cannot be right"),
+        ({"shape": []}, "shape cannot be right"),
+        ({"shape": [6, -48]}, "shape cannot be right"),
+        ({"shape": "6x48", "num_views": 0}, "shape, num_views cannot be right"),
+        ({"num_records": None}, "num_records cannot be right"),
+        ({"provenance": []}, "provenance cannot be right"),
+        ({"complete": "yes"}, "complete cannot be right"),
+        ({"colour": "green"}, r"is damaged \(.*colour"),
+    ],
+)
+def test_a_manifest_that_cannot_be_is_one_sentence(tmp_path, changes, message):
+    write_raw(tmp_path, **changes)
+    with pytest.raises(CacheError, match=message) as error:
+        Manifest.read(tmp_path)
+    assert str(tmp_path / MANIFEST) in str(error.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"null", b"\xff\xfe{}", b"{}"])
+def test_a_manifest_that_is_no_object_is_one_sentence(tmp_path, content):
+    (tmp_path / MANIFEST).write_bytes(content)
+    with pytest.raises(CacheError, match=r"manifest.json is damaged .*; remove .* and build it again"):
+        Manifest.read(tmp_path)
+
+
+def test_no_manifest_is_one_sentence_with_the_cure(tmp_path):
+    file = tmp_path / "file"
+    file.write_text("not a folder")
+    for folder in (tmp_path, tmp_path / "nowhere", file):
+        with pytest.raises(CacheError, match=r"there is no cache at .*; make it with `salt-vla cache build`"):
+            Manifest.read(folder)
