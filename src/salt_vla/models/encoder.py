@@ -116,11 +116,22 @@ class VideoEncoder(nn.Module):
         layer: int | None = None,
     ) -> Float[Tensor, "batch tokens dim"]:
         """`pixels` are normalised. `layer` = n: the tokens after block n (from 1), through the final norm."""
-        self._check(pixels, layer)
-        tubelets = patchify(pixels, self.geometry)
+        self._check(pixels)
+        return self.encode_tubelets(patchify(pixels, self.geometry), context_ids, context_valid, layer)
+
+    def encode_tubelets(
+        self,
+        tubelets: Float[Tensor, "batch tokens patch_dim"],
+        context_ids: Int64[Tensor, "batch context"] | None = None,
+        context_valid: Tensor | None = None,
+        layer: int | None = None,
+    ) -> Float[Tensor, "batch tokens dim"]:
+        """`forward` for pixels that were cut already: several contexts of a clip share one `patchify`."""
+        if layer is not None and not 1 <= layer <= len(self.blocks):
+            raise ConfigError(f"encoder {self.config.name} has layers 1 … {len(self.blocks)}, not {layer}")
         ids = context_ids
         if ids is None:
-            ids = torch.arange(self.geometry.num_tokens, device=pixels.device).unsqueeze(0)
+            ids = torch.arange(self.geometry.num_tokens, device=tubelets.device).unsqueeze(0)
         else:
             tubelets = gather_tokens(tubelets, ids)
         x = self.patch_embed(tubelets)
@@ -136,9 +147,7 @@ class VideoEncoder(nn.Module):
                 x = block(x, turn, context_valid)
         return self.norm(x)
 
-    def _check(self, pixels: Tensor, layer: int | None) -> None:
-        if layer is not None and not 1 <= layer <= len(self.blocks):
-            raise ConfigError(f"encoder {self.config.name} has layers 1 … {len(self.blocks)}, not {layer}")
+    def _check(self, pixels: Tensor) -> None:
         g = self.geometry
         expected = (3, g.num_frames, g.image_size, g.image_size)
         if tuple(pixels.shape[1:]) != expected:

@@ -21,4 +21,4 @@ def normalise_pixels(
     """uint8 frames → normalised float32, on the frames' own device."""
     scale = torch.tensor([1 / (255 * s) for s in STD], device=frames.device)
     shift = torch.tensor([m / s for m, s in zip(MEAN, STD, strict=True)], device=frames.device)
-    return (frames.float() * scale - shift).permute(0, 4, 1, 2, 3).contiguous()
+    return frames.float().mul_(scale).sub_(shift).permute(0, 4, 1, 2, 3)

@@ -59,7 +59,9 @@ RECIPES = (
         name="demo_teacher",
         summary="Demo stage 1: a 128-wide ViT learns to fill in masked pixels of simulated robots",
         config=_config(
-            target=TargetConfig(provider="pixels"), masks=MaskConfig(), objective=ObjectiveConfig()
+            target=TargetConfig(provider="pixels"),
+            masks=MaskConfig(max_targets=48),
+            objective=ObjectiveConfig(),
         ),
         hypothesis="A small, weak teacher learns features that a frozen probe reads better than random ones.",
         target="Held-out R² above the mean predictor of every token place.",

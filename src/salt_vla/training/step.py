@@ -13,7 +13,7 @@ from torch import Tensor
 from salt_vla.batches import Batch
 from salt_vla.config import TrainConfig
 from salt_vla.errors import RunError
-from salt_vla.models import gather_tokens
+from salt_vla.models import gather_tokens, patchify
 from salt_vla.models.pixels import normalise_pixels
 from salt_vla.objectives import objective
 from salt_vla.targets import TargetProvider, TargetSpace, nearest_context
@@ -60,11 +60,11 @@ def forward(
     """The loss of a (micro-)batch: encode each group's context, predict its targets, compare."""
     with torch.no_grad():
         scored = task.space.scored(task.provider.targets(batch.frames, batch.records))
-    pixels = normalise_pixels(batch.frames)
+    tubelets = patchify(normalise_pixels(batch.frames), config.geometry)
     predicted, targets = [], []
-    with torch.autocast(pixels.device.type, torch.bfloat16, enabled=config.runtime.precision == "bfloat16"):
+    with torch.autocast(tubelets.device.type, torch.bfloat16, enabled=config.runtime.precision == "bfloat16"):
         for number, group in enumerate(batch.masks):
-            context = learner.encoder(pixels, group.context_ids, group.context_valid)
+            context = learner.encoder.encode_tubelets(tubelets, group.context_ids, group.context_valid)
             predicted.append(
                 learner.predictor(context, group.context_ids, group.target_ids, number, group.context_valid)
             )
