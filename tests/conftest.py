@@ -1,4 +1,4 @@
-"""Fixtures for all tests: a LeRobot v3 data set that is small, real, and knows its own frames.
+"""Fixtures for all tests: a small cache, and a small LeRobot v3 data set that knows its own frames.
 
 `tiny_dataset` is written once a session (about a second): 6 episodes of 32 to 40 frames, 2 cameras, 64 × 64
 H.264, several episodes a file, two tasks, episodes 0–3 in `train` and 4–5 in `validation`. A square moves
@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from salt_vla.cache import CacheWriter, Manifest
+from salt_vla.cache.writer import Key, Record
 from salt_vla.data.clip_table import ClipTable
 from salt_vla.data.lerobot_writer import DatasetLayout, Episode, Feature, writing_dataset
 from salt_vla.data.sources.lerobot import index
@@ -96,5 +98,49 @@ def read_code() -> Callable[[np.ndarray], tuple[int, int, int]]:
         blocks = image[: 2 * BLOCK].mean(axis=2).reshape(2, BLOCK, 8, BLOCK).mean(axis=(1, 3))
         code = sum(int(bright) << bit for bit, bright in enumerate((blocks > 128).ravel()))
         return code >> 12, code >> 8 & 15, code & 255
+
+    return read
+
+
+BuildCache = Callable[..., dict[Key, np.ndarray]]
+
+
+@pytest.fixture(scope="session")
+def build_cache() -> BuildCache:
+    """`build_cache(folder, clips=5, views=2, shape=(3, 4), per_shard=4, encoding="float16", bad=())` writes a
+    cache of random halves (exact in float16) and returns its arrays by key; `bad` keys are quarantined.
+    """
+
+    def build(
+        folder: Path,
+        clips: int = 5,
+        views: int = 2,
+        shape: tuple[int, ...] = (3, 4),
+        per_shard: int = 4,
+        encoding: str = "float16",
+        bad: tuple[Key, ...] = (),
+    ) -> dict[Key, np.ndarray]:
+        manifest = Manifest("latents", encoding, shape, views, per_shard, {"teacher": "t", "clip_table": "c"})
+        keys = [(f"clip/{clip}", view) for clip in range(clips) for view in range(views)]
+        rng = np.random.default_rng(0)
+        arrays = {key: rng.normal(size=shape).astype(np.float16).astype(np.float32) for key in keys}
+        with CacheWriter(folder, manifest, keys) as writer:
+            for shard in writer.missing_shards():
+                records = [
+                    Record(k, None, "unreadable") if k in bad else Record(k, arrays[k]) for k in shard.keys
+                ]
+                writer.write_shard(shard, records)
+            writer.finish()
+        return {key: array for key, array in arrays.items() if key not in bad}
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def tree() -> Callable[[Path], dict[str, bytes]]:
+    """Every file below a folder with its bytes, hidden ones too: what "byte-equal" means."""
+
+    def read(folder: Path) -> dict[str, bytes]:
+        return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
     return read

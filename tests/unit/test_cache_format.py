@@ -67,7 +67,7 @@ def test_int8_keeps_the_direction_of_every_token_despite_outlier_channels(seed):
 
 @pytest.mark.parametrize("seed", range(5))
 def test_int8_keeps_ordinary_channels_beside_channels_of_huge_variance(seed):
-    """A scale a token alone would leave them no levels: it kept 0.94 of their direction here."""
+    """A scale a token alone would leave them no levels: their cosine was 0.88 to 0.96 here."""
     latents = gaussian_latents(seed)
     encoding = Encoding("int8", latents.shape)
     ordinary = np.abs(latents).max(axis=0) < 10
