@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from salt_vla.config import DataConfig, EncoderConfig
 from salt_vla.data.clip_table import ClipTable
 from salt_vla.data.sources.lerobot import read_signals
 from salt_vla.errors import ConfigError, UserError
-from salt_vla.evaluation.features import FeatureTable, TokenModel, extract_features
+from salt_vla.evaluation.features import TokenModel, extract_features
 from salt_vla.evaluation.seeds import scores_to_arrays
 from salt_vla.evaluation.suites import ProbeSet, SuiteResult, run_probe_suite, to_objects
 from salt_vla.evaluation.targets import build_targets
@@ -26,6 +27,9 @@ from salt_vla.progress import progress
 from salt_vla.rundir import root, write_atomically, write_text
 from salt_vla.teachers.salt import EncoderTeacher
 from salt_vla.view_store import ViewSource
+
+if TYPE_CHECKING:
+    from salt_vla.evaluation.features import FeatureTable
 
 BATCH_SIZE = 64
 POOLINGS = ("grid", "step", "mean")
