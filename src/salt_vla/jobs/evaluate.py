@@ -31,6 +31,9 @@ from salt_vla.view_store import ViewSource
 if TYPE_CHECKING:
     from salt_vla.evaluation.features import FeatureTable
 
+if TYPE_CHECKING:
+    from salt_vla.evaluation.features import FeatureTable
+
 BATCH_SIZE = 64
 POOLINGS = ("grid", "step", "mean")
 SUITES = ("probes",)
