@@ -7,6 +7,7 @@ bytes of a build that nothing disturbed.
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import subprocess
@@ -71,6 +72,18 @@ def made_shards(log: Path) -> list[int]:
     return [int(number) for number in log.read_text().split()] if log.exists() else []
 
 
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """A folder in memory where there is one: a builder waits for the disk at every shard, against power cuts
+    that no test makes. Every user may enter it, unlike pytest's own."""
+    memory = Path("/dev/shm")
+    has_memory = memory.is_dir() and os.access(memory, os.W_OK)
+    folder = Path(tempfile.mkdtemp(prefix="salt-vla-", dir=memory if has_memory else None))
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)
+
+
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory, tree) -> dict[str, bytes]:
     folder = tmp_path_factory.mktemp("unbroken")
@@ -80,13 +93,13 @@ def unbroken(tmp_path_factory, tree) -> dict[str, bytes]:
     return tree(folder / "cache")
 
 
-def test_cache_killed_at_any_moment_ends_byte_equal(tmp_path, tree, unbroken):
+def test_cache_killed_at_any_moment_ends_byte_equal(place, tree, unbroken):
     """kill -9 from outside after random times, a dozen times over, each time on what the last one left."""
     rng = random.Random()
     script = "print('ready', flush=True); build(*sys.argv[1:], pause=0.004)"
     kills = round_ = 0
     while kills < KILLS:
-        folder, log = tmp_path / f"cache{round_}", tmp_path / f"made{round_}"
+        folder, log = place / f"cache{round_}", place / f"made{round_}"
         finished, made = finished_shards(folder), made_shards(log)
         command = [sys.executable, "-c", BUILDER + script, str(folder), str(log)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as builder:
@@ -98,7 +111,7 @@ def test_cache_killed_at_any_moment_ends_byte_equal(tmp_path, tree, unbroken):
         if builder.returncode == 0:
             assert tree(folder) == unbroken
             round_ += 1
-    folder, log = tmp_path / f"cache{round_}", tmp_path / f"made{round_}"
+    folder, log = place / f"cache{round_}", place / f"made{round_}"
     finished, made = finished_shards(folder), made_shards(log)
     assert run("build(*sys.argv[1:])", folder, log).returncode == 0
     assert set(made_shards(log)[len(made) :]) == set(range(SHARDS)) - finished
@@ -155,15 +168,15 @@ while True:
 
 @pytest.mark.parametrize(("first", "further_kills", "step"), [(1, 0, 1), (3, 2, 5)], ids=["once", "thrice"])
 def test_cache_killed_between_any_two_touches_of_the_disk_ends_byte_equal(
-    tmp_path, tree, unbroken, first, further_kills, step
+    place, tree, unbroken, first, further_kills, step
 ):
-    done = run(EVERY_MOMENT, tmp_path, first, further_kills, step)
+    done = run(EVERY_MOMENT, place, first, further_kills, step)
     assert done.returncode == 0, done.stderr
     moments = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(moments) * step > 45
     seen = set()
     for moment, finished in moments:
-        folder = tmp_path / f"moment{moment}"
+        folder = place / f"moment{moment}"
         assert tree(folder) == unbroken, f"killed at moment {moment}"
         started = made_shards(Path(f"{folder}.first"))
         made_again = made_shards(Path(f"{folder}.again")) + made_shards(Path(f"{folder}.last"))
@@ -192,9 +205,9 @@ except UserError as error:
 @pytest.mark.parametrize(
     ("limit", "file"), [(100, "shards/000002.bin"), (0, JOURNAL)], ids=["shard", "journal"]
 )
-def test_full_disk_is_a_sentence_and_the_build_goes_on_later(tmp_path, tree, unbroken, limit, file):
+def test_full_disk_is_a_sentence_and_the_build_goes_on_later(place, tree, unbroken, limit, file):
     """In a shard nothing half-written stays; a line that was cut off in the journal is healed."""
-    folder, log = tmp_path / "cache", tmp_path / "made"
+    folder, log = place / "cache", place / "made"
     done = run(DISK_FULL, folder, log, limit)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"ResourceError cannot write {folder}/{file}: ")
@@ -204,15 +217,6 @@ def test_full_disk_is_a_sentence_and_the_build_goes_on_later(tmp_path, tree, unb
     assert run("build(*sys.argv[1:])", folder, log).returncode == 0
     assert made_shards(log) == [0, 1, 2, 2, 3]
     assert tree(folder) == unbroken
-
-
-@pytest.fixture
-def open_folder() -> Iterator[Path]:
-    """A folder that every user may enter: pytest's own are closed to others."""
-    folder = Path(tempfile.mkdtemp(prefix="salt-vla-"))
-    folder.chmod(0o755)
-    yield folder
-    shutil.rmtree(folder)
 
 
 UNPRIVILEGED = """
@@ -225,22 +229,22 @@ except UserError as error:
 """
 
 
-def test_unwritable_folder_is_a_sentence_and_stays_as_it_is(open_folder, tmp_path, tree):
-    locked = open_folder / "locked"
+def test_unwritable_folder_is_a_sentence_and_stays_as_it_is(place, tree):
+    locked = place / "locked"
     locked.mkdir()
     for folder in (locked, locked / "new"):
         locked.chmod(0o555)
-        done = run(UNPRIVILEGED, folder, tmp_path / "made")
+        done = run(UNPRIVILEGED, folder, place / "made")
         assert done.returncode == 0, done.stderr
         assert done.stdout.startswith(f"ResourceError cannot write {folder}")
         assert done.stdout.endswith(": permission denied; choose another folder\n")
-    assert tree(open_folder) == {}
+    assert tree(place) == {}
 
 
-def test_file_where_the_folder_should_be_is_a_sentence(tmp_path):
-    (tmp_path / "cache").write_text("a file")
-    for folder in (tmp_path / "cache", tmp_path / "cache" / "below"):
-        done = run(UNPRIVILEGED.replace("os.setuid", "void = "), folder, tmp_path / "made")
+def test_file_where_the_folder_should_be_is_a_sentence(place):
+    (place / "cache").write_text("a file")
+    for folder in (place / "cache", place / "cache" / "below"):
+        done = run(UNPRIVILEGED.replace("os.setuid", "void = "), folder, place / "made")
         assert done.returncode == 0, done.stderr
-        assert done.stdout.startswith(f"ResourceError cannot write {tmp_path / 'cache'}")
-    assert (tmp_path / "cache").read_text() == "a file"
+        assert done.stdout.startswith(f"ResourceError cannot write {place / 'cache'}")
+    assert (place / "cache").read_text() == "a file"
