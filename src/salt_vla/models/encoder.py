@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class VitSize:
+    """What a size's name stands for: width, blocks, attention heads, and how much wider the MLP is."""
+
     dim: int
     depth: int
     num_heads: int
