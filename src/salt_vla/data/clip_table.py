@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import xxhash
 
 from salt_vla.errors import DataError
-from salt_vla.rundir import void, write_atomically
+from salt_vla.rundir import write_atomically
 
 SCHEMA = pa.schema(
     [
@@ -78,16 +78,16 @@ class ClipTable:
             raise DataError(f"there is no clip table at {path}; make one with `salt-vla data index`")
         try:
             # No partitioning: a folder called `split=train` above the file is no column.
-            rows = pq.read_table(path, partitioning=None)
-        except (pa.ArrowException, OSError) as error:
+            rows = pq.read_table(path, partitioning=None, page_checksum_verification=True)
+            missing = [name for name in SCHEMA.names if name not in rows.column_names]
+            root = (rows.schema.metadata or {}).get(b"salt_vla.root", b"").decode()
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise DataError(f"{path} is not a Parquet file, or a damaged one: {error}") from error
-        missing = [name for name in SCHEMA.names if name not in rows.column_names]
         if missing:
             raise DataError(f"{path} is not a clip table: it lacks the column(s) {', '.join(missing)}")
-        root = (rows.schema.metadata or {}).get(b"salt_vla.root")
-        if root is None:
+        if not root:
             raise DataError(f"{path} does not say where its videos lie; make it with `salt-vla data index`")
-        table = cls(_as_schema(rows, path), Path(root.decode()))
+        table = cls(_as_schema(rows, path), Path(root))
         table._refuse_repeated_ids(str(path))
         return table
 
@@ -99,7 +99,7 @@ class ClipTable:
 
     def write(self, path: Path) -> None:
         rows = self.rows.replace_schema_metadata({"salt_vla.root": str(self.root)})
-        write_atomically(path, lambda temporary: void(pq.write_table(rows, temporary)))
+        write_atomically(path, lambda temporary: _write(rows, temporary))
 
     def __len__(self) -> int:
         return int(self.rows.num_rows)
@@ -151,6 +151,10 @@ class ClipTable:
                 f"clip {clip.clip_id!r}: file {clip.file!r} leaves the data set's root {self.root}"
             )
         return path
+
+
+def _write(rows: pa.Table, path: Path) -> None:
+    pq.write_table(rows, path, write_page_checksum=True)
 
 
 def _as_schema(rows: pa.Table, path: Path) -> pa.Table:
