@@ -7,6 +7,7 @@ from typing import Annotated
 import tyro
 
 from salt_vla.cli.printing import print_json
+from salt_vla.errors import UserError
 
 
 def evaluate(
@@ -39,6 +40,10 @@ def evaluate(
     from salt_vla.jobs.teacher import teacher_and_data
     from salt_vla.reports.tables import difference_table, score_table, to_rich
 
+    if not encoders:
+        raise UserError(
+            "eval needs at least one encoder: a run's name, or the folder of a checkpoint or export"
+        )
     first, data_config = teacher_and_data(encoders[0])
     if frame_stride is not None:
         data_config = replace(data_config, view=replace(data_config.view, frame_stride=frame_stride))

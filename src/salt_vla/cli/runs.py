@@ -40,7 +40,10 @@ def show(name: Annotated[str, tyro.conf.Positional], json: bool = False) -> None
         name: the run's name.
         json: print JSON instead of a table.
     """
-    summary = _summary(RunDirectory.named(name).require())
+    run = RunDirectory.named(name)
+    if run.status().state == "queued":  # A run has a state before it has measured its configuration.
+        run.require()
+    summary = _summary(run)
     if json:
         print_json(summary)
     else:

@@ -18,6 +18,7 @@ from salt_vla.jobs.evaluate import evaluate, write_results
 from salt_vla.jobs.train import train
 from salt_vla.rundir import RunDirectory, write_text
 from salt_vla.teachers import load_teacher
+from salt_vla.training.loop import same_config
 
 
 def run_demo(demo: Demo) -> Path:
@@ -42,8 +43,10 @@ def run_demo(demo: Demo) -> Path:
 
 
 def train_unless_finished(run: RunDirectory, config: TrainConfig) -> None:
-    """Train or resume; a run that has reached its last step is left alone."""
+    """Train or resume; a run that has reached its last step is left alone, unless it was another one."""
     status = run.status()
+    if run.exists():
+        same_config(run, config)
     if status.state == "finished" and status.step >= config.steps and run.exists():
         print(f"{run.name}: finished at step {status.step} already")
         return

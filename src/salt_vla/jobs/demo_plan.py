@@ -55,6 +55,7 @@ def plan_demo(
     name: str, seed: int, data: str = EMBEDDED, change: Callable[[TrainConfig], TrainConfig] = lambda c: c
 ) -> Demo:
     """The recipes `demo_teacher` and `demo_student` at a seed; `change` edits both."""
+    RunDirectory.named(name)  # Refuses a name that would lead out of the runs' folder.
     teacher, student = (
         change(replace(get_recipe(recipe).config, seed=seed)) for recipe in ("demo_teacher", "demo_student")
     )

@@ -19,7 +19,7 @@ from salt_vla.masks import build_masks
 from salt_vla.rundir import RunDirectory, Status, root, write_text
 from salt_vla.targets import CachedTargets, PixelTargets, TargetProvider, TeacherTargets
 from salt_vla.teachers import load_teacher
-from salt_vla.training.loop import fit
+from salt_vla.training.loop import fit, same_config
 
 
 @dataclass(frozen=True)
@@ -34,15 +34,17 @@ class Targets:
 def train(config: TrainConfig, name: str, max_steps: int | None = None) -> Status:
     """Run (or resume) the run `name`; all that is wrong with its inputs is said before it begins."""
     run = RunDirectory.named(name)
+    run.require_idle()
+    if run.exists():
+        same_config(run, config)
     require_memory(config)
     table = open_table(config.data.table, config.data.view, config.geometry)
     targets, splits = open_targets(config, table)
-    if targets.train is not None:
-        pin_cache(run, targets.train)
     views = config.data.view.num_views
     learned = _batches(config, splits.train, targets.train, views, config.seed)
     held_out = _batches(config, splits.validation, targets.validation, num_views=1, seed=0)
-    run.path.mkdir(parents=True, exist_ok=True)
+    if targets.train is not None:
+        pin_cache(run, targets.train)
     run.log(f"held-out clips: {splits.note}")
     return fit(run, config, learned, held_out, targets.provider, stop_at=max_steps)
 

@@ -36,17 +36,19 @@ def fit(
     """Train until `stop_at` (default: all of `config.steps`), resuming from the run's last checkpoint.
 
     `stop_at` cuts a run short without touching its schedules. Raises `Stopped` after SIGINT or SIGTERM, with
-    a checkpoint written.
+    a checkpoint written. What is wrong with the settings is said before the run is touched.
     """
     last_step = min(stop_at or config.steps, config.steps)
+    config = settle(run, config)
+    learner = build_learner(config, provider.dim, config.runtime.device)
     status = run.claim(last_step)
     try:
         config, task = prepare(run, config, train, provider)
-        learner = build_learner(config, provider.dim, config.runtime.device)
         sweep_unfinished(run.checkpoints)
         step = restore_latest(learner, run.checkpoints)
         run.trim_metrics(step)
-        resumed = [*status.resumed_from, step] if step else status.resumed_from
+        goes_on = 0 < step < last_step
+        resumed = [*status.resumed_from, step] if goes_on else status.resumed_from
         status = replace(status, step=step, resumed_from=resumed)
         run.set_status(status)
         run.log(f"{'resumed at' if step else 'started,'} step {step}; {config.runtime}")
@@ -115,20 +117,24 @@ def _timed(batches: Iterator[Batch], done: int, last_step: int) -> Iterator[tupl
         yield step, batch, time.monotonic() - began
 
 
-def prepare(
-    run: RunDirectory, config: TrainConfig, train: Batches, provider: TargetProvider
-) -> tuple[TrainConfig, Task]:
-    """Resolve what is measured at the first start, or read it back; and the statistics of the targets.
+def settle(run: RunDirectory, config: TrainConfig) -> TrainConfig:
+    """Settings that the process can work with: the run's own where it has begun, else with device and
+    threads chosen. Writes nothing.
 
     Raises `RunError` when the run directory was made with another configuration.
     """
+    settled = same_config(run, config) if run.config_file.exists() else resolve_device(config)
+    _apply(settled)
+    return settled
+
+
+def prepare(
+    run: RunDirectory, config: TrainConfig, train: Batches, provider: TargetProvider
+) -> tuple[TrainConfig, Task]:
+    """Measure what is measured at the first start, or read it back: precision, and the targets' statistics."""
     if run.config_file.exists():
-        config = _same_config(run, config)
-        _apply(config)
-        task = Task(provider, _stored_space(run, config))
-        return config, task
-    config = resolve_device(config)
-    _apply(config)
+        config = settle(run, config)
+        return config, Task(provider, _stored_space(run, config))
     task = Task(provider, _measure_space(run, config, train, provider))
     trial = next(load_from(train, 0, 0, False)).to(config.runtime.device)
     config = resolve_precision(config, trial, task)
@@ -145,7 +151,9 @@ def _apply(config: TrainConfig) -> None:
         )
 
 
-def _same_config(run: RunDirectory, wanted: TrainConfig) -> TrainConfig:
+def same_config(run: RunDirectory, wanted: TrainConfig) -> TrainConfig:
+    """The run's recorded configuration. Raises `RunError` naming each field that `wanted` sets otherwise;
+    `runtime` is the record's, since it was measured."""
     stored = from_json(TrainConfig, run.config_file.read_text(), str(run.config_file))
     differing = sorted(differing_fields(stored, replace(wanted, runtime=stored.runtime)))
     if differing:
