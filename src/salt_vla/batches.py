@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from salt_vla.cache import ArrayCache
-from salt_vla.errors import CacheError, DataError
+from salt_vla.errors import CacheError, DataError, UserError
 from salt_vla.masks import MaskGroup, MaskStrategy
 from salt_vla.view_store import ViewSource
 
@@ -133,14 +133,36 @@ class Batches(Dataset[Batch]):
         return Batch(keys, frames, records, masks)
 
 
+class _Answers(Dataset[Batch | UserError]):
+    """Batches, with a `UserError` as an answer: raised in a worker, torch would bury it in a traceback."""
+
+    def __init__(self, batches: Batches) -> None:
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, step: int) -> Batch | UserError:
+        try:
+            return self.batches[step]
+        except UserError as error:
+            return error
+
+
 def load_from(batches: Batches, first_step: int, num_workers: int, pin_memory: bool) -> Iterator[Batch]:
-    """Batches `first_step`, `first_step` + 1, … in order, prefetched by `num_workers` processes."""
+    """Batches `first_step`, `first_step` + 1, … in order, prefetched by `num_workers` processes.
+
+    What a worker cannot read is raised here as it would be without workers.
+    """
     loader = DataLoader(
-        batches,
+        _Answers(batches),
         batch_size=None,
         sampler=range(first_step, len(batches)),
         num_workers=num_workers,
         pin_memory=pin_memory,
         multiprocessing_context="spawn" if num_workers else None,
     )
-    return iter(loader)
+    for answer in loader:
+        if isinstance(answer, UserError):
+            raise answer
+        yield answer

@@ -150,15 +150,24 @@ class RunDirectory:
     def set_status(self, status: Status) -> None:
         write_text(self.path / "status.json", json.dumps(asdict(status), indent=2))
 
+    def require_idle(self) -> Status:
+        """The run's status; a `RunError` while another process works on it."""
+        status = self.status()
+        if status.state == "running" and status.pid != os.getpid():
+            raise RunError(f"run {self.name!r} is being worked on by process {status.pid}; stop it first")
+        return status
+
     def claim(self, total_steps: int) -> Status:
         """Take the run for this process; refuse while another works on it. Of several at once one wins."""
         pid, started = os.getpid(), psutil.Process().create_time()
         with self._one_at_a_time():
-            before = self.status()
-            if before.state == "running" and before.pid != pid:
-                raise RunError(f"run {self.name!r} is being worked on by process {before.pid}; stop it first")
             status = replace(
-                before, state="running", total_steps=total_steps, pid=pid, started=started, exit_reason=""
+                self.require_idle(),
+                state="running",
+                total_steps=total_steps,
+                pid=pid,
+                started=started,
+                exit_reason="",
             )
             self.set_status(status)
         return status

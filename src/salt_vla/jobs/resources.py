@@ -9,9 +9,11 @@ import psutil
 
 from salt_vla.config import TrainConfig
 from salt_vla.errors import ResourceError
+from salt_vla.models.encoder import vit_size
 
 PREFETCHED_BATCHES = 2  # a worker, torch's default
 BYTES_PER_ACTIVATION = 40  # measured per token, block and channel of a training step, rounded up
+BYTES_PER_WEIGHT = 28  # float32 weight, gradient, two moments, and the copy that a checkpoint is written from
 
 
 def existing_parent(path: Path) -> Path:
@@ -32,7 +34,7 @@ def require_disk(path: Path, needed: int, what: str) -> None:
 
 
 def require_memory(config: TrainConfig) -> None:
-    """Refuse a step whose activations cannot fit the memory that is available now."""
+    """Refuse weights, or a step's activations, that cannot fit the memory available now."""
     geometry = config.geometry
     frames = config.batch_size * geometry.clip_bytes
     if config.data.num_workers:
@@ -45,11 +47,24 @@ def require_memory(config: TrainConfig) -> None:
                 "lower data.num_workers or batch_size"
             )
     micro = config.batch_size // config.grad_accum_steps
-    width = config.predictor.dim * config.predictor.depth
-    needed = frames * 5 + micro * geometry.num_tokens * width * BYTES_PER_ACTIVATION
+    activations = frames * 5 + micro * geometry.num_tokens * _width(config) * BYTES_PER_ACTIVATION
+    weights = _weights(config) * BYTES_PER_WEIGHT
     available = psutil.virtual_memory().available
-    if config.runtime.device != "cuda" and needed > available:
+    if config.runtime.device != "cuda" and activations + weights > available:
         raise ResourceError(
-            f"a batch of {config.batch_size} clips needs about {needed / 1e9:.1f} GB of memory, "
-            f"{available / 1e9:.1f} GB are available; lower batch_size or raise grad_accum_steps"
+            f"weights and optimizer need about {weights / 1e9:.1f} GB of memory and a batch of "
+            f"{config.batch_size} clips {activations / 1e9:.1f} GB, where {available / 1e9:.1f} GB are "
+            "available; lower batch_size, raise grad_accum_steps or choose a smaller encoder"
         )
+
+
+def _weights(config: TrainConfig) -> float:
+    """Parameters of the blocks, which own nearly all of them. Raises `ConfigError` for an unknown encoder."""
+    size, predictor = vit_size(config.encoder), config.predictor
+    encoder = (4 + 2 * size.mlp_ratio) * size.dim**2 * (config.encoder.depth or size.depth)
+    return encoder + 12 * predictor.dim**2 * predictor.depth
+
+
+def _width(config: TrainConfig) -> int:
+    """Channels over all blocks that see every token: the predictor's."""
+    return config.predictor.dim * config.predictor.depth

@@ -45,8 +45,8 @@ def train(config: TrainConfig, name: str, max_steps: int | None = None) -> Statu
     held_out = _batches(config, splits.validation, targets.validation, num_views=1, seed=0)
     if targets.train is not None:
         pin_cache(run, targets.train)
-    run.log(f"held-out clips: {splits.note}")
-    return fit(run, config, learned, held_out, targets.provider, stop_at=max_steps)
+    note = f"held-out clips: {splits.note}"
+    return fit(run, config, learned, held_out, targets.provider, stop_at=max_steps, note=note)
 
 
 def open_targets(config: TrainConfig, table: ClipTable) -> tuple[Targets, Splits]:
@@ -118,10 +118,12 @@ def _batches(
     if cache is not None:
         # A clip that the cache has quarantined is left out here too; ids of the others never shift.
         readable = [c for c in readable if all((c, view) in cache for view in range(num_views))]
+    masks = build_masks(config.masks, config.geometry)
+    masks.sample(1)  # Masks that leave nothing to see are said so before the run begins.
     return Batches(
         readable,
         views,
-        build_masks(config.masks, config.geometry),
+        masks,
         batch_size=config.batch_size,
         num_views=num_views,
         seed=seed,

@@ -32,8 +32,10 @@ def fit(
     validation: Batches,
     provider: TargetProvider,
     stop_at: int | None = None,
+    note: str = "",
 ) -> Status:
-    """Train until `stop_at` (default: all of `config.steps`), resuming from the run's last checkpoint.
+    """Train until `stop_at` (default: all of `config.steps`), resuming from the run's last checkpoint; `note`
+    goes into the log.
 
     `stop_at` cuts a run short without touching its schedules. Raises `Stopped` after SIGINT or SIGTERM, with
     a checkpoint written. What is wrong with the settings is said before the run is touched.
@@ -51,7 +53,7 @@ def fit(
         resumed = [*status.resumed_from, step] if goes_on else status.resumed_from
         status = replace(status, step=step, resumed_from=resumed)
         run.set_status(status)
-        run.log(f"{'resumed at' if step else 'started,'} step {step}; {config.runtime}")
+        run.log(f"{'resumed at' if step else 'started,'} step {step}; {config.runtime}{note and f'; {note}'}")
         with stop_on_signals() as stop:
             status = _steps(run, config, train, validation, task, learner, status, last_step, stop)
     except Stopped as stopped:
@@ -131,7 +133,7 @@ def settle(run: RunDirectory, config: TrainConfig) -> TrainConfig:
 def prepare(
     run: RunDirectory, config: TrainConfig, train: Batches, provider: TargetProvider
 ) -> tuple[TrainConfig, Task]:
-    """Measure what is measured at the first start, or read it back: precision, and the targets' statistics."""
+    """What is measured at the first start, or read back: precision, and the statistics of the targets."""
     if run.config_file.exists():
         config = settle(run, config)
         return config, Task(provider, _stored_space(run, config))
