@@ -21,10 +21,11 @@ from salt_vla.config import (
 from salt_vla.geometry import ClipGeometry
 
 GEOMETRY = ClipGeometry(num_frames=8, image_size=96, tubelet_size=2, patch_size=16)
-STEPS = 600
+TEACHER_STEPS = 800
+STUDENT_STEPS = 1000
 
 
-def _config(target: TargetConfig, masks: MaskConfig, objective: ObjectiveConfig) -> TrainConfig:
+def _config(target: TargetConfig, objective: ObjectiveConfig, steps: int) -> TrainConfig:
     return TrainConfig(
         encoder=EncoderConfig(
             name="vit_micro_patch16_96", geometry=GEOMETRY, positions="rope", tanh_gelu=True
@@ -35,21 +36,21 @@ def _config(target: TargetConfig, masks: MaskConfig, objective: ObjectiveConfig)
             view=ViewConfig(frame_stride=2, num_views=3, crop_scale=(0.75, 1.0), max_shift=8),
             store_views=True,
         ),
-        masks=masks,
+        masks=MaskConfig(max_targets=48),
         target=target,
         objective=objective,
         optimizer=OptimizerConfig(
             lr_start=1e-4,
             lr=1e-3,
             lr_final=1e-5,
-            warmup_steps=STEPS // 10,
+            warmup_steps=steps // 10,
             weight_decay=0.04,
             weight_decay_final=0.4,
             betas=(0.9, 0.95),
             grad_clip=1.0,
         ),
         runtime=RuntimeConfig(log_every=10, checkpoint_every=25, validate_every=100),
-        steps=STEPS,
+        steps=steps,
         batch_size=16,
     )
 
@@ -60,8 +61,8 @@ RECIPES = (
         summary="Demo stage 1: a 128-wide ViT learns to fill in masked pixels of simulated robots",
         config=_config(
             target=TargetConfig(provider="pixels"),
-            masks=MaskConfig(max_targets=48),
             objective=ObjectiveConfig(),
+            steps=TEACHER_STEPS,
         ),
         hypothesis="A small, weak teacher learns features that a frozen probe reads better than random ones.",
         target="Held-out R² above the mean predictor of every token place.",
@@ -71,8 +72,8 @@ RECIPES = (
         summary="Demo stage 2: a student of the same size predicts the demo teacher's cached latents",
         config=_config(
             target=TargetConfig(provider="cache", source="caches/demo"),
-            masks=MaskConfig(max_targets=48),
             objective=ObjectiveConfig(targets="centred"),
+            steps=STUDENT_STEPS,
         ),
         parent="demo_teacher",
         hypothesis="Targets centred on each token place's mean make the student learn motion, "
