@@ -113,12 +113,10 @@ def test_folder_without_checkpoints_is_step_zero(tmp_path: Path) -> None:
 
 def test_snapshot_is_a_copy_taken_at_once(tmp_path: Path) -> None:
     """The next step goes on while the last one is written."""
-    learner, writer = trained(2), CheckpointWriter(tmp_path, keep=2)
-    before = everything(learner)
-    writer.save(learner, 2)
+    learner, other = trained(2), learner_of()
+    before, snapshot = everything(learner), take_snapshot(learner, 2)
     step(learner, 3)
-    writer.wait()
-    other = learner_of()
+    write_snapshot(snapshot, tmp_path)
     restore_latest(other, tmp_path)
     assert_same(everything(other), before)
 

@@ -163,6 +163,15 @@ def test_row_says_what_was_done() -> None:
     }
 
 
+def test_step_without_its_score_is_the_same_step() -> None:
+    scored, unscored = learner_of(), learner_of()
+    row = train_step(scored, batch_of(), task_of(), CONFIG, step=0)
+    other = train_step(unscored, batch_of(), task_of(), CONFIG, step=0, scored=False)
+    assert other == {name: value for name, value in row.items() if not name.startswith("r2_")}
+    for a, b in zip(weights(scored).values(), weights(unscored).values(), strict=True):
+        assert torch.equal(a, b)
+
+
 def test_vicreg_terms_enter_the_row_and_the_loss() -> None:
     vicreg = ObjectiveConfig(variance_weight=0.5, covariance_weight=0.25)
     row = train_step(learner_of(), batch_of(), task_of(), replace(CONFIG, objective=vicreg), step=0)
@@ -270,7 +279,7 @@ def test_validation_changes_nothing() -> None:
 def test_validation_weighs_batches_by_their_clips() -> None:
     learner, batches = learner_of(), [batch_of(8, seed=5), batch_of(2, seed=6)]
     row = validate(learner, iter(batches), task_of(), CONFIG, step=9, device="cpu")
-    single = [validate(learner, [b], task_of(), CONFIG, step=9, device="cpu")["loss"] for b in batches]
+    single = [forward(learner, batch, task_of(), CONFIG, None)[0].item() for batch in batches]
     assert row["loss"] == pytest.approx((8 * single[0] + 2 * single[1]) / 10)
     assert (row["kind"], row["step"], row["clips"]) == ("val", 9, 10)
     assert {f"r2_{name}" for name in BASELINES} <= row.keys()
