@@ -216,9 +216,14 @@ def _data_rows(meta: LeRobotMeta, names: tuple[str, ...], episodes: set[int]) ->
     files = {meta.root / meta.file("data_path", episode, "data") for episode in wanted}
     columns = [*names, "episode_index", "frame_index"]
     try:
-        rows = pads.dataset([str(file) for file in sorted(files)], format="parquet").to_table(columns=columns)
+        tables = pads.dataset([str(file) for file in sorted(files)], format="parquet")
+        missing = [name for name in columns if name not in tables.schema.names]
+        if missing:
+            raise DataError(f"the data tables of {meta.root} lack the column(s) {', '.join(missing)}")
+        rows = tables.to_table(columns=columns)
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"the data tables of {meta.root} cannot be read: {error}") from error
+        reason = str(error).splitlines()[0]
+        raise DataError(f"the data tables of {meta.root} cannot be read: {reason}") from error
     if not rows.num_rows:
         raise DataError(f"the data tables of {meta.root} hold no rows")
     return rows
