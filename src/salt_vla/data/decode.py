@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
 
 from salt_vla.errors import DataError
 
@@ -77,6 +78,7 @@ def _decode(path: Path, wanted: set[int], fps: float, from_start: bool) -> dict[
     """The wanted frames that were met; a damaged one is passed over, or, from the start, an error."""
     found: dict[int, np.ndarray] = {}
     last = max(wanted)
+    to_rgb = VideoReformatter()  # Shared: a converter for every frame costs more than its conversion.
     with _video(path) as (container, stream, tick):
         if not from_start:
             container.seek(round(min(wanted) / fps / tick), stream=stream)
@@ -86,7 +88,7 @@ def _decode(path: Path, wanted: set[int], fps: float, from_start: bool) -> dict[
             number = round(float(frame.pts * tick) * fps)
             if number in wanted and number not in found:
                 if not frame.is_corrupt:
-                    found[number] = frame.to_ndarray(format="rgb24")
+                    found[number] = to_rgb.reformat(frame, format="rgb24").to_ndarray()
                 elif from_start:
                     raise DataError(f"video {path} is damaged at frame {number}; restore the file")
             if number >= last:
