@@ -78,7 +78,7 @@ class DatasetLayout:
     image_shape: tuple[int, int]
     robot_type: str
     video_files_size_in_mb: int = 200
-    video_quantiser: int = 30
+    video_crf: int = 26
     extra_info: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -316,7 +316,7 @@ class _RollingFilm:
             path = self._folder / _numbered(VIDEO_PATH, self._file_number, video_key=self._key)
             path.parent.mkdir(parents=True, exist_ok=True)
             layout = self._layout
-            self._open = EpisodeVideoFile(path, layout.fps, layout.image_shape, layout.video_quantiser)
+            self._open = EpisodeVideoFile(path, layout.fps, layout.image_shape, layout.video_crf)
         prefix = f"videos/{self._key}"
         before = self._open.encoded_bytes
         first, last = self._open.append(film)

@@ -88,7 +88,7 @@ class SimulationConfig:
     max_steps: int = 100
     steps_after_success: int = 8
     video_files_size_in_mb: int = 1
-    video_quantiser: int = 30
+    video_crf: int = 26
 
     def __post_init__(self) -> None:
         if unknown := [task for task in self.tasks if task not in TASKS]:
@@ -111,8 +111,8 @@ class SimulationConfig:
             )
         if self.steps_after_success < 0:
             raise ConfigError(f"steps_after_success is {self.steps_after_success}; it must not be negative.")
-        if not 0 <= self.video_quantiser <= 51:
-            raise ConfigError(f"video_quantiser is {self.video_quantiser}; H.264 knows 0 (lossless) to 51.")
+        if not 0 <= self.video_crf <= 51:
+            raise ConfigError(f"video_crf is {self.video_crf}; H.264 knows 0 (lossless) to 51.")
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def simulate(config: SimulationConfig, out: Path) -> Path:
         image_shape=(config.image_size, config.image_size),
         robot_type="sawyer",
         video_files_size_in_mb=config.video_files_size_in_mb,
-        video_quantiser=config.video_quantiser,
+        video_crf=config.video_crf,
         extra_info={"simulation": {"field_of_view_degrees": FIELD_OF_VIEW_DEGREES}},
     )
     with writing_dataset(out, layout) as writer, ExitStack() as open_scenes:

@@ -21,16 +21,15 @@ class EpisodeVideoFile:
     One encoder thread and no B-frames: the same frames give the same bytes, and decode order is time order.
     """
 
-    def __init__(self, path: Path, fps: int, image_shape: tuple[int, int], quantiser: int) -> None:
+    def __init__(self, path: Path, fps: int, image_shape: tuple[int, int], crf: int) -> None:
         self._container = av.open(str(path), mode="w")
-        # A constant quantiser, because rate control lets the first frames of an episode pay for the cut
-        # before them, and with its macroblock tree one small file in a hundred came out in other bytes.
-        # Finer chroma: a red arm on grey shows its absence.
+        # No macroblock tree: with it one small file in a hundred came out in other bytes. Finer chroma: a red
+        # arm on grey shows its absence.
         options = {
-            "qp": str(quantiser),
+            "crf": str(crf),
             "preset": "slow",
             "tune": "psnr",
-            "x264-params": "chroma-qp-offset=-4:ipratio=2.0",
+            "x264-params": "chroma-qp-offset=-4:no-mbtree=1",
             "g": str(FRAMES_BETWEEN_KEY_FRAMES),
             "bf": "0",
             "sc_threshold": "0",
