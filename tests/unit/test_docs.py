@@ -220,21 +220,22 @@ def python_blocks() -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize(("page", "code"), python_blocks(), ids=[page for page, _ in python_blocks()])
 def test_python_in_the_docs_runs(
-    page: str, code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    page: str, code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, build_cache: Callable[..., Any]
 ) -> None:
-    """In a folder with a finished demo student; what a page defines is then put to the test below."""
+    """In a folder with a demo student and a small cache; what a page defines is put to the test below."""
     encoder = build_encoder(get_recipe("demo_student").config.encoder)
     folder = tmp_path / "runs" / "demo_student" / "checkpoints" / "step_00000001"
     folder.mkdir(parents=True)
     save_encoder(encoder.state_dict(), encoder.config, folder)
+    arrays = build_cache(tmp_path / "cache")
     monkeypatch.chdir(tmp_path)
-    names = run(code)
+    names = run(code, {"clip_id": "clip/3", "arrays": arrays})
     if page in CHECKS:
         CHECKS[page](names, tmp_path)
 
 
-def run(code: str) -> dict[str, Any]:
-    names: dict[str, Any] = {"__name__": "documented"}
+def run(code: str, given: dict[str, Any]) -> dict[str, Any]:
+    names = {"__name__": "documented", **given}
     exec(compile(ast.parse(code), "documented", "exec"), names)
     return names
 
@@ -243,6 +244,10 @@ def readme_encodes(names: dict[str, Any], folder: Path) -> None:
     tokens = tuple(names["tokens"].shape)
     assert tokens == (1, names["encoder"].geometry.num_tokens, names["encoder"].dim)
     assert f"# {tokens}:" in (ROOT / "README.md").read_text()
+
+
+def caches_open_without_us(names: dict[str, Any], folder: Path) -> None:
+    assert np.array_equal(names["latents"], names["arrays"]["clip/3", 0])
 
 
 def videomae_teaches(names: dict[str, Any], folder: Path) -> None:
@@ -289,6 +294,7 @@ def recipes_are_whole(names: dict[str, Any], folder: Path) -> None:
 
 CHECKS = {
     "README.md": readme_encodes,
+    "docs/formats.md": caches_open_without_us,
     "docs/howto/add-a-teacher.md": videomae_teaches,
     "docs/howto/add-a-source.md": films_become_clips,
     "docs/howto/add-a-probe.md": paths_have_lengths,
