@@ -1,6 +1,6 @@
 """Milliseconds of one training step of the demo's recipes, in float32 and under bfloat16 autocast.
 
-Random pixels and latents, no decoding and no disk: the networks, the objective and the optimizer alone. Run it
+Random pixels and latents, no decoding and no disk: networks, objective and optimizer alone. Run it
 on an otherwise idle machine: `python benchmarks/step.py [steps]`.
 """
 
