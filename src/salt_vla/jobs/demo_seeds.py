@@ -64,7 +64,8 @@ def _write_table(
     for suite in suites:
         table = score_table(rows, pairs, suite, title=f"Probes, {names[suite]}, {num_seeds} seeds")
         differences = difference_table(pairs, "student", suite)
-        parts += [to_markdown(table), "", to_markdown(differences), ""]
+        parts += [f"## {table.title}", "", to_markdown(table), "", table.note, ""]
+        parts += [f"### {differences.title}", "", to_markdown(differences), "", differences.note, ""]
     write_text(file, "\n".join(parts))
     console = Console()
     for suite in suites[:1]:
