@@ -169,6 +169,8 @@ class RunDirectory:
                 started=started,
                 exit_reason="",
             )
+            for leftover in self.path.glob(".*.part"):  # Of a killed process, since nobody else works here.
+                leftover.unlink(missing_ok=True)
             self.set_status(status)
         return status
 

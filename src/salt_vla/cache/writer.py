@@ -77,6 +77,9 @@ class CacheWriter:
 
     def __enter__(self) -> CacheWriter:
         self._refuse_strange_folder()
+        self._refuse_other_provenance()
+        if self.is_complete() and not self._leftovers():
+            return self  # Nothing to write, so neither a lock nor permission is needed.
         with writing_to(self.folder):
             (self.folder / "shards").mkdir(parents=True, exist_ok=True)
             self._lock = (self.folder / LOCK).open("w")
@@ -105,15 +108,7 @@ class CacheWriter:
                 f"{self.folder} holds other files ({min(strange)}) and no cache; choose another folder"
             )
 
-    def _take_over(self) -> None:
-        """Lock the folder, refuse what was made from something else, sweep up after a killed builder."""
-        assert self._lock is not None
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise CacheError(
-                f"another process is building {self.folder}; wait for it or choose another folder"
-            ) from error
+    def _refuse_other_provenance(self) -> None:
         if (self.folder / MANIFEST).exists():
             differences = Manifest.read(self.folder).differences(self.manifest)
             if differences:
@@ -121,12 +116,28 @@ class CacheWriter:
                     f"{self.folder} holds a cache made from something else "
                     f"({describe_differences(differences)}); choose another folder or remove it"
                 )
-        with writing_to(self.folder):
-            for pattern in UNFINISHED:
-                for leftover in self.folder.glob(pattern):
-                    leftover.unlink()
+
+    def _leftovers(self) -> list[Path]:
+        """What a killed builder has left behind."""
+        patterns = (*UNFINISHED, JOURNAL, LOCK) if self.is_complete() else UNFINISHED
+        return [path for pattern in patterns for path in self.folder.glob(pattern)]
+
+    def _take_over(self) -> None:
+        """Lock the folder, sweep up, begin the manifest."""
+        assert self._lock is not None
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
             if self.is_complete():
-                (self.folder / JOURNAL).unlink(missing_ok=True)
+                return  # Another process has just finished it, or is sweeping up.
+            raise CacheError(
+                f"another process is building {self.folder}; wait for it or choose another folder"
+            ) from error
+        self._refuse_other_provenance()
+        with writing_to(self.folder):
+            for leftover in self._leftovers():
+                if leftover.name != LOCK:
+                    leftover.unlink()
         if not (self.folder / MANIFEST).exists():
             self.manifest.write(self.folder)
 

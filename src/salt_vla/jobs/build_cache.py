@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from salt_vla.cache import ArrayCache, CacheWriter, Manifest
@@ -17,7 +18,7 @@ from salt_vla.data.view_lock import view_hash
 from salt_vla.errors import CacheError
 from salt_vla.geometry import ClipGeometry
 from salt_vla.interrupts import stop_on_signals
-from salt_vla.jobs.data import open_views, refuse_too_many_bad
+from salt_vla.jobs.data import open_views, read_or_quarantine, refuse_too_many_bad
 from salt_vla.jobs.resources import require_disk
 from salt_vla.progress import progress
 from salt_vla.teachers import Teacher
@@ -113,13 +114,20 @@ def canonical_only(data: DataConfig) -> DataConfig:
 def _records(
     teacher: Teacher, views: ViewSource, keys: tuple[Key, ...], usable: set[str]
 ) -> Iterator[Record]:
-    """Latents of one shard's clips, in batches whose boundaries are fixed by the shard."""
+    """Latents of one shard's clips, in batches whose boundaries are fixed by the shard; or why there are
+    none."""
     good = [key for key in keys if key[0] in usable]
     for start in range(0, len(good), BATCH_SIZE):
-        batch = good[start : start + BATCH_SIZE]
-        latents = teacher.latents(torch.from_numpy(views.read_many(batch))).cpu().numpy()
-        for key, array in zip(batch, latents, strict=True):
-            yield Record(key, array)
+        seen, frames = [], []
+        for record in read_or_quarantine(views, good[start : start + BATCH_SIZE]):
+            if record.array is None:
+                yield record
+                continue
+            seen.append(record.key)
+            frames.append(record.array)
+        if seen:
+            latents = teacher.latents(torch.from_numpy(np.stack(frames))).cpu().numpy()
+            yield from map(Record, seen, latents)
     for key in keys:
         if key[0] not in usable:
             yield Record(key, None, "its views could not be decoded; see the view store's quarantine")

@@ -53,11 +53,15 @@ class Splits:
     note: str
 
 
+def training_clips(table: ClipTable) -> ClipTable:
+    """The clips of the split `train`, or all of them where no split is called so."""
+    return table.select(split="train") if "train" in table.rows["split"].to_pylist() else table
+
+
 def split_table(table: ClipTable, may_use_validation: bool = True) -> Splits:
     """The table's own splits; without a usable validation split every tenth training episode is held out."""
-    names = set(table.rows["split"].to_pylist())
-    train = table.select(split="train") if "train" in names else table
-    if "validation" in names and may_use_validation:
+    train = training_clips(table)
+    if may_use_validation and "validation" in table.rows["split"].to_pylist():
         return Splits(train, table.select(split="validation"), "the data set's validation split")
     episodes = sorted(set(train.rows["episode"].to_pylist()))
     if len(episodes) < 2:
@@ -106,13 +110,13 @@ def build_view_store(
         refuse_too_many_bad(writer.finish().num_quarantined, len(keys), folder)
 
 
-def read_or_quarantine(reader: ViewReader, keys: Sequence[Key]) -> Iterator[Record]:
+def read_or_quarantine(views: ViewSource, keys: Sequence[Key]) -> Iterator[Record]:
     """A record a key: its pixels, or the reason why it has none."""
-    for clip_id, view in keys:
+    for key in keys:
         try:
-            yield Record((clip_id, view), reader.read(clip_id, view))
+            yield Record(key, views.read_many([key])[0])
         except DataError as error:
-            yield Record((clip_id, view), None, str(error))
+            yield Record(key, None, str(error))
 
 
 def refuse_too_many_bad(bad: int, total: int, folder: Path) -> None:

@@ -19,7 +19,7 @@ import psutil
 from salt_vla.config import TrainConfig
 from salt_vla.data.clip_table import ClipTable
 from salt_vla.jobs.data import EMBEDDED, split_table
-from salt_vla.jobs.evaluate import load_model, random_model
+from salt_vla.jobs.evaluate import check_seed, load_model, random_model
 from salt_vla.jobs.train import with_paths
 from salt_vla.recipes import get_recipe
 from salt_vla.rundir import RunDirectory, root, write_text
@@ -55,6 +55,7 @@ def plan_demo(
     name: str, seed: int, data: str = EMBEDDED, change: Callable[[TrainConfig], TrainConfig] = lambda c: c
 ) -> Demo:
     """The recipes `demo_teacher` and `demo_student` at a seed; `change` edits both."""
+    check_seed(seed)
     RunDirectory.named(name)  # Refuses a name that would lead out of the runs' folder.
     teacher, student = (
         change(replace(get_recipe(recipe).config, seed=seed)) for recipe in ("demo_teacher", "demo_student")

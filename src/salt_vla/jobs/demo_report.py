@@ -12,7 +12,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from salt_vla.data.clip_table import ClipTable
-from salt_vla.jobs.data import open_views, split_table
+from salt_vla.jobs.data import EMBEDDED, open_views, split_table
 from salt_vla.jobs.demo_plan import Demo, demo_models, machine_facts, read_stages, splits_facts
 from salt_vla.jobs.teacher import check_teacher
 from salt_vla.masks import build_masks
@@ -57,7 +57,7 @@ def write_report(demo: Demo, table: ClipTable) -> Path:
             difference_table(pairs, "student", suites[0]),
         ],
         sections=[
-            Section("Probes in other conditions", _other_suites(rows, pairs, suites)),
+            Section("Probes in other conditions", _other_suites(demo, rows, pairs, suites)),
             Section("How the loss went, and what it means", _curve_blocks(demo)),
             *_picture_sections(demo, table),
             Section("What was run", _run_blocks(demo, table)),
@@ -93,11 +93,13 @@ def last_r2(run: RunDirectory) -> dict[str, float | None]:
     return {name: last[name] for name in R2_NAMES}
 
 
-def _other_suites(rows: Rows, pairs: Rows, suites: list[str]) -> list[Any]:
-    blocks: list[Any] = [
-        "The camera “moving” stands somewhere else in every episode: its held-out positions were never "
-        "trained on."
-    ]
+def _other_suites(demo: Demo, rows: Rows, pairs: Rows, suites: list[str]) -> list[Any]:
+    blocks: list[Any] = []
+    if demo.teacher.data.table == EMBEDDED:
+        blocks.append(
+            "The camera “moving” stands somewhere else in every episode: its held-out positions were never "
+            "trained on."
+        )
     for suite in suites[1:]:
         blocks += [
             score_table(rows, pairs, suite, title=f"Probes, {describe(suite)}"),

@@ -46,8 +46,13 @@ def read_results(demo: Demo) -> list[SuiteResult]:
 
 def mean_r2(demos: list[Demo]) -> dict[str, float | None]:
     """The students' held-out R² at the end, against each baseline, averaged over seeds."""
-    values = [last_r2(demo.student_run) for demo in demos]
-    return {name: float(np.mean([row[name] for row in values])) for name in R2_NAMES}
+    per_seed = [last_r2(demo.student_run) for demo in demos]
+    means: dict[str, float | None] = {}
+    for name in R2_NAMES:
+        values = [row[name] for row in per_seed]
+        # Not defined at one seed (a baseline that is perfect): not defined over all of them.
+        means[name] = None if None in values else float(np.mean(np.array(values, dtype=float)))
+    return means
 
 
 def _write_table(

@@ -31,9 +31,6 @@ from salt_vla.view_store import ViewSource
 if TYPE_CHECKING:
     from salt_vla.evaluation.features import FeatureTable
 
-if TYPE_CHECKING:
-    from salt_vla.evaluation.features import FeatureTable
-
 BATCH_SIZE = 64
 POOLINGS = ("grid", "step", "mean")
 SUITES = ("probes",)
@@ -58,6 +55,7 @@ def evaluate(
     """Every camera × pooling as a suite `camera/pooling`: probes fit on training episodes, read once on
     held-out ones. Views are the canonical ones; features of a clip see all of its frames (not causal).
     """
+    check_seed(seed)
     for name, model in models.items():
         if model.geometry != geometry:
             raise ConfigError(f"encoder {name!r} takes clips of {model.geometry}, not {geometry}")
@@ -66,12 +64,13 @@ def evaluate(
     results = []
     for camera in cameras:
         sides = [part.select(camera=camera) for part in (splits.train, splits.validation)]
-        features = []
+        features, targets = [], []
         stores = ((splits.train, data.view.num_views), (splits.validation, 1))
         for part, (whole, num_views) in zip(sides, stores, strict=True):
-            views, _ = open_views(whole, data, geometry, num_views)
-            features.append(_features(models, part, views, camera))
-        targets = [_targets(part, data, geometry) for part in sides]
+            views, readable = open_views(whole, data, geometry, num_views)
+            clips = part.only(readable)
+            features.append(_features(models, clips, views, camera))
+            targets.append(_targets(clips, data, geometry))
         for pooling in POOLINGS:
             train, test = (
                 ProbeSet(table_[pooling], values, episodes)
@@ -79,6 +78,12 @@ def evaluate(
             )
             results.append(run_probe_suite(f"{short_name(camera)}/{pooling}", train, test, seed))
     return results
+
+
+def check_seed(seed: int) -> None:
+    """The probes' folds are drawn by a generator that takes 32 bits."""
+    if not 0 <= seed < 2**32:
+        raise ConfigError(f"seed must lie in 0 … {2**32 - 1}, not {seed}")
 
 
 def short_name(camera: str) -> str:

@@ -22,7 +22,9 @@ OUTLIER_SHARE = 0.5  # of all variance in the top 1 % of channels: raw targets w
 def teacher_and_data(name: str, layer: int | None = None) -> tuple[Teacher, DataConfig]:
     """A teacher, and the data settings (stride, crops, views) of the run that it came from."""
     teacher = load_teacher(name, layer=layer)
-    folder = Path(name) if Path(name).is_dir() else root() / "runs" / name
+    folder = (Path(name) if Path(name).is_dir() else root() / "runs" / name).resolve()
+    if folder.parent.name == "checkpoints":
+        folder = folder.parent.parent  # A checkpoint's settings are its run's.
     run = RunDirectory(folder)
     if not run.exists():
         return teacher, DataConfig()
@@ -54,6 +56,7 @@ def check_teacher(name: str, teacher: Teacher, table: ClipTable, data: DataConfi
     return {
         "name": name,
         "dim": teacher.dim,
+        "parameters": teacher.num_parameters,
         "geometry": str(teacher.geometry),
         "fingerprint": teacher.fingerprint,
         "clips": len(chosen),

@@ -13,7 +13,7 @@ from salt_vla.config import TrainConfig
 from salt_vla.data.clip_table import ClipTable
 from salt_vla.errors import CacheError, ConfigError
 from salt_vla.jobs.build_cache import check_cache, find_split
-from salt_vla.jobs.data import Splits, open_table, open_views, split_table
+from salt_vla.jobs.data import Splits, open_table, open_views, split_table, training_clips
 from salt_vla.jobs.resources import require_memory
 from salt_vla.masks import build_masks
 from salt_vla.rundir import RunDirectory, Status, root, write_text
@@ -75,7 +75,11 @@ def _cached_targets(config: TrainConfig, table: ClipTable, path: Path) -> tuple[
     validation_folder = find_split(path, "validation")
     splits = split_table(table, may_use_validation=validation_folder is not None)
     views = config.data.view.num_views
-    check_cache(train_cache, table.select(split="train"), config.data.view, config.geometry, views)
+    # Built from all training clips, or from those that are left when every tenth episode is held out.
+    learned = splits.train
+    if train_cache.manifest.provenance.get("clip_table") != learned.hash:
+        learned = training_clips(table)
+    check_cache(train_cache, learned, config.data.view, config.geometry, views)
     validation_cache = train_cache
     if validation_folder is not None:
         validation_cache = open_cache(validation_folder)

@@ -25,6 +25,7 @@ class Teacher(Protocol):
 
     name: str
     dim: int
+    num_parameters: int
     geometry: ClipGeometry
     fingerprint: str
 

@@ -14,6 +14,8 @@ from salt_vla.models.encoder import VideoEncoder
 from salt_vla.models.loading import fingerprint, load_encoder
 from salt_vla.models.pixels import normalise_pixels
 
+DTYPES = ("float32", "bfloat16", "float16")
+
 
 class EncoderTeacher:
     """A `VideoEncoder` behind the teacher interface; also how any encoder is evaluated."""
@@ -27,6 +29,7 @@ class EncoderTeacher:
         self.encoder = encoder.eval().requires_grad_(False).to(device)
         self.name = name
         self.dim = encoder.dim
+        self.num_parameters = sum(parameter.numel() for parameter in encoder.parameters())
         self.geometry = encoder.geometry
         self.layer = layer
         self.device = device
@@ -42,6 +45,8 @@ class EncoderTeacher:
 def load(
     path: Path, geometry: ClipGeometry | None, device: str, dtype: str, layer: int | None = None
 ) -> EncoderTeacher:
+    if dtype not in DTYPES:
+        raise ConfigError(f"a teacher's dtype is one of {', '.join(DTYPES)}, not {dtype!r}")
     encoder = load_encoder(path)
     if geometry is not None and geometry != encoder.geometry:
         raise ConfigError(f"teacher {path} takes clips of {encoder.geometry}, not {geometry}")
