@@ -241,6 +241,17 @@ def test_unwritable_folder_is_a_sentence_and_stays_as_it_is(place, tree):
     assert tree(place) == {}
 
 
+def test_finished_cache_in_a_folder_that_cannot_be_written_is_left_at_that(place, tree):
+    folder, log = place / "cache", place / "made"
+    assert run("build(*sys.argv[1:])", folder, log).returncode == 0
+    before = tree(folder)
+    for path in (folder / "shards", folder):
+        path.chmod(0o555)
+    done = run(UNPRIVILEGED, folder, log)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    assert tree(folder) == before
+
+
 def test_file_where_the_folder_should_be_is_a_sentence(place):
     (place / "cache").write_text("a file")
     for folder in (place / "cache", place / "cache" / "below"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -246,3 +247,22 @@ def test_a_second_builder_is_refused_until_the_first_is_gone(tmp_path):
         holder.kill()
         holder.wait()
     assert write(tmp_path) == [0, 1, 2]
+
+
+def test_finished_cache_needs_no_lock(tmp_path):
+    """Runs that start together on one finished cache must not take each other for builders."""
+    write(tmp_path)
+    with (
+        CacheWriter(tmp_path, MANIFEST_5, KEYS) as first,
+        CacheWriter(tmp_path, MANIFEST_5, KEYS) as second,
+    ):
+        assert first.missing_shards() == second.missing_shards() == []
+        assert first.finish() == second.finish() == Manifest.read(tmp_path)
+        assert not (tmp_path / LOCK).exists()
+
+
+def test_cache_finished_by_the_holder_of_the_lock_is_no_reason_to_wait(tmp_path):
+    write(tmp_path)
+    with (tmp_path / LOCK).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert write(tmp_path) == []
