@@ -233,6 +233,13 @@ def test_selection_keeps_order_and_ids(split, camera, numbers):
     assert chosen.hash == ClipTable.from_clips([CLIPS[number] for number in numbers], Path("/")).hash
 
 
+def test_only_some_clips_keep_the_tables_order():
+    table = ClipTable.from_clips(CLIPS, Path("/data"))
+    chosen = table.only(["set/6", "set/1", "set/99"])
+    assert chosen.clip_ids == ["set/1", "set/6"] and chosen.root == Path("/data")
+    assert len(table.only([])) == 0
+
+
 @pytest.mark.parametrize(
     ("names", "message"),
     [
