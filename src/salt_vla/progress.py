@@ -20,6 +20,8 @@ SECONDS_BETWEEN_LOG_LINES = 10.0
 
 
 class Advance(Protocol):
+    """Counts `amount` more units as done; `note` stands beside the figures."""
+
     def __call__(self, amount: int = 1, note: str = "") -> None: ...
 
 
