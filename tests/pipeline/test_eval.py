@@ -1,0 +1,114 @@
+"""`eval`: any encoder directory, one command, one table, the same figures every time."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+FIELDS = {"encoder", "suite", "target", "metric", "value", "low", "high", "seed"}
+
+
+@pytest.fixture(scope="module")
+def rows(workshop: Any) -> list[dict[str, Any]]:
+    return workshop.salt.json("eval", "teacher", "--suite", "probes", "--data", workshop.dataset)
+
+
+def test_rows_hold_the_contracts_fields(rows: list[dict[str, Any]]) -> None:
+    assert all(row.keys() >= FIELDS for row in rows)
+    assert {row["encoder"] for row in rows} == {"teacher", "random", "pixels", "constant"}
+    assert {row["suite"] for row in rows} == {
+        f"{camera}/{pooling}" for camera in ("front", "side") for pooling in ("grid", "step", "mean")
+    }
+    assert {row["metric"] for row in rows} == {"r2", "accuracy"}
+    assert all(row["low"] <= row["high"] for row in rows)
+
+
+def test_the_constant_predictor_explains_nothing(rows: list[dict[str, Any]]) -> None:
+    """Held out, the training mean is at best as good as the held-out mean."""
+    constant = [row for row in rows if row["encoder"] == "constant" and row["metric"] == "r2"]
+    assert constant and all(row["value"] <= 1e-6 for row in constant)
+
+
+def test_a_run_its_checkpoint_and_the_data_sets_table_give_the_same_figures(
+    workshop: Any, rows: list[dict[str, Any]]
+) -> None:
+    def figures(found: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
+        return [(r["suite"], r["target"], r["value"], r["low"], r["high"]) for r in found]
+
+    checkpoint = workshop.teacher / "checkpoints" / "step_00000006"
+    again = workshop.salt.json(
+        *("eval", checkpoint, "--suite", "probes", "--data", workshop.table, "--frame-stride", 2)
+    )
+    assert {row["encoder"] for row in again} == {"step_00000006", "random", "pixels", "constant"}
+    assert figures(again) == figures(rows)
+
+
+def test_the_table_for_people_names_encoders_and_targets(workshop: Any) -> None:
+    answer = workshop.salt.ok("eval", "teacher", "--data", workshop.table)
+    for word in ("teacher", "random", "pixels", "constant", "action", "task"):
+        assert word in answer.out, word
+
+
+def test_eval_leaves_nothing_behind(workshop: Any, rows: list[dict[str, Any]]) -> None:
+    before = workshop.salt.files()
+    workshop.salt.ok("eval", "teacher", "--data", workshop.table, "--json")
+    assert workshop.salt.files() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ((), "eval needs at least one encoder"),
+        (("nobody",), "'nobody'"),
+        (("teacher", "--suite", "olympics"), "there is no suite 'olympics'; suites: probes"),
+        (("teacher", "--data", "nowhere"), "nowhere"),
+        (("teacher", "--frame-stride", "0"), "frame_stride must be at least 1"),
+        (("teacher", "--seed", "-1"), "seed must lie in 0 … 4294967295, not -1"),
+        (("teacher", "teacher"), "two encoders are called 'teacher'"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_a_sentence(
+    workshop: Any, arguments: tuple[str, ...], named: str
+) -> None:
+    data = () if "--data" in arguments else ("--data", str(workshop.table))
+    assert named in workshop.salt("eval", *arguments, *data).sentence
+
+
+def test_a_folder_or_file_that_is_no_encoder_is_a_sentence(workshop: Any, tmp_path: Path) -> None:
+    for what in (workshop.dataset, workshop.table, workshop.cache, tmp_path):
+        assert str(what) in workshop.salt("eval", what, "--data", workshop.table).sentence
+
+
+def test_weights_that_do_not_fit_are_a_sentence(workshop: Any, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(workshop.teacher / "checkpoints" / "step_00000006", broken)
+    config = broken / "encoder.json"
+    config.write_text(config.read_text().replace('"depth": 1', '"depth": 2'))
+    arguments = ("--data", workshop.table, "--frame-stride", 2)
+    assert "does not fit encoder.json" in workshop.salt("eval", broken, *arguments).sentence
+    config.unlink()
+    assert "lacks encoder.json" in workshop.salt("eval", broken, *arguments).sentence
+
+
+def test_an_encoder_of_other_clips_cannot_stand_in_the_same_table(
+    workshop: Any, salt: Any, tmp_path: Path
+) -> None:
+    other = ("encoder.geometry.tubelet_size=1", "--data", workshop.table, "--max-steps", 1)
+    command = salt.train("demo_teacher", "other")
+    salt.ok(*command[:-2], *other[:1], *command[-2:], *other[1:])
+    said = salt("eval", workshop.teacher, tmp_path / "runs" / "other", "--data", workshop.table).sentence
+    assert "'other' takes clips of" in said
+
+
+def test_a_teacher_is_checked_in_words_and_figures(workshop: Any) -> None:
+    found = workshop.salt.json("teacher", "check", "teacher", "--data", workshop.table)
+    assert found.keys() >= {"name", "dim", "fingerprint", "verdict", "clips", "mean_square", "token_std"}
+    assert found["dim"] == 128 and found["clips"] == 26
+    assert 0 <= found["position_share"] <= 1 and 0 < found["top_channel_share"] <= 1
+    assert found["verdict"].startswith("usable")
+    in_words = workshop.salt.ok("teacher", "check", "teacher", "--data", workshop.table).out
+    assert found["fingerprint"] in in_words.replace("\n", "")
+    assert "'nobody'" in workshop.salt("teacher", "check", "nobody").sentence
