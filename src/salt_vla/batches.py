@@ -6,6 +6,7 @@ The only room where loader workers live.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -149,6 +150,11 @@ class _Answers(Dataset[Batch | UserError]):
             return error
 
 
+def _leave_interrupts_to_the_loop(_: int) -> None:
+    """Ctrl-C reaches every process of the terminal; the loop decides when to stop, and still waits for us."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def load_from(batches: Batches, first_step: int, num_workers: int, pin_memory: bool) -> Iterator[Batch]:
     """Batches `first_step`, `first_step` + 1, … in order, prefetched by `num_workers` processes.
 
@@ -161,6 +167,7 @@ def load_from(batches: Batches, first_step: int, num_workers: int, pin_memory: b
         num_workers=num_workers,
         pin_memory=pin_memory,
         multiprocessing_context="spawn" if num_workers else None,
+        worker_init_fn=_leave_interrupts_to_the_loop,
     )
     for answer in loader:
         if isinstance(answer, UserError):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 import textwrap
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -151,3 +153,46 @@ def test_threads_get_a_flag_that_stays_down() -> None:
     thread.start()
     thread.join()
     assert seen == [False, before]
+
+
+LOADING = """
+import sys, time
+import numpy as np
+from salt_vla.batches import Batches, load_from
+from salt_vla.geometry import ClipGeometry
+from salt_vla.interrupts import Stopped, stop_on_signals
+from salt_vla.masks import RandomMasks
+
+class SlowViews:
+    def read_many(self, keys):
+        time.sleep(0.5)
+        return np.zeros((len(keys), 2, 8, 8, 3), dtype=np.uint8)
+
+if __name__ == "__main__":
+    masks = RandomMasks(ClipGeometry(num_frames=2, image_size=8, tubelet_size=1, patch_size=4), ratio=0.5)
+    batches = Batches(["a"], SlowViews(), masks, batch_size=1, num_views=1, seed=0, steps=1000)
+    try:
+        with stop_on_signals() as stop:
+            for step, _ in enumerate(load_from(batches, 0, num_workers=1, pin_memory=False)):
+                print("step", flush=True)
+                stop.check("after a step")
+    except Stopped as stopped:
+        print(stopped, flush=True)
+"""
+
+
+def test_interrupt_from_the_keyboard_spares_the_loaders_workers(tmp_path: Path) -> None:
+    """Ctrl-C reaches every process of the terminal; a batch that is waited for must still come."""
+    script = tmp_path / "loading.py"
+    script.write_text(LOADING)
+    command = [sys.executable, str(script)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    assert process.stdout is not None
+    try:
+        assert process.stdout.readline() == "step\n"
+        os.killpg(process.pid, signal.SIGINT)
+        said = process.stdout.read().splitlines()
+    finally:
+        process.kill()
+        process.wait()
+    assert said[-1].startswith("stopped by SIGINT after a step")
