@@ -137,7 +137,7 @@ class RunDirectory:
         path = self.path / "status.json"
         try:
             recorded = Status(**json.loads(path.read_text()))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return Status(state="queued")
         except (json.JSONDecodeError, TypeError) as error:
             raise RunError(f"{path} is damaged ({error}); remove it to let the run resume") from error

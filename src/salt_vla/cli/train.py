@@ -45,8 +45,9 @@ def train(
         raise ConfigError(f"--max-steps must be at least 1, not {max_steps}")
     from salt_vla.jobs import train as job
 
-    status = job.train(job.with_paths(config, data, cache), name or recipe, max_steps)
-    print(f"{name or recipe}: {status.state} at step {status.step}")
+    run = recipe if name is None else name
+    status = job.train(job.with_paths(config, data, cache), run, max_steps)
+    print(f"{run}: {status.state} at step {status.step}")
 
 
 def override(config: TrainConfig, assignments: Sequence[str]) -> TrainConfig:

@@ -118,12 +118,12 @@ def pin_cache(run: RunDirectory, cache: ArrayCache) -> None:
 def _batches(
     config: TrainConfig, clips: ClipTable, cache: ArrayCache | None, num_views: int, seed: int
 ) -> Batches:
+    masks = build_masks(config.masks, config.geometry)
+    masks.sample(1)  # Masks that leave nothing to see are said so before the run begins.
     views, readable = open_views(clips, config.data, config.geometry, num_views)
     if cache is not None:
         # A clip that the cache has quarantined is left out here too; ids of the others never shift.
         readable = [c for c in readable if all((c, view) in cache for view in range(num_views))]
-    masks = build_masks(config.masks, config.geometry)
-    masks.sample(1)  # Masks that leave nothing to see are said so before the run begins.
     return Batches(
         readable,
         views,
