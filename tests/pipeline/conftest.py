@@ -131,8 +131,8 @@ class Salt:
 
     def files(self) -> list[str]:
         """Everything below the root but finished view stores, which any run may use again."""
-        paths = (path.relative_to(self.root) for path in self.root.rglob("*"))
-        return sorted(str(p) for p in paths if not str(p).startswith("caches") or "/views-" not in f"/{p}")
+        paths = [str(path.relative_to(self.root)) for path in self.root.rglob("*")]
+        return sorted(path for path in paths if path != "caches" and not path.startswith("caches/views-"))
 
 
 def answer_of(process: subprocess.Popen[str]) -> Answer:
@@ -179,8 +179,8 @@ def salt(tmp_path: Path) -> Iterator[Salt]:
     made = Salt(tmp_path)
     yield made
     for process in made.started:
-        process.kill()
-        process.communicate()
+        with process:
+            process.kill()
 
 
 @pytest.fixture
