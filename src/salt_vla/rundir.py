@@ -15,13 +15,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 
 from salt_vla.errors import ResourceError, RunError
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+T = TypeVar("T")
+_NAME = re.compile(r"(?=.{1,100}\Z)[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 def root() -> Path:
@@ -77,6 +78,17 @@ def _finite(value: Any) -> Any:
 
 def to_json_line(row: dict[str, Any]) -> str:
     return json.dumps({key: _finite(value) for key, value in row.items()}, allow_nan=False)
+
+
+def read_json(path: Path, kind: type[T], cure: str = "remove it and run the same command again") -> T:
+    """A JSON file that holds a `kind` (dict or list); a damaged one is a sentence with its cure."""
+    try:
+        value = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise RunError(f"{path} is damaged ({error}); {cure}") from error
+    if not isinstance(value, kind):
+        raise RunError(f"{path} is damaged (no {kind.__name__}); {cure}")
+    return value
 
 
 @dataclass(frozen=True)
@@ -136,11 +148,13 @@ class RunDirectory:
         """What `status.json` says, except that a running process which is gone was killed."""
         path = self.path / "status.json"
         try:
-            recorded = Status(**json.loads(path.read_text()))
+            recorded = Status(**read_json(path, dict, "remove it to let the run resume"))
         except (FileNotFoundError, NotADirectoryError):
             return Status(state="queued")
-        except (json.JSONDecodeError, TypeError) as error:
+        except TypeError as error:
             raise RunError(f"{path} is damaged ({error}); remove it to let the run resume") from error
+        if not all(type(value) in (int, float) and value >= 0 for value in (recorded.pid, recorded.started)):
+            raise RunError(f"{path} is damaged (pid or start time); remove it to let the run resume")
         if recorded.state == "running" and not _is_alive(recorded):
             return replace(
                 recorded, state="killed", exit_reason="killed without a word (the process is gone)"
@@ -188,12 +202,18 @@ class RunDirectory:
         """The rows of `metrics.jsonl`, in order; a last line cut off by a crash is ignored."""
         if not self.metrics_file.is_file():
             return []
-        lines = self.metrics_file.read_text().split("\n")
-        try:
-            rows = [json.loads(line) for line in lines[:-1]]
-        except json.JSONDecodeError as error:
-            raise RunError(f"{self.metrics_file} is damaged ({error}: {error.doc[:40]!r})") from error
-        return [row for row in rows if kind is None or row["kind"] == kind]
+        lines = self.metrics_file.read_text(errors="replace").split("\n")
+        rows = []
+        for number, line in enumerate(lines[:-1], start=1):
+            try:
+                row = json.loads(line)
+                rows += [row] if kind in (None, row["kind"]) and isinstance(row["step"], int) else []
+            except (json.JSONDecodeError, KeyError, TypeError) as error:
+                raise RunError(
+                    f"{self.metrics_file} is damaged in line {number} ({error}: {line[:40]!r}); "
+                    "remove that line and run the same command again"
+                ) from error
+        return rows
 
     def log_metrics(self, row: dict[str, Any]) -> None:
         with writing_to(self.metrics_file), self.metrics_file.open("a") as file:

@@ -46,7 +46,11 @@ def store_manifest(table: ClipTable, view: ViewConfig, geometry: ClipGeometry, n
         num_views=num_views,
         records_per_shard=RECORDS_PER_SHARD,
         token_order="",
-        provenance={"clip_table": table.hash, "view_hash": view_hash(view, geometry)},
+        provenance={
+            "clip_table": table.hash,
+            "files": table.files_hash,
+            "view_hash": view_hash(view, geometry),
+        },
     )
 
 

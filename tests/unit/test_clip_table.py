@@ -264,3 +264,17 @@ def test_table_of_a_real_data_set_survives_the_disk(tiny_table, tmp_path):
     assert all(back.video(clip).is_file() for clip in back.clips())
     metadata = pq.read_schema(tmp_path / "t.parquet").metadata
     assert json.loads(json.dumps(metadata[b"salt_vla.root"].decode())) == str(tiny_table.root)
+
+
+def test_data_sets_with_equal_rows_and_other_films_are_told_apart(
+    tiny_table: ClipTable, tmp_path: Path
+) -> None:
+    copy = tmp_path / tiny_table.root.name
+    shutil.copytree(tiny_table.root, copy)
+    same = ClipTable(tiny_table.rows, copy)
+    assert (same.hash, same.files_hash) == (tiny_table.hash, tiny_table.files_hash)
+    film = copy / tiny_table.clips()[0].file
+    film.write_bytes(film.read_bytes()[:-1] + b"x")
+    changed = ClipTable(tiny_table.rows, copy)
+    assert changed.hash == tiny_table.hash
+    assert changed.files_hash != tiny_table.files_hash

@@ -67,6 +67,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"salt-vla: {error}", file=sys.stderr)
         return 2
+    except (PermissionError, FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        where = error.filename or "a file"
+        print(f"salt-vla: {where}: {error.strerror}; check the path and its permissions", file=sys.stderr)
+        return 2
     except Stopped as stopped:
         print(f"salt-vla: {stopped}", file=sys.stderr)
         return 128 + stopped.signal_number

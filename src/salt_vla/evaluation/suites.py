@@ -42,6 +42,8 @@ T = TypeVar("T")
 # Up to so many training clips one thread is as fast as two on an idle machine, and several times faster on a
 # busy one, where threads wait for each other at every small product.
 SINGLE_THREAD_CLIPS = 4000
+# Below this many held-out episodes percentile intervals are far too narrow: nothing is called apart.
+MIN_EPISODES_FOR_CLAIMS = 10
 STUDENT, TEACHER, PIXELS, CONSTANT = "student", "teacher", "pixels", "constant"
 
 
@@ -90,7 +92,8 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """encoder − against on the same resamples; `apart` says that the interval excludes zero."""
+    """encoder − against on the same resamples; `apart` says that the interval excludes zero, and
+    is never claimed from fewer than `MIN_EPISODES_FOR_CLAIMS` held-out episodes."""
 
     suite: str
     target: str
@@ -155,9 +158,8 @@ def run_probe_suite(
             difference = mine[name].value - mine[against].value
             estimate = Estimate(difference, *percentile_interval(samples[name] - samples[against]))
             names = (suite, target, mine[name].metric, name, against)
-            comparisons.append(
-                Comparison(*names, difference, estimate.low, estimate.high, seed, estimate.apart)
-            )
+            apart = estimate.apart and len(mine[name].episodes) >= MIN_EPISODES_FOR_CLAIMS
+            comparisons.append(Comparison(*names, difference, estimate.low, estimate.high, seed, apart))
     return SuiteResult(suite, seed, rows, comparisons, scores, notes)
 
 

@@ -50,6 +50,7 @@ def latents_manifest(
             "layer": layer,
             "split": split,
             "clip_table": table.hash,
+            "files": table.files_hash,
             "view_hash": view_hash(view, geometry),
             "geometry": dataclasses.asdict(geometry),
             "batch_size": BATCH_SIZE,
@@ -140,6 +141,7 @@ def check_cache(
     mine = cache.manifest.provenance
     wanted = {
         "clip_table": table.hash,
+        "files": table.files_hash,
         "view_hash": view_hash(view, geometry),
         "geometry": dataclasses.asdict(geometry),
     }

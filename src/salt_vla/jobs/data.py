@@ -66,7 +66,10 @@ def split_table(table: ClipTable, may_use_validation: bool = True) -> Splits:
     episodes = sorted(set(train.rows["episode"].to_pylist()))
     if len(episodes) < 2:
         raise DataError(f"{table.root} has one training episode; two are needed to hold one out")
-    held_out = set(episodes[::HELD_OUT_EVERY])
+    # By number, not by rank: another stride or clip length that drops an episode must not move the others.
+    held_out = {episode for episode in episodes if episode % HELD_OUT_EVERY == 0} or {episodes[0]}
+    if len(held_out) == len(episodes):
+        held_out = {episodes[0]}
     mask = np.array([episode in held_out for episode in train.rows["episode"].to_pylist()])
     kept, held = (ClipTable(train.rows.filter(chosen), train.root) for chosen in (~mask, mask))
     return Splits(kept, held, f"every {HELD_OUT_EVERY}th episode of the training split")
@@ -83,7 +86,8 @@ def open_views(
         return ViewReader(table, data.view, geometry), table.clip_ids
     count = num_views or data.view.num_views
     manifest = store_manifest(table, data.view, geometry, count)
-    folder = root() / "caches" / f"views-{table.hash[:8]}-{manifest.provenance['view_hash'][:8]}-{count}"
+    identity = [manifest.provenance[name][:8] for name in ("clip_table", "files", "view_hash")]
+    folder = root() / "caches" / f"views-{'-'.join(identity)}-{count}"
     build_view_store(table, data.view, geometry, count, folder)
     stored = StoredViews(folder, manifest)
     whole = [clip for clip in table.clip_ids if all((clip, view) in stored.cache for view in range(count))]
@@ -123,5 +127,5 @@ def refuse_too_many_bad(bad: int, total: int, folder: Path) -> None:
     if bad > MAX_BAD_SHARE * total:
         raise DataError(
             f"{bad} of {total} clip views could not be read, more than {MAX_BAD_SHARE:.0%}; "
-            f"{folder}/quarantine.json names each with its reason; mend the files, remove it, run again"
+            f"{folder}/quarantine.json names each with its reason; mend the files and run again"
         )

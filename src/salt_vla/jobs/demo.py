@@ -14,9 +14,9 @@ from salt_vla.jobs.build_cache import build_cache, canonical_only
 from salt_vla.jobs.data import open_table, open_views, split_table
 from salt_vla.jobs.demo_plan import Demo, demo_models, stage
 from salt_vla.jobs.demo_report import write_report
-from salt_vla.jobs.evaluate import evaluate, write_results
+from salt_vla.jobs.evaluate import RESULTS, evaluate, write_results
 from salt_vla.jobs.train import train
-from salt_vla.rundir import RunDirectory, write_text
+from salt_vla.rundir import RunDirectory, read_json, write_text
 from salt_vla.teachers import load_teacher
 from salt_vla.training.loop import same_config
 
@@ -58,11 +58,8 @@ def evaluate_demo(demo: Demo, table: ClipTable) -> None:
     models = demo_models(demo)
     wanted = {name: model.fingerprint for name, model in models.items()}
     record = demo.folder / "evaluated.json"
-    if (
-        record.exists()
-        and json.loads(record.read_text()) == wanted
-        and (demo.folder / "report.json").exists()
-    ):
+    written = all((demo.folder / name).exists() for name in RESULTS)
+    if written and record.exists() and read_json(record, dict) == wanted:
         print("probes: done already for these encoders")
         return
     results = evaluate(models, table, demo.student.data, demo.student.geometry, demo.student.seed)

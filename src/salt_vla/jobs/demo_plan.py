@@ -22,7 +22,7 @@ from salt_vla.jobs.data import EMBEDDED, split_table
 from salt_vla.jobs.evaluate import check_seed, load_model, random_model
 from salt_vla.jobs.train import with_paths
 from salt_vla.recipes import get_recipe
-from salt_vla.rundir import RunDirectory, root, write_text
+from salt_vla.rundir import RunDirectory, read_json, root, write_text
 from salt_vla.teachers.salt import EncoderTeacher
 
 
@@ -92,8 +92,7 @@ def stage(demo: Demo, name: str) -> Iterator[None]:
 
 def read_stages(demo: Demo) -> dict[str, Any]:
     file = demo.folder / "stages.json"
-    stages: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
-    return stages
+    return read_json(file, dict) if file.exists() else {}
 
 
 def _peak_memory_gb() -> float:

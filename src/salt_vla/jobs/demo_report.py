@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from safetensors.torch import load_file
 
 from salt_vla.data.clip_table import ClipTable
 from salt_vla.jobs.data import EMBEDDED, open_views, split_table
@@ -17,7 +16,7 @@ from salt_vla.jobs.demo_plan import Demo, demo_models, machine_facts, read_stage
 from salt_vla.jobs.teacher import check_teacher
 from salt_vla.masks import build_masks
 from salt_vla.models import build_predictor
-from salt_vla.models.loading import encoder_directory, load_encoder
+from salt_vla.models.loading import encoder_directory, load_encoder, read_tensors
 from salt_vla.models.pixels import MEAN, STD, normalise_pixels
 from salt_vla.reports.conclusions import conclusions
 from salt_vla.reports.figures import CURVES_CAPTION, curves
@@ -31,7 +30,7 @@ from salt_vla.reports.sheets import (
     reconstruction_sheet,
 )
 from salt_vla.reports.tables import difference_table, score_table, to_rich
-from salt_vla.rundir import RunDirectory, write_text
+from salt_vla.rundir import RunDirectory, read_json, write_text
 from salt_vla.teachers import load_teacher
 
 Rows = list[dict[str, Any]]
@@ -40,8 +39,8 @@ R2_NAMES = ("r2_channel_mean", "r2_position_mean", "r2_copy_nearest")
 
 def write_report(demo: Demo, table: ClipTable) -> Path:
     """Write `report.html` and print the main table; the file's path."""
-    rows: Rows = json.loads((demo.folder / "report.json").read_text())
-    pairs: Rows = json.loads((demo.folder / "comparisons.json").read_text())
+    rows: Rows = read_json(demo.folder / "report.json", list)
+    pairs: Rows = read_json(demo.folder / "comparisons.json", list)
     suites = list(dict.fromkeys(row["suite"] for row in rows))
     names = {suite: describe(suite) for suite in suites}
     sentences = conclusions(
@@ -165,12 +164,12 @@ def _reconstruction(demo: Demo, frames: torch.Tensor, group: int) -> Figure:
     predictor = build_predictor(
         config.predictor, encoder.dim, config.geometry.patch_dim, config.geometry
     ).eval()
-    predictor.load_state_dict(load_file(folder / "predictor.safetensors"))
+    predictor.load_state_dict(read_tensors(folder / "predictor.safetensors"))
     masks = build_masks(config.masks, config.geometry).sample(len(frames), seed=0, step=0)[group]
     context = encoder(normalise_pixels(frames), masks.context_ids)
     patches = predictor(context, masks.context_ids, masks.target_ids, group)[0].numpy()
     if config.objective.targets == "centred":
-        mean = load_file(demo.teacher_run.path / "target_statistics.safetensors")["position_mean"]
+        mean = read_tensors(demo.teacher_run.path / "target_statistics.safetensors")["position_mean"]
         patches = patches + mean[masks.target_ids[0]].numpy()
     png = reconstruction_sheet(
         frames[0].numpy(),

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 BATCH_SIZE = 64
 POOLINGS = ("grid", "step", "mean")
 SUITES = ("probes",)
+RESULTS = ("report.json", "comparisons.json", "scores.npz")
 
 
 def load_model(path: str, name: str) -> EncoderTeacher:
@@ -138,6 +139,8 @@ def evaluate_encoders(
     models: dict[str, TokenModel] = {}
     for path in paths:
         name = Path(path).name
+        if name == "random":
+            raise UserError("'random' is the name of a baseline; evaluate a run under another name")
         if name in models:
             raise UserError(f"two encoders are called {name!r}; rename one folder")
         models[name] = load_model(path, name)

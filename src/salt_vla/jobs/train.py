@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from salt_vla.batches import Batches
 from salt_vla.cache import ArrayCache, open_cache
@@ -13,13 +14,13 @@ from salt_vla.config import TrainConfig
 from salt_vla.data.clip_table import ClipTable
 from salt_vla.errors import CacheError, ConfigError
 from salt_vla.jobs.build_cache import check_cache, find_split
-from salt_vla.jobs.data import Splits, open_table, open_views, split_table, training_clips
+from salt_vla.jobs.data import EMBEDDED, Splits, open_table, open_views, split_table, training_clips
 from salt_vla.jobs.resources import require_memory
 from salt_vla.masks import build_masks
-from salt_vla.rundir import RunDirectory, Status, root, write_text
+from salt_vla.rundir import RunDirectory, Status, read_json, root, write_text
 from salt_vla.targets import CachedTargets, PixelTargets, TargetProvider, TeacherTargets
 from salt_vla.teachers import load_teacher
-from salt_vla.training.loop import fit, same_config
+from salt_vla.training.loop import fit, same_config, settle
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,10 @@ def train(config: TrainConfig, name: str, max_steps: int | None = None) -> Statu
     views = config.data.view.num_views
     learned = _batches(config, splits.train, targets.train, views, config.seed)
     held_out = _batches(config, splits.validation, targets.validation, num_views=1, seed=0)
+    settle(run, config)
+    pin(run, "clip table", {"clip_table": table.hash, "files": table.files_hash})
     if targets.train is not None:
-        pin_cache(run, targets.train)
+        pin(run, "cache", targets.train.manifest.provenance)
     note = f"held-out clips: {splits.note}"
     return fit(run, config, learned, held_out, targets.provider, stop_at=max_steps, note=note)
 
@@ -97,21 +100,22 @@ def _require_same_teacher(train_cache: ArrayCache, validation_cache: ArrayCache)
         )
 
 
-def pin_cache(run: RunDirectory, cache: ArrayCache) -> None:
-    """Write down which cache the run learns from, or refuse another one at a resume."""
-    file = run.path / "cache_provenance.json"
-    mine = cache.manifest.provenance
+def pin(run: RunDirectory, what: str, mine: dict[str, Any]) -> None:
+    """Write down which clips or cache the run learns from, or refuse others at a resume."""
+    file = run.path / f"{what.replace(chr(32), chr(95))}_provenance.json"
     if not file.exists():
         write_text(file, json.dumps(mine, indent=2, sort_keys=True))
         return
-    before = json.loads(file.read_text())
+    before = read_json(file, dict)
     differences = {
-        key: (mine.get(key), before[key]) for key in sorted(before) if mine.get(key) != before[key]
+        key: (mine.get(key), before.get(key))
+        for key in sorted(before.keys() | mine.keys())
+        if mine.get(key) != before.get(key)
     }
     if differences:
         raise CacheError(
-            f"run {run.name!r} began with another cache than {cache.folder}: "
-            f"{describe_differences(differences)}; give the run another --name"
+            f"run {run.name!r} began with another {what}: {describe_differences(differences)}; "
+            "give the run another --name"
         )
 
 
@@ -139,7 +143,11 @@ def _batches(
 def with_paths(config: TrainConfig, data: str | None, cache: str | None) -> TrainConfig:
     """The configuration with --data and --cache filled in; None leaves the recipe's own."""
     if data is not None:
-        config = replace(config, data=replace(config.data, table=data))
+        table = data if data == EMBEDDED else str(Path(data).resolve())
+        config = replace(config, data=replace(config.data, table=table))
     if cache is not None:
-        config = replace(config, target=replace(config.target, source=str(Path(cache).resolve())))
+        path = Path(cache).resolve()
+        # Below the root it is written relative to it, so that runs and caches can be moved together.
+        source = path.relative_to(root()) if path.is_relative_to(root()) else path
+        config = replace(config, target=replace(config.target, source=str(source)))
     return config

@@ -40,6 +40,7 @@ def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     """A safetensors file. What the operating system refuses is an `OSError`, as from any other write."""
     try:
         save_file(tensors, path)
+        path.chmod(0o644)  # It is written for its owner alone otherwise.
     except SafetensorError as error:
         refusal = _OS_ERROR.search(str(error))
         if refusal is None:

@@ -13,7 +13,7 @@ from salt_vla.batches import Batch, Batches, load_from
 from salt_vla.config import TrainConfig, from_json, to_json
 from salt_vla.errors import RunError
 from salt_vla.interrupts import StopFlag, Stopped, stop_on_signals
-from salt_vla.models.loading import read_tensors, write_tensors
+from salt_vla.models.loading import read_tensors, step_directories, write_tensors
 from salt_vla.progress import progress
 from salt_vla.rundir import RunDirectory, Status, write_atomically, write_text
 from salt_vla.targets import TargetProvider, TargetSpace, mean_per_position
@@ -58,6 +58,10 @@ def fit(
             status = _steps(run, config, train, validation, task, learner, status, last_step, stop)
     except Stopped as stopped:
         run.set_status(replace(run.status(), state="stopped", exit_reason=str(stopped)))
+        raise
+    except KeyboardInterrupt:
+        # A second Ctrl-C does not wait for the step's end: the last checkpoint is what a resume starts from.
+        run.set_status(replace(run.status(), state="stopped", exit_reason="interrupted within a step"))
         raise
     except BaseException as error:
         run.log(f"failed: {error!r}")
@@ -125,6 +129,10 @@ def settle(run: RunDirectory, config: TrainConfig) -> TrainConfig:
 
     Raises `RunError` when the run directory was made with another configuration.
     """
+    if not run.config_file.exists() and step_directories(run.checkpoints):
+        raise RunError(
+            f"{run.path} has checkpoints but no config.json that says of what; give another --name"
+        )
     settled = same_config(run, config) if run.config_file.exists() else resolve_device(config)
     _apply(settled)
     return settled
