@@ -30,6 +30,12 @@ def root() -> Path:
     return Path(os.environ.get("SALT_VLA_ROOT") or ".").resolve()
 
 
+def run_or_directory(name: str | os.PathLike[str]) -> Path:
+    """The folder that a command's argument means: a directory as it is, else the run of that name."""
+    path = Path(name)
+    return path if path.is_dir() else root() / "runs" / path
+
+
 @contextmanager
 def writing_to(path: Path) -> Iterator[None]:
     """Turn the operating system's refusals into a sentence that names the place and the cure."""

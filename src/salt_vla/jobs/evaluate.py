@@ -24,7 +24,7 @@ from salt_vla.jobs.data import open_views, split_table
 from salt_vla.models import build_encoder
 from salt_vla.models.loading import load_encoder
 from salt_vla.progress import progress
-from salt_vla.rundir import root, write_atomically, write_text
+from salt_vla.rundir import run_or_directory, write_atomically, write_text
 from salt_vla.teachers.salt import EncoderTeacher
 from salt_vla.view_store import ViewSource
 
@@ -39,8 +39,7 @@ RESULTS = ("report.json", "comparisons.json", "scores.npz")
 
 def load_model(path: str, name: str) -> EncoderTeacher:
     """An encoder by run name or directory, ready to be probed."""
-    folder = Path(path) if Path(path).is_dir() else root() / "runs" / path
-    return EncoderTeacher(load_encoder(folder), name)
+    return EncoderTeacher(load_encoder(run_or_directory(path)), name)
 
 
 def random_model(config: EncoderConfig, seed: int) -> EncoderTeacher:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from salt_vla.config import DataConfig, TrainConfig, from_json
 from salt_vla.data.clip_table import ClipTable
 from salt_vla.jobs.data import open_views
 from salt_vla.objectives import normalise
-from salt_vla.rundir import RunDirectory, root
+from salt_vla.rundir import RunDirectory, run_or_directory
 from salt_vla.teachers import Teacher, load_teacher
 
 SAMPLE_CLIPS = 128
@@ -22,7 +21,7 @@ OUTLIER_SHARE = 0.5  # of all variance in the top 1 % of channels: raw targets w
 def teacher_and_data(name: str, layer: int | None = None) -> tuple[Teacher, DataConfig]:
     """A teacher, and the data settings (stride, crops, views) of the run that it came from."""
     teacher = load_teacher(name, layer=layer)
-    folder = (Path(name) if Path(name).is_dir() else root() / "runs" / name).resolve()
+    folder = run_or_directory(name).resolve()
     if folder.parent.name == "checkpoints":
         folder = folder.parent.parent  # A checkpoint's settings are its run's.
     run = RunDirectory(folder)

@@ -20,7 +20,7 @@ from salt_vla.masks import build_masks
 from salt_vla.rundir import RunDirectory, Status, read_json, root, write_text
 from salt_vla.targets import CachedTargets, PixelTargets, TargetProvider, TeacherTargets
 from salt_vla.teachers import load_teacher
-from salt_vla.training.loop import fit, same_config, settle
+from salt_vla.training.loop import fit, settle
 
 
 @dataclass(frozen=True)
@@ -36,15 +36,13 @@ def train(config: TrainConfig, name: str, max_steps: int | None = None) -> Statu
     """Run (or resume) the run `name`; all that is wrong with its inputs is said before it begins."""
     run = RunDirectory.named(name)
     run.require_idle()
-    if run.exists():
-        same_config(run, config)
+    settle(run, config)
     require_memory(config)
     table = open_table(config.data.table, config.data.view, config.geometry)
     targets, splits = open_targets(config, table)
     views = config.data.view.num_views
     learned = _batches(config, splits.train, targets.train, views, config.seed)
     held_out = _batches(config, splits.validation, targets.validation, num_views=1, seed=0)
-    settle(run, config)
     pin(run, "clip table", {"clip_table": table.hash, "files": table.files_hash})
     if targets.train is not None:
         pin(run, "cache", targets.train.manifest.provenance)

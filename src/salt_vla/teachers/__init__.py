@@ -13,7 +13,7 @@ from torch import Tensor
 from salt_vla.errors import RunError
 from salt_vla.geometry import ClipGeometry
 from salt_vla.registry import TEACHERS, resolve
-from salt_vla.rundir import root
+from salt_vla.rundir import root, run_or_directory
 
 if TYPE_CHECKING:
     from jaxtyping import Float, UInt8
@@ -46,9 +46,7 @@ def load_teacher(
     `geometry`: what the caller's clips have; a teacher made for another one is refused. `layer`: take the
     tokens after that block instead of the last.
     """
-    path = Path(name_or_directory)
-    if not path.is_dir():
-        path = root() / "runs" / str(name_or_directory)
+    path = run_or_directory(name_or_directory)
     if not path.is_dir():
         raise RunError(
             f"there is no teacher {str(name_or_directory)!r}: neither a directory nor a run in {root()}/runs"
