@@ -17,8 +17,10 @@ STD = (0.229, 0.224, 0.225)
 
 def normalise_pixels(
     frames: UInt8[Tensor, "batch frames height width 3"],
+    mean: tuple[float, float, float] = MEAN,
+    std: tuple[float, float, float] = STD,
 ) -> Float[Tensor, "batch 3 frames height width"]:
     """uint8 frames → normalised float32, on the frames' own device."""
-    scale = torch.tensor([1 / (255 * s) for s in STD], device=frames.device)
-    shift = torch.tensor([m / s for m, s in zip(MEAN, STD, strict=True)], device=frames.device)
-    return frames.float().mul_(scale).sub_(shift).permute(0, 4, 1, 2, 3)
+    scale = torch.tensor([1 / (255 * s) for s in std], device=frames.device)
+    shift = torch.tensor([m / s for m, s in zip(mean, std, strict=True)], device=frames.device)
+    return (frames * scale).sub_(shift).permute(0, 4, 1, 2, 3)
