@@ -28,3 +28,7 @@ class RunError(UserError):
 
 class ResourceError(UserError):
     """Disk, memory or permissions do not suffice for the work."""
+
+
+class HubError(UserError):
+    """A repository of a hub is missing, moved, gated, out of reach, or holds nothing that is read here."""

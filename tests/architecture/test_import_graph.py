@@ -20,8 +20,9 @@ from salt_vla.cli import COMMANDS
 ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "transformers", "sklearn", "scipy", "matplotlib", "av", "pyarrow")
 IMPORT_NAMES = {"scikit-learn": "sklearn"}
-# Parts that a declared dependency always brings: matplotlib pillow, scikit-learn scipy and threadpoolctl.
-BROUGHT_ALONG = {"PIL", "scipy", "threadpoolctl"}
+# Parts that a declared dependency always brings: matplotlib pillow, scikit-learn scipy and threadpoolctl,
+# transformers the hub's client.
+BROUGHT_ALONG = {"PIL", "scipy", "threadpoolctl", "huggingface_hub"}
 
 
 @pytest.fixture(scope="module")
