@@ -16,9 +16,11 @@ import pytest
 
 from salt_vla.cache import CacheWriter, Manifest
 from salt_vla.cache.writer import Key, Record
+from salt_vla.config import ViewConfig
 from salt_vla.data.clip_table import ClipTable
 from salt_vla.data.lerobot_writer import DatasetLayout, Episode, Feature, writing_dataset
-from salt_vla.data.sources.lerobot import index
+from salt_vla.data.segments import Cutting
+from salt_vla.jobs.data_index import index_data
 
 LENGTHS = (34, 40, 32, 37, 33, 36)
 FIRST_VALIDATION_EPISODE = 4
@@ -87,7 +89,7 @@ def tiny_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_table(tiny_dataset: Path) -> ClipTable:
     """Its 24 clips of 8 frames at stride 2 (15 file frames), one every 16 frames."""
-    return index(tiny_dataset, num_frames=8, frame_stride=2)
+    return index_data(tiny_dataset, Cutting(ViewConfig(frame_stride=2), 8))[0]
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from salt_vla.cache import ArrayCache
+from salt_vla.data.clip_table import ClipTable
 from salt_vla.errors import CacheError, DataError, UserError
 from salt_vla.masks import MaskGroup, MaskStrategy
 from salt_vla.view_store import ViewSource
@@ -58,23 +59,75 @@ class Batch:
             )
 
 
-@lru_cache(maxsize=4)
+@dataclass(frozen=True)
+class Part:
+    """The clips of one data set, and its share of the clips drawn."""
+
+    clip_ids: tuple[str, ...]
+    share: float = 1.0
+
+
+def parts_of(table: ClipTable, clip_ids: Sequence[str]) -> tuple[Part, ...]:
+    """`clip_ids` (of `table`) by data set, with the table's weights; one part where it has none."""
+    if not table.weights:
+        return (Part(tuple(clip_ids)),)
+    dataset_of = dict(zip(table.clip_ids, table.rows["dataset"].to_pylist(), strict=True))
+    total = sum(table.weights.values())
+    parts = []
+    for name, weight in table.weights.items():
+        chosen = tuple(clip for clip in clip_ids if dataset_of[clip] == name)
+        if not chosen:
+            raise DataError(f"no clip of the data set {name!r} can be used; leave it out of the mixture")
+        parts.append(Part(chosen, weight / total))
+    return tuple(parts)
+
+
+@lru_cache(maxsize=16)
 def _epoch_order(num_clips: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch, num_clips]).permutation(num_clips)
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=16)
 def _first_views(num_clips: int, num_views: int, seed: int) -> np.ndarray:
     return np.random.default_rng([seed, num_clips, num_views]).integers(0, num_views, num_clips)
 
 
-def keys_of_step(clip_ids: Sequence[str], num_views: int, batch_size: int, seed: int, step: int) -> list[Key]:
-    """Which (clip, view) a step sees: every clip once an epoch, its views in turn from epoch to epoch."""
+@lru_cache(maxsize=4)
+def _block_of_parts(shares: tuple[float, ...], length: int, seed: int, block: int) -> np.ndarray:
+    """(length, 2): which part each position of a block draws from, and its how-manieth draw of the block.
+
+    Every part has its exact share of each block (largest remainders round it), in a random order.
+    """
+    exact = np.array(shares) * length
+    counts = np.floor(exact).astype(int)
+    counts[np.argsort(counts - exact, kind="stable")[: length - counts.sum()]] += 1
+    labels = np.random.default_rng([seed, block, length, len(shares)]).permutation(
+        np.repeat(np.arange(len(shares)), counts)
+    )
+    draws = np.empty((length, 2), dtype=np.int64)
+    draws[:, 0] = labels
+    for part, count in enumerate(counts):
+        draws[labels == part, 1] = np.arange(count) + block * count
+    return draws
+
+
+def keys_of_step(parts: Sequence[Part], num_views: int, batch_size: int, seed: int, step: int) -> list[Key]:
+    """Which (clip, view) a step sees: a part's clips once in each of its epochs, their views in turn.
+
+    A mixture draws each part's share from every block of as many clips as there are in all.
+    """
+    length = sum(len(part.clip_ids) for part in parts)
     keys = []
     for position in range(step * batch_size, (step + 1) * batch_size):
-        epoch, at = divmod(position, len(clip_ids))
-        clip = int(_epoch_order(len(clip_ids), seed, epoch)[at])
-        view = (int(_first_views(len(clip_ids), num_views, seed)[clip]) + epoch) % num_views
+        which, draw = 0, position
+        if len(parts) > 1:
+            block, at = divmod(position, length)
+            shares = tuple(part.share for part in parts)
+            which, draw = (int(value) for value in _block_of_parts(shares, length, seed, block)[at])
+        clip_ids = parts[which].clip_ids
+        epoch, at = divmod(draw, len(clip_ids))
+        clip = int(_epoch_order(len(clip_ids), seed + which, epoch)[at])
+        view = (int(_first_views(len(clip_ids), num_views, seed + which)[clip]) + epoch) % num_views
         keys.append((clip_ids[clip], view))
     return keys
 
@@ -84,7 +137,7 @@ class Batches(Dataset[Batch]):
 
     def __init__(
         self,
-        clip_ids: Sequence[str],
+        parts: Sequence[Part],
         views: ViewSource,
         masks: MaskStrategy,
         *,
@@ -94,6 +147,7 @@ class Batches(Dataset[Batch]):
         steps: int,
         cache: ArrayCache | None = None,
     ) -> None:
+        clip_ids = [clip for part in parts for clip in part.clip_ids]
         if not clip_ids:
             raise DataError("there are no clips to train on")
         if cache is not None:
@@ -105,7 +159,8 @@ class Batches(Dataset[Batch]):
                     f"cache {cache.folder} lacks {len(lacking)} of the run's clip views, the first: view "
                     f"{view} of clip {clip!r}; build it from the same clip table and number of views"
                 )
-        self.clip_ids = list(clip_ids)
+        self.parts = tuple(parts)
+        self.clip_ids = clip_ids
         self.views = views
         self.masks = masks
         self.batch_size = batch_size
@@ -118,7 +173,7 @@ class Batches(Dataset[Batch]):
         return self.steps
 
     def __getitem__(self, step: int) -> Batch:
-        keys = keys_of_step(self.clip_ids, self.num_views, self.batch_size, self.seed, step)
+        keys = keys_of_step(self.parts, self.num_views, self.batch_size, self.seed, step)
         return self._join(keys, self.masks.sample(self.batch_size, self.seed, step))
 
     def canonical(self, count: int, batch_size: int) -> Iterator[Batch]:

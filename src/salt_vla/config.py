@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import types
 import typing
 from dataclasses import dataclass, field
@@ -17,6 +18,8 @@ from salt_vla.geometry import ClipGeometry
 
 Positions = Literal["rope", "sincos"]
 T = TypeVar("T")
+
+ADDED_LATER = {"added_later": True}  # A field that older files lack: its default does what was done before.
 
 
 def _require(condition: bool, message: str) -> None:
@@ -144,17 +147,29 @@ class ViewConfig:
     """What decides a clip's pixels besides its table row. View 0 is the canonical one (whole frame, no
     shift); views 1, 2, … are random resized crops and time shifts drawn from (clip id, view number).
 
-    `frame_stride` is in frames of the file; `crop_scale` the range of the crop's share of the area;
-    `max_shift` the largest time shift in frames, cut to what the episode has.
+    `sampling` says which frames are a clip's: every `frame_stride`-th frame of the file (`stride`), the
+    frames nearest to `target_fps` pictures a second (`fps`), or frames spread evenly over the whole video
+    or episode (`uniform`). A video shorter than a clip is left out (`short` = `skip`) or its last frame is
+    held (`hold`). `crop_scale` is the range of the crop's share of the area; `max_shift` the largest time
+    shift in file frames, cut to what the episode has.
     """
 
     frame_stride: int = 4
     num_views: int = 1
     crop_scale: tuple[float, float] = (1.0, 1.0)
     max_shift: int = 0
+    sampling: Literal["stride", "fps", "uniform"] = field(default="stride", metadata=ADDED_LATER)
+    target_fps: float = field(default=0.0, metadata=ADDED_LATER)
+    short: Literal["skip", "hold"] = field(default="skip", metadata=ADDED_LATER)
 
     def __post_init__(self) -> None:
+        _require_choices(self, "data.view")
         _require_at_least(1, self, "data.view.", "frame_stride", "num_views")
+        _require_at_least(0, self, "data.view.", "target_fps")
+        _require(
+            self.sampling != "fps" or 0 < self.target_fps < math.inf,
+            f"data.view.sampling 'fps' needs data.view.target_fps above 0, not {self.target_fps}",
+        )
         _require_at_least(0, self, "data.view.", "max_shift")
         low, high = self.crop_scale
         _require(
@@ -312,7 +327,10 @@ def to_json(config: Any) -> str:
 
 
 def from_json(kind: type[T], text: str, where: str = "config.json") -> T:
-    """Build `kind` from JSON text; unknown, missing or mistyped fields are named in a `ConfigError`."""
+    """Build `kind` from JSON text; unknown, missing or mistyped fields are named in a `ConfigError`.
+
+    A field that was added after the file was written takes its default (docs/decisions/0009).
+    """
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
@@ -346,6 +364,9 @@ def _build_dataclass(kind: type, value: Any, where: str) -> Any:
     hints = typing.get_type_hints(kind)
     unknown = sorted(set(value) - set(hints))
     _require(not unknown, f"{where} has unknown field(s) {', '.join(unknown)}; known: {', '.join(hints)}")
-    missing = sorted(set(hints) - set(value))
+    later = {f.name for f in dataclasses.fields(kind) if f.metadata.get("added_later")}
+    missing = sorted(set(hints) - set(value) - later)
     _require(not missing, f"{where} lacks field(s) {', '.join(missing)}")
-    return kind(**{name: _build(hints[name], value[name], f"{where}.{name}") for name in hints})
+    return kind(
+        **{name: _build(hints[name], value[name], f"{where}.{name}") for name in hints if name in value}
+    )

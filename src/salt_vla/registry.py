@@ -14,7 +14,9 @@ from salt_vla.errors import UserError
 Table = Mapping[str, str]
 
 TEACHERS: Table = {"salt": "salt_vla.teachers.salt:load"}
-SOURCES: Table = {"lerobot": "salt_vla.data.sources.lerobot:index"}
+SOURCES: Table = {"lerobot": "salt_vla.data.sources.lerobot:segments"}
+# What was recorded beside the video, for the sources that have such a thing.
+SIGNALS: Table = {"lerobot": "salt_vla.data.sources.lerobot:read_signals"}
 
 
 def resolve(table: Table, name: str) -> Any:

@@ -14,14 +14,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from salt_vla.batches import Batch, Batches, keys_of_step, load_from
+from salt_vla.batches import Batch, Batches, Part, keys_of_step, load_from, parts_of
 from salt_vla.cache import ArrayCache, CacheWriter, Encoding, Manifest, open_cache
 from salt_vla.cache.writer import Record
 from salt_vla.config import BlockSpec, ViewConfig
-from salt_vla.data.sources.lerobot import index
+from salt_vla.data.segments import Cutting
 from salt_vla.data.view_lock import ViewReader
 from salt_vla.errors import CacheError, DataError
 from salt_vla.geometry import ClipGeometry
+from salt_vla.jobs.data_index import index_data
 from salt_vla.masks import MultiBlockMasks
 from salt_vla.view_store import view_keys
 
@@ -49,7 +50,7 @@ def cache(tiny_table, tmp_path_factory) -> ArrayCache:
 
 def make(table, cache: ArrayCache | None = None, **changes) -> Batches:
     options = {"batch_size": 6, "num_views": 2, "seed": 3, "steps": 12, "cache": cache} | changes
-    return Batches(table.clip_ids, ViewReader(table, VIEW, GEOMETRY), MASKS, **options)
+    return Batches(parts_of(table, table.clip_ids), ViewReader(table, VIEW, GEOMETRY), MASKS, **options)
 
 
 def digest(batch: Batch) -> str:
@@ -107,17 +108,18 @@ def test_any_number_of_workers_gives_the_same_batches_from_any_step(tiny_table, 
 def test_another_process_has_the_same_batches(tiny_dataset, tiny_table):
     code = f"""
 from pathlib import Path
-from salt_vla.batches import Batches
+from salt_vla.batches import Batches, Part
 from salt_vla.config import BlockSpec, ViewConfig
-from salt_vla.data.sources.lerobot import index
+from salt_vla.data.segments import Cutting
+from salt_vla.jobs.data_index import index_data
 from salt_vla.data.view_lock import ViewReader
 from salt_vla.geometry import ClipGeometry
 from salt_vla.masks import MultiBlockMasks
 import hashlib
-table = index(Path({str(tiny_dataset)!r}), 8, 2)
+table = index_data(Path({str(tiny_dataset)!r}), Cutting(ViewConfig(frame_stride=2), 8))[0]
 masks = MultiBlockMasks({GEOMETRY!r}, [BlockSpec(2, 0.2), BlockSpec(1, 0.4)])
 views = ViewReader(table, {VIEW!r}, {GEOMETRY!r})
-batches = Batches(table.clip_ids, views, masks, batch_size=6, num_views=2, seed=3, steps=12)
+batches = Batches([Part(tuple(table.clip_ids))], views, masks, batch_size=6, num_views=2, seed=3, steps=12)
 for step in (11, 5):
     batch = batches[step]
     ids = [part.numpy().tobytes() for g in batch.masks for part in (g.context_ids, g.target_ids)]
@@ -128,7 +130,7 @@ for step in (11, 5):
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
     )
     for step, line in zip((11, 5), done.stdout.splitlines(), strict=True):
-        batch = make(index(tiny_dataset, 8, 2))[step]
+        batch = make(index_data(tiny_dataset, Cutting(ViewConfig(frame_stride=2), 8))[0])[step]
         ids = [part.numpy().tobytes() for g in batch.masks for part in (g.context_ids, g.target_ids)]
         pixels = batch.frames.numpy().tobytes()
         assert line == f"{batch.keys} {hashlib.sha256(b''.join([pixels, *ids])).hexdigest()}"
@@ -146,7 +148,11 @@ def test_every_clip_comes_once_an_epoch_and_every_view_in_turn(clips, views, bat
     ids = [f"c{number}" for number in range(clips)]
     epochs = first_epoch + views
     steps = -(-clips * epochs // batch_size)
-    keys = [key for step in range(steps) for key in keys_of_step(ids, views, batch_size, seed, step)]
+    keys = [
+        key
+        for step in range(steps)
+        for key in keys_of_step([Part(tuple(ids))], views, batch_size, seed, step)
+    ]
     cut = [keys[epoch * clips : (epoch + 1) * clips] for epoch in range(first_epoch, epochs)]
     for epoch in cut:
         assert sorted(clip for clip, _ in epoch) == sorted(ids)
@@ -156,7 +162,7 @@ def test_every_clip_comes_once_an_epoch_and_every_view_in_turn(clips, views, bat
 
 def test_epochs_differ_in_order_and_clips_in_their_first_view():
     ids = [f"c{number}" for number in range(50)]
-    first, second = keys_of_step(ids, 4, 50, 0, 0), keys_of_step(ids, 4, 50, 0, 1)
+    first, second = (keys_of_step([Part(tuple(ids))], 4, 50, 0, step) for step in (0, 1))
     assert [clip for clip, _ in first] != [clip for clip, _ in second]
     assert {view for _, view in first} == {0, 1, 2, 3}
     before = dict(first)
@@ -223,9 +229,15 @@ def test_a_clip_the_cache_lacks_is_refused_before_training(tiny_table, cache):
     with pytest.raises(
         CacheError, match=r"lacks 2 .* view 0 of clip 'tiny/stranger'; build it from the same"
     ):
-        Batches(strangers, ViewReader(tiny_table, VIEW, GEOMETRY), MASKS, **OPTIONS, cache=cache)
+        Batches(
+            [Part(tuple(strangers))], ViewReader(tiny_table, VIEW, GEOMETRY), MASKS, **OPTIONS, cache=cache
+        )
     fewer = Batches(
-        tiny_table.clip_ids[:5], ViewReader(tiny_table, VIEW, GEOMETRY), MASKS, **OPTIONS, cache=cache
+        [Part(tuple(tiny_table.clip_ids[:5]))],
+        ViewReader(tiny_table, VIEW, GEOMETRY),
+        MASKS,
+        **OPTIONS,
+        cache=cache,
     )
     assert {clip for clip, _ in fewer[0].keys} <= set(tiny_table.clip_ids[:5])
 

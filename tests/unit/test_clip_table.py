@@ -17,7 +17,9 @@ from hypothesis import strategies as st
 from salt_vla.data.clip_table import SCHEMA, Clip, ClipTable
 from salt_vla.errors import DataError
 
-CLIP = Clip("set/0/front/0", "lerobot", "videos/a.mp4", 100, 3, 90, 60, "front", "push", 30.0, "train")
+CLIP = Clip(
+    "set/0/front/0", "set", "lerobot", "videos/a.mp4", 100, 3, 90, 60, "front", "push", 30.0, False, "train"
+)
 CLIPS = [
     replace(CLIP, clip_id=f"set/{number}", camera=camera, split=split, first_frame=90 + number)
     for number, (camera, split) in enumerate(
@@ -28,6 +30,7 @@ CLIPS = [
 clips = st.builds(
     Clip,
     clip_id=st.uuids().map(str),
+    dataset=st.just("set"),
     source=st.sampled_from(["lerobot", "ssv2"]),
     file=st.text("abc/é✓.", min_size=1, max_size=12),
     first_frame=st.integers(0, 2**40),
@@ -37,6 +40,7 @@ clips = st.builds(
     camera=st.text(max_size=5),
     label=st.text(max_size=20),
     fps=st.floats(1, 240),
+    variable_rate=st.booleans(),
     split=st.sampled_from(["train", "validation"]),
 )
 

@@ -158,7 +158,7 @@ def test_threads_get_a_flag_that_stays_down() -> None:
 LOADING = """
 import sys, time
 import numpy as np
-from salt_vla.batches import Batches, load_from
+from salt_vla.batches import Batches, Part, load_from
 from salt_vla.geometry import ClipGeometry
 from salt_vla.interrupts import Stopped, stop_on_signals
 from salt_vla.masks import RandomMasks
@@ -170,7 +170,7 @@ class SlowViews:
 
 if __name__ == "__main__":
     masks = RandomMasks(ClipGeometry(num_frames=2, image_size=8, tubelet_size=1, patch_size=4), ratio=0.5)
-    batches = Batches(["a"], SlowViews(), masks, batch_size=1, num_views=1, seed=0, steps=1000)
+    batches = Batches([Part(("a",))], SlowViews(), masks, batch_size=1, num_views=1, seed=0, steps=1000)
     try:
         with stop_on_signals() as stop:
             for step, _ in enumerate(load_from(batches, 0, num_workers=1, pin_memory=False)):

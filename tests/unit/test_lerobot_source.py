@@ -13,15 +13,26 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from salt_vla.config import ViewConfig
 from salt_vla.data.clip_table import ClipTable
 from salt_vla.data.decode import read_frames
-from salt_vla.data.sources.lerobot import index, read_meta, read_signals
+from salt_vla.data.segments import Cutting, SourceOptions
+from salt_vla.data.sources.lerobot import read_meta, read_signals
 from salt_vla.errors import DataError
+from salt_vla.jobs.data_index import index_data
 
 FRONT, SIDE = "observation.images.front", "observation.images.side"
 LENGTHS = (34, 40, 32, 37, 33, 36)
 EPISODES = "meta/episodes/chunk-000/file-000.parquet"
 DATA = "data/chunk-000/file-000.parquet"
+VIEW = ViewConfig(frame_stride=2)
+
+
+def index(
+    root: Path, num_frames: int, frame_stride: int, hop: int = 16, cameras: tuple[str, ...] = ()
+) -> ClipTable:
+    cutting = Cutting(ViewConfig(frame_stride=frame_stride), num_frames, hop)
+    return index_data(root, cutting, options=SourceOptions(cameras=cameras))[0]
 
 
 @pytest.fixture
@@ -101,7 +112,7 @@ def test_the_last_frame_of_an_episode_can_be_a_clips_last(tiny_dataset):
 
 
 def test_signals_are_those_of_the_clips_frames(tiny_table):
-    signals = read_signals(tiny_table, num_frames=8, frame_stride=2)
+    signals = read_signals(tiny_table, num_frames=8, view=VIEW)
     assert signals.clip_ids == tuple(tiny_table.clip_ids) and signals.fps == 30
     assert set(signals.signals) == {"observation.state", "observation.environment_state", "action"}
     for row, clip in enumerate(tiny_table.clips()):
@@ -114,7 +125,7 @@ def test_signals_are_those_of_the_clips_frames(tiny_table):
 
 
 def test_pixels_and_signals_tell_of_the_same_moment(tiny_table, read_code):
-    signals = read_signals(tiny_table, 8, 2, names=("action",))
+    signals = read_signals(tiny_table, 8, VIEW, names=("action",))
     assert set(signals.signals) == {"action"}
     for row, clip in enumerate(tiny_table.clips()):
         frames = [clip.first_frame + step for step in range(15)]
@@ -124,11 +135,11 @@ def test_pixels_and_signals_tell_of_the_same_moment(tiny_table, read_code):
 
 
 def test_signals_follow_a_selection_and_rows_in_any_order(dataset, tiny_table):
-    whole = read_signals(tiny_table, 8, 2)
+    whole = read_signals(tiny_table, 8, VIEW)
     order = np.random.default_rng(0).permutation(sum(LENGTHS))
     edit_table(dataset / DATA, lambda rows: rows.take(order))
     table = index(dataset, 8, 2).select(split="validation", camera=SIDE)
-    part = read_signals(table, 8, 2)
+    part = read_signals(table, 8, VIEW)
     rows = [whole.clip_ids.index(clip_id) for clip_id in part.clip_ids]
     for name, values in part.signals.items():
         assert np.array_equal(values, whole.signals[name][rows])
@@ -169,7 +180,7 @@ def test_the_templates_in_info_json_are_used(dataset, tiny_table, read_code):
     assert clip.file == f"films/7/{FRONT}_02.mp4"
     (image,) = read_frames(table.video(clip), [clip.first_frame], clip.fps)
     assert read_code(image) == (3, 0, 16)
-    ours, before = read_signals(table, 8, 2), read_signals(tiny_table, 8, 2)
+    ours, before = read_signals(table, 8, VIEW), read_signals(tiny_table, 8, VIEW)
     for name in before.signals:
         assert np.array_equal(ours.signals[name], before.signals[name])
 
@@ -187,7 +198,7 @@ def test_scalars_and_wider_floats_are_signals_but_images_and_matrices_are_not(da
         "matrix": {"dtype": "float64", "shape": [1, 2]},
     }
     edit_info(dataset, features=features)
-    signals = read_signals(index(dataset, 8, 2), 8, 2).signals
+    signals = read_signals(index(dataset, 8, 2), 8, VIEW).signals
     assert signals["height"].shape == (24, 15, 1) and signals["height"].dtype == np.float32
     assert "matrix" not in signals and "timestamp" not in signals
 
@@ -270,7 +281,7 @@ def test_an_unknown_camera_is_answered_with_the_known_ones(tiny_dataset):
 
 
 def test_an_unknown_signal_is_answered_with_the_known_ones(tiny_table):
-    said = sentence(lambda: read_signals(tiny_table, 8, 2, names=("torque",)))
+    said = sentence(lambda: read_signals(tiny_table, 8, VIEW, names=("torque",)))
     assert "has no vector of floats 'torque'; it has: observation.state," in said
 
 
@@ -279,18 +290,18 @@ def test_data_tables_that_do_not_fit_the_clips_are_sentences(dataset):
     table = index(dataset, 8, 2)
     whole = pq.read_table(dataset / DATA, partitioning=None)
     edit_table(dataset / DATA, lambda rows: pa.concat_tables([rows.slice(0, 20), rows.slice(21)]))
-    said = sentence(lambda: read_signals(table, 8, 2))
+    said = sentence(lambda: read_signals(table, 8, VIEW))
     assert f"the data tables lack frame 20 of episode 0, which clip 'tiny/000000/{FRONT}/000016'" in said
     pq.write_table(whole.slice(0, 190), dataset / DATA)
-    assert "lack frame 14 of episode 5" in sentence(lambda: read_signals(table, 8, 2))
+    assert "lack frame 14 of episode 5" in sentence(lambda: read_signals(table, 8, VIEW))
     pq.write_table(whole.slice(0, 0), dataset / DATA)
-    assert "hold no rows" in sentence(lambda: read_signals(table, 8, 2))
+    assert "hold no rows" in sentence(lambda: read_signals(table, 8, VIEW))
     pq.write_table(whole.drop_columns(["action"]), dataset / DATA)
-    assert "lack the column(s) action" in sentence(lambda: read_signals(table, 8, 2, names=("action",)))
+    assert "lack the column(s) action" in sentence(lambda: read_signals(table, 8, VIEW, names=("action",)))
     (dataset / DATA).write_bytes(b"PAR1")
-    assert "cannot be read: " in sentence(lambda: read_signals(table, 8, 2))
+    assert "cannot be read: " in sentence(lambda: read_signals(table, 8, VIEW))
     (dataset / DATA).unlink()
-    assert "cannot be read: " in sentence(lambda: read_signals(table, 8, 2))
+    assert "cannot be read: " in sentence(lambda: read_signals(table, 8, VIEW))
 
 
 def test_episodes_may_be_spread_over_several_files_in_any_order(dataset, tiny_table):
@@ -302,5 +313,5 @@ def test_episodes_may_be_spread_over_several_files_in_any_order(dataset, tiny_ta
 
 def test_a_table_of_clips_read_from_disk_has_signals_too(tiny_table, tmp_path):
     tiny_table.write(tmp_path / "clips.parquet")
-    again = read_signals(ClipTable.read(tmp_path / "clips.parquet"), 8, 2)
-    assert np.array_equal(again.signals["action"], read_signals(tiny_table, 8, 2).signals["action"])
+    again = read_signals(ClipTable.read(tmp_path / "clips.parquet"), 8, VIEW)
+    assert np.array_equal(again.signals["action"], read_signals(tiny_table, 8, VIEW).signals["action"])

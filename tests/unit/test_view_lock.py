@@ -16,13 +16,27 @@ from hypothesis import strategies as st
 from salt_vla.config import ViewConfig
 from salt_vla.data.clip_table import Clip, ClipTable
 from salt_vla.data.decode import read_frames
-from salt_vla.data.view_lock import View, ViewReader, clip_span, cut, draw_view, view_hash
+from salt_vla.data.view_lock import View, ViewReader, cut, draw_view, view_hash
 from salt_vla.errors import DataError
 from salt_vla.geometry import ClipGeometry
 
 GEOMETRY = ClipGeometry(num_frames=8, image_size=32, tubelet_size=2, patch_size=16)
 CONFIG = ViewConfig(frame_stride=2, num_views=4, crop_scale=(0.3, 0.9), max_shift=6)
-CLIP = Clip("set/000003/front/000016", "lerobot", "a.mp4", 116, 3, 100, 60, "front", "push", 30.0, "train")
+CLIP = Clip(
+    "set/000003/front/000016",
+    "set",
+    "lerobot",
+    "a.mp4",
+    116,
+    3,
+    100,
+    60,
+    "front",
+    "push",
+    30.0,
+    False,
+    "train",
+)
 
 
 def digest(pixels: np.ndarray) -> str:
@@ -89,7 +103,7 @@ def test_random_views_lie_within_frame_and_episode(number, view, low, high, max_
     assert drawn.frames[0] >= 100 and drawn.frames[-1] < 160
     assert np.all(np.diff(drawn.frames) == stride)
     assert cut(np.zeros((1, *shape, 3), np.uint8), drawn, 8).shape == (1, 8, 8, 3)
-    latest = 60 - clip_span(8, stride)
+    latest = 60 - (7 * stride + 1)
     assert abs(drawn.frames[0] - 100 - min(start, latest)) <= max_shift + max(start - latest, 0)
 
 
@@ -203,10 +217,11 @@ def test_another_process_reads_the_same_bytes(tiny_dataset, tiny_table):
 import hashlib
 from pathlib import Path
 from salt_vla.config import ViewConfig
-from salt_vla.data.sources.lerobot import index
+from salt_vla.data.segments import Cutting
+from salt_vla.jobs.data_index import index_data
 from salt_vla.data.view_lock import ViewReader
 from salt_vla.geometry import ClipGeometry
-table = index(Path({str(tiny_dataset)!r}), num_frames=8, frame_stride=2)
+table = index_data(Path({str(tiny_dataset)!r}), Cutting(ViewConfig(frame_stride=2), 8))[0]
 views = ViewReader(table, {CONFIG!r}, {GEOMETRY!r})
 keys = [(clip_id, view) for clip_id in table.clip_ids for view in range(4)]
 print({{key: hashlib.sha256(views.read(*key).tobytes()).hexdigest() for key in reversed(keys)}})

@@ -30,13 +30,16 @@ def index(
         camera: only these cameras (default: all).
         source: the data set's layout.
     """
+    from salt_vla.config import ViewConfig
+    from salt_vla.data.segments import Cutting, SourceOptions
     from salt_vla.errors import ConfigError
-    from salt_vla.registry import SOURCES, resolve
+    from salt_vla.jobs.data_index import index_data
 
     for name, value in (("num-frames", num_frames), ("frame-stride", frame_stride), ("hop", hop)):
         if value < 1:
             raise ConfigError(f"--{name} must be at least 1, not {value}")
-    table = resolve(SOURCES, source)(root, num_frames, frame_stride, hop, camera)
+    cutting = Cutting(ViewConfig(frame_stride=frame_stride), num_frames, hop)
+    table, _ = index_data(root, cutting, source, SourceOptions(cameras=camera))
     table.write(out)
     print(f"{out}: {len(table)} clips")
 

@@ -5,8 +5,10 @@ Knows nothing of any source's layout and opens no video.
 
 from __future__ import annotations
 
+import json
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,8 +24,9 @@ from salt_vla.rundir import write_atomically
 SCHEMA = pa.schema(
     [
         ("clip_id", pa.string()),  # a function of the source's own key, never a row number
+        ("dataset", pa.string()),  # the name that the table knows a root by
         ("source", pa.string()),
-        ("file", pa.string()),  # relative to the table's root
+        ("file", pa.string()),  # relative to its data set's root
         ("first_frame", pa.int64()),  # the canonical first frame, counted in the file
         ("episode", pa.int64()),
         ("episode_first_frame", pa.int64()),  # where the clip's episode (or video) lies in the file
@@ -31,11 +34,13 @@ SCHEMA = pa.schema(
         ("camera", pa.string()),
         ("label", pa.string()),
         ("fps", pa.float64()),
+        ("variable_rate", pa.bool_()),  # pictures last until the next one, not one frame's time
         ("split", pa.string()),
     ]
 )
 
 
+METADATA = b"salt_vla.places"  # of the Parquet file: the data sets' roots and weights, as JSON
 SAMPLED_BYTES = 1 << 16  # of either end of a file
 
 
@@ -44,6 +49,7 @@ class Clip:
     """One row of the table."""
 
     clip_id: str
+    dataset: str
     source: str
     file: str
     first_frame: int
@@ -53,6 +59,7 @@ class Clip:
     camera: str
     label: str
     fps: float
+    variable_rate: bool
     split: str
 
     @property
@@ -61,18 +68,46 @@ class Clip:
 
 
 class ClipTable:
-    """Clips of one data set, below one root folder. Immutable; selections are new tables."""
+    """Clips of one data set below one root folder, or of several with weights: each clip keeps its data set.
 
-    def __init__(self, rows: pa.Table, root: Path) -> None:
+    `weights` are shares of the clips drawn in training. Immutable; selections are new tables.
+    """
+
+    def __init__(
+        self, rows: pa.Table, roots: Mapping[str, Path], weights: Mapping[str, float] | None = None
+    ) -> None:
         self.rows = rows
-        self.root = root
+        self.roots = dict(roots)
+        self.weights = dict(weights or {})
 
     @classmethod
     def from_clips(cls, clips: Sequence[Clip], root: Path) -> ClipTable:
         columns = {name: [getattr(clip, name) for clip in clips] for name in SCHEMA.names}
-        table = cls(pa.table(columns, schema=SCHEMA), root.resolve())
+        rows = pa.table(columns, schema=SCHEMA)
+        table = cls(rows, {name: root.resolve() for name in pc.unique(rows["dataset"]).to_pylist()})
         table._refuse_repeated_ids(f"the clip table of {root}")
         return table
+
+    @classmethod
+    def mix(cls, parts: Sequence[tuple[ClipTable, float]]) -> ClipTable:
+        """Several tables as one. Raises `DataError` for a data set or clip id that is in two of them."""
+        roots: dict[str, Path] = {}
+        weights: dict[str, float] = {}
+        for table, weight in parts:
+            if not 0 < weight < math.inf:
+                raise DataError(f"a mixture's weight must be a positive number, not {weight}")
+            if table.weights:
+                raise DataError(f"{table.name} is a mixture already; mix the tables it was made of")
+            if shared := roots.keys() & table.roots.keys():
+                raise DataError(
+                    f"two tables of the mixture hold the data set {min(shared)!r}; index one under another "
+                    "--dataset name"
+                )
+            roots |= table.roots
+            weights |= dict.fromkeys(table.roots, weight / len(table.roots))
+        mixed = cls(pa.concat_tables([table.rows for table, _ in parts]), roots, weights)
+        mixed._refuse_repeated_ids("the mixture")
+        return mixed
 
     @classmethod
     def read(cls, path: Path) -> ClipTable:
@@ -83,16 +118,31 @@ class ClipTable:
             # No partitioning: a folder called `split=train` above the file is no column.
             rows = pq.read_table(path, partitioning=None, page_checksum_verification=True)
             missing = [name for name in SCHEMA.names if name not in rows.column_names]
-            root = (rows.schema.metadata or {}).get(b"salt_vla.root", b"").decode()
+            said = (rows.schema.metadata or {}).get(METADATA, b"").decode()
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise DataError(f"{path} is not a Parquet file, or a damaged one: {error}") from error
         if missing:
-            raise DataError(f"{path} is not a clip table: it lacks the column(s) {', '.join(missing)}")
-        if not root:
-            raise DataError(f"{path} does not say where its videos lie; make it with `salt-vla data index`")
-        table = cls(_as_schema(rows, path), Path(root))
+            raise DataError(
+                f"{path} is not a clip table of this version: it lacks the column(s) {', '.join(missing)}; "
+                "make it with `salt-vla data index`"
+            )
+        rows = _as_schema(rows, path)
+        roots, weights = _places(said, pc.unique(rows["dataset"]).to_pylist(), path)
+        table = cls(rows, roots, weights)
         table._refuse_repeated_ids(str(path))
         return table
+
+    @property
+    def name(self) -> str:
+        """The data sets' roots, for messages."""
+        return " + ".join(str(root) for root in self.roots.values())
+
+    @property
+    def root(self) -> Path:
+        """Of a table of one data set. Raises `DataError` for a mixture."""
+        if len(self.roots) != 1:
+            raise DataError(f"{self.name} is a mixture; give a clip table of one data set here")
+        return next(iter(self.roots.values()))
 
     def _refuse_repeated_ids(self, where: str) -> None:
         counts = pc.value_counts(self.rows["clip_id"])
@@ -101,7 +151,8 @@ class ClipTable:
             raise DataError(f"{where} holds clip_id {repeated[0]['values'].as_py()!r} more than once")
 
     def write(self, path: Path) -> None:
-        rows = self.rows.replace_schema_metadata({"salt_vla.root": str(self.root)})
+        said = {"roots": {name: str(root) for name, root in self.roots.items()}, "weights": self.weights}
+        rows = self.rows.replace_schema_metadata({METADATA: json.dumps(said)})
         write_atomically(path, lambda temporary: _write(rows, temporary))
 
     def __len__(self) -> int:
@@ -117,7 +168,7 @@ class ClipTable:
 
     def clip(self, clip_id: str) -> Clip:
         if clip_id not in self._row_of:
-            raise DataError(f"clip {clip_id!r} is not in the clip table of {self.root}")
+            raise DataError(f"clip {clip_id!r} is not in the clip table of {self.name}")
         return Clip(**self.rows.slice(self._row_of[clip_id], 1).to_pylist()[0])
 
     def clips(self) -> list[Clip]:
@@ -132,15 +183,24 @@ class ClipTable:
             known = sorted(set(rows[column].to_pylist()))
             if wanted not in known:
                 raise DataError(
-                    f"no clip of {self.root} has {column} {wanted!r}; there are: {', '.join(known)}"
+                    f"no clip of {self.name} has {column} {wanted!r}; there are: {', '.join(known)}"
                 )
             rows = rows.filter(pc.equal(rows[column], wanted))
-        return ClipTable(rows, self.root)
+        return self.filtered(rows)
+
+    def filtered(self, rows: pa.Table) -> ClipTable:
+        """These rows of the table, with the roots and weights of the data sets that are left."""
+        left = set(pc.unique(rows["dataset"]).to_pylist()) or set(self.roots)
+        return ClipTable(
+            rows,
+            {name: root for name, root in self.roots.items() if name in left},
+            {name: weight for name, weight in self.weights.items() if name in left},
+        )
 
     def only(self, clip_ids: Sequence[str]) -> ClipTable:
         """The clips of these ids, in the table's order."""
         chosen = set(clip_ids)
-        return ClipTable(self.rows.filter(pa.array([clip in chosen for clip in self.clip_ids])), self.root)
+        return self.filtered(self.rows.filter(pa.array([clip in chosen for clip in self.clip_ids])))
 
     @cached_property
     def hash(self) -> str:
@@ -155,18 +215,17 @@ class ClipTable:
         """Of the size and the first and last 64 KiB of every file the clips lie in: two data sets whose rows
         are equal, or one whose films were made anew, are told apart. Unreadable files count as such."""
         digest = xxhash.xxh3_128()
-        for file in sorted(set(self.rows["file"].to_pylist())):
-            digest.update(file.encode() + _sample(self.root / file))
+        places = zip(self.rows["dataset"].to_pylist(), self.rows["file"].to_pylist(), strict=True)
+        for dataset, file in sorted(set(places)):
+            digest.update(file.encode() + _sample(self.roots[dataset] / file))
         return digest.hexdigest()
 
     def video(self, clip: Clip) -> Path:
         """The clip's file; a path that leaves the root is refused (links set within the root may)."""
-        root = os.path.normpath(self.root.absolute())
+        root = os.path.normpath(self.roots[clip.dataset].absolute())
         path = Path(os.path.normpath(Path(root) / clip.file))
         if not path.is_relative_to(root):
-            raise DataError(
-                f"clip {clip.clip_id!r}: file {clip.file!r} leaves the data set's root {self.root}"
-            )
+            raise DataError(f"clip {clip.clip_id!r}: file {clip.file!r} leaves the data set's root {root}")
         return path
 
 
@@ -180,6 +239,19 @@ def _sample(path: Path) -> bytes:
             return str(size).encode() + head + file.read(SAMPLED_BYTES)
     except OSError:
         return b"unreadable"
+
+
+def _places(said: str, datasets: Sequence[str], path: Path) -> tuple[dict[str, Path], dict[str, float]]:
+    """Roots and weights as the file's metadata state them, for every data set that its rows name."""
+    try:
+        places = json.loads(said)
+        roots = {name: Path(places["roots"][name]) for name in datasets}
+        weights = {str(name): float(weight) for name, weight in places["weights"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"{path} does not say where its videos lie; make it with `salt-vla data index`"
+        ) from error
+    return roots, weights
 
 
 def _write(rows: pa.Table, path: Path) -> None:

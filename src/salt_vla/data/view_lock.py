@@ -18,6 +18,7 @@ from PIL import Image
 from salt_vla.config import ViewConfig
 from salt_vla.data.clip_table import Clip, ClipTable
 from salt_vla.data.decode import DECODER_FAMILY, frame_shape, read_frames
+from salt_vla.data.sampling import clip_span, sampled_frames
 from salt_vla.errors import DataError
 from salt_vla.geometry import ClipGeometry
 
@@ -51,11 +52,6 @@ def view_hash(view: ViewConfig, geometry: ClipGeometry) -> str:
     return xxhash.xxh3_128_hexdigest(json.dumps(deciding, sort_keys=True).encode())
 
 
-def clip_span(num_frames: int, stride: int) -> int:
-    """File frames from a clip's first to its last, both counted."""
-    return (num_frames - 1) * stride + 1
-
-
 def draw_view(
     clip: Clip, view: int, config: ViewConfig, geometry: ClipGeometry, shape: tuple[int, int]
 ) -> View:
@@ -72,11 +68,13 @@ def draw_view(
         rng = np.random.default_rng(xxhash.xxh3_64_intdigest(f"{clip.clip_id}#{view}".encode()))
         side = float(np.sqrt(rng.uniform(*config.crop_scale)))
         place = (float(rng.uniform()), float(rng.uniform()))
-        latest = clip.episode_frames - clip_span(geometry.num_frames, config.frame_stride)
-        wanted = clip.start_in_episode + int(rng.integers(-config.max_shift, config.max_shift + 1))
-        shift = min(max(wanted, 0), latest) - clip.start_in_episode
-    first = clip.first_frame + shift
-    frames = tuple(first + i * config.frame_stride for i in range(geometry.num_frames))
+        shift = int(rng.integers(-config.max_shift, config.max_shift + 1))
+    frames = tuple(
+        clip.episode_first_frame + frame
+        for frame in sampled_frames(
+            config, geometry.num_frames, clip.fps, clip.episode_frames, clip.start_in_episode, shift
+        )
+    )
     left, top = (place[0] * (width / short - side), place[1] * (height / short - side))
     return View(frames, (left, top, side))
 
@@ -91,6 +89,12 @@ def cut(
     size = (image_size, image_size)
     out = [Image.fromarray(frame).resize(size, Image.Resampling.BILINEAR, box=box) for frame in frames]
     return np.stack([np.asarray(image) for image in out])
+
+
+def _sampling(view: ViewConfig) -> str:
+    if view.sampling == "stride":
+        return f"at stride {view.frame_stride}"
+    return f"at {view.target_fps:g} a second" if view.sampling == "fps" else "over the whole video"
 
 
 class ViewReader:
@@ -138,15 +142,17 @@ class ViewReader:
         return cut(frames, drawn, self.geometry.image_size)
 
     def _check_extent(self, clip: Clip) -> None:
-        span = clip_span(self.geometry.num_frames, self.config.frame_stride)
-        clip_is = f"{self.geometry.num_frames} frames at stride {self.config.frame_stride}"
-        if clip.episode_frames < span:
-            raise DataError(f"its episode has {clip.episode_frames} frames, too few for {clip_is}")
-        if not 0 <= clip.start_in_episode <= clip.episode_frames - span:
-            raise DataError(
-                f"{clip_is} from frame {clip.start_in_episode} of its episode reach beyond the episode's "
-                f"{clip.episode_frames}; index the data set for these clips"
-            )
+        span = clip_span(self.config, self.geometry.num_frames, clip.fps, clip.episode_frames)
+        start, whole = clip.start_in_episode, clip.episode_frames
+        if 0 <= start <= whole - span or (self.config.short == "hold" and start == 0 and 0 < whole < span):
+            return
+        clip_is = f"{self.geometry.num_frames} frames {_sampling(self.config)}"
+        if whole < span:
+            raise DataError(f"its episode has {whole} frames, too few for {clip_is}")
+        raise DataError(
+            f"{clip_is} from frame {start} of its episode reach beyond the episode's {whole}; index the data "
+            "set for these clips"
+        )
 
     def _shape(self, clip: Clip) -> tuple[int, int]:
         if clip.file not in self._shapes:

@@ -13,13 +13,14 @@ from salt_vla.cache import CacheWriter
 from salt_vla.cache.writer import Key, Record
 from salt_vla.config import DataConfig, ViewConfig
 from salt_vla.data.clip_table import ClipTable
+from salt_vla.data.segments import Cutting
 from salt_vla.data.view_lock import ViewReader
 from salt_vla.errors import DataError
 from salt_vla.geometry import ClipGeometry
 from salt_vla.interrupts import stop_on_signals
+from salt_vla.jobs.data_index import index_data
 from salt_vla.jobs.resources import require_disk
 from salt_vla.progress import progress
-from salt_vla.registry import SOURCES, resolve
 from salt_vla.rundir import root
 from salt_vla.view_store import StoredViews, ViewSource, store_manifest, view_keys
 
@@ -39,8 +40,7 @@ def open_table(spec: str, view: ViewConfig, geometry: ClipGeometry) -> ClipTable
         raise DataError("no data: give --data a clip table, a LeRobot data set's folder, or metaworld-mini")
     path = embedded_dataset() if spec == EMBEDDED else Path(spec)
     if path.is_dir():
-        table: ClipTable = resolve(SOURCES, "lerobot")(path, geometry.num_frames, view.frame_stride)
-        return table
+        return index_data(path, Cutting(view, geometry.num_frames))[0]
     return ClipTable.read(path)
 
 
@@ -63,15 +63,17 @@ def split_table(table: ClipTable, may_use_validation: bool = True) -> Splits:
     train = training_clips(table)
     if may_use_validation and "validation" in table.rows["split"].to_pylist():
         return Splits(train, table.select(split="validation"), "the data set's validation split")
-    episodes = sorted(set(train.rows["episode"].to_pylist()))
+    names = ("dataset", "episode")
+    of_clip = list(zip(*(train.rows[name].to_pylist() for name in names), strict=True))
+    episodes = sorted(set(of_clip))
     if len(episodes) < 2:
-        raise DataError(f"{table.root} has one training episode; two are needed to hold one out")
+        raise DataError(f"{table.name} has one training episode; two are needed to hold one out")
     # By number, not by rank: another stride or clip length that drops an episode must not move the others.
-    held_out = {episode for episode in episodes if episode % HELD_OUT_EVERY == 0} or {episodes[0]}
+    held_out = {key for key in episodes if key[1] % HELD_OUT_EVERY == 0} or {episodes[0]}
     if len(held_out) == len(episodes):
         held_out = {episodes[0]}
-    mask = np.array([episode in held_out for episode in train.rows["episode"].to_pylist()])
-    kept, held = (ClipTable(train.rows.filter(chosen), train.root) for chosen in (~mask, mask))
+    mask = np.array([key in held_out for key in of_clip])
+    kept, held = (train.filtered(train.rows.filter(chosen)) for chosen in (~mask, mask))
     return Splits(kept, held, f"every {HELD_OUT_EVERY}th episode of the training split")
 
 

@@ -13,8 +13,7 @@ import torch
 
 from salt_vla.config import DataConfig, EncoderConfig
 from salt_vla.data.clip_table import ClipTable
-from salt_vla.data.sources.lerobot import read_signals
-from salt_vla.errors import ConfigError, UserError
+from salt_vla.errors import ConfigError, DataError, UserError
 from salt_vla.evaluation.features import TokenModel, extract_features
 from salt_vla.evaluation.seeds import scores_to_arrays
 from salt_vla.evaluation.suites import ProbeSet, SuiteResult, run_probe_suite, to_objects
@@ -24,6 +23,7 @@ from salt_vla.jobs.data import open_views, split_table
 from salt_vla.models import build_encoder
 from salt_vla.models.loading import load_encoder
 from salt_vla.progress import progress
+from salt_vla.registry import SIGNALS, resolve
 from salt_vla.rundir import run_or_directory, write_atomically, write_text
 from salt_vla.teachers.salt import EncoderTeacher
 from salt_vla.view_store import ViewSource
@@ -109,7 +109,13 @@ def _features(
 def _targets(
     part: ClipTable, data: DataConfig, geometry: ClipGeometry
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    signals = read_signals(part, geometry.num_frames, data.view.frame_stride)
+    sources = set(part.rows["source"].to_pylist())
+    if not sources <= SIGNALS.keys() or len(part.roots) != 1:
+        raise DataError(
+            f"{part.name} ({', '.join(sorted(sources))}): probes read recorded signals, which need one data set "
+            f"of: {', '.join(SIGNALS)}"
+        )
+    signals = resolve(SIGNALS, min(sources))(part, geometry.num_frames, data.view)
     return build_targets(signals), signals.episodes
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from salt_vla.batches import Batches
+from salt_vla.batches import Batches, parts_of
 from salt_vla.cache import ArrayCache, open_cache
 from salt_vla.cache.format import describe_differences
 from salt_vla.config import TrainConfig
@@ -43,7 +43,8 @@ def train(config: TrainConfig, name: str, max_steps: int | None = None) -> Statu
     views = config.data.view.num_views
     learned = _batches(config, splits.train, targets.train, views, config.seed)
     held_out = _batches(config, splits.validation, targets.validation, num_views=1, seed=0)
-    pin(run, "clip table", {"clip_table": table.hash, "files": table.files_hash})
+    weights = {"weights": table.weights} if table.weights else {}
+    pin(run, "clip table", {"clip_table": table.hash, "files": table.files_hash} | weights)
     if targets.train is not None:
         pin(run, "cache", targets.train.manifest.provenance)
     note = f"held-out clips: {splits.note}"
@@ -127,7 +128,7 @@ def _batches(
         # A clip that the cache has quarantined is left out here too; ids of the others never shift.
         readable = [c for c in readable if all((c, view) in cache for view in range(num_views))]
     return Batches(
-        readable,
+        parts_of(clips, readable),
         views,
         masks,
         batch_size=config.batch_size,

@@ -16,9 +16,11 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
+from salt_vla.config import ViewConfig
 from salt_vla.data.clip_table import Clip, ClipTable
+from salt_vla.data.sampling import clip_span
+from salt_vla.data.segments import Listing, Segment, SourceOptions
 from salt_vla.data.signals import ClipSignals
-from salt_vla.data.view_lock import clip_span
 from salt_vla.errors import DataError
 
 _SPAN = re.compile(r"^(\d+):(\d+)$")
@@ -122,70 +124,57 @@ def _read_info(root: Path) -> dict[str, Any]:
     return info
 
 
-def index(
-    root: Path,
-    num_frames: int,
-    frame_stride: int,
-    hop: int = 16,
-    cameras: tuple[str, ...] = (),
-) -> ClipTable:
-    """Clips every `hop` frames of every episode and camera (all of them unless `cameras` names some).
-
-    A clip's id is data set / episode / camera / start frame in the episode. Episodes shorter than one clip
-    give none.
-    """
-    if hop < 1:
-        raise DataError(f"hop is {hop}; clips must be at least one frame apart")
+def segments(root: Path, options: SourceOptions) -> Listing:
+    """An episode as one camera saw it is a segment: key data set / episode / camera."""
     meta = read_meta(root)
     if not meta.cameras:
         raise DataError(f"{root}/meta/info.json: no feature has dtype 'video', so there is nothing to see")
-    wanted = cameras or tuple(meta.cameras)
-    for camera in wanted:
+    for camera in options.cameras:
         if camera not in meta.cameras:
             raise DataError(f"{root} has no camera {camera!r}; it has: {', '.join(meta.cameras)}")
-    span = clip_span(num_frames, frame_stride)
-    clips = []
-    for episode in meta.episodes:
-        for camera in wanted:
-            clips += _episode_clips(meta, episode, camera, span, hop)
-    if not clips:
-        raise DataError(f"{root}: no episode is as long as one clip ({span} frames)")
-    return ClipTable.from_clips(clips, root)
+    dataset = options.dataset or root.resolve().name
+    return Listing(
+        dataset=dataset,
+        source="lerobot",
+        root=root,
+        segments=tuple(
+            _segment(meta, dataset, episode, camera)
+            for episode in meta.episodes
+            for camera in options.cameras or meta.cameras
+        ),
+    )
 
 
-def _episode_clips(
-    meta: LeRobotMeta, episode: dict[str, Any], camera: str, span: int, hop: int
-) -> list[Clip]:
-    number, length = int(episode["episode_index"]), int(meta.field(episode, "length"))
-    file = meta.file("video_path", episode, f"videos/{camera}", video_key=camera)
-    first = round(float(meta.field(episode, f"videos/{camera}/from_timestamp")) * meta.fps)
+def _segment(meta: LeRobotMeta, dataset: str, episode: dict[str, Any], camera: str) -> Segment:
+    number = int(episode["episode_index"])
     tasks = meta.field(episode, "tasks")
-    return [
-        Clip(
-            clip_id=f"{meta.root.resolve().name}/{number:06d}/{camera}/{start:06d}",
-            source="lerobot",
-            file=file,
-            first_frame=first + start,
-            episode=number,
-            episode_first_frame=first,
-            episode_frames=length,
-            camera=camera,
-            label=str(tasks[0]) if tasks else "",
-            fps=meta.fps,
-            split=meta.split_of(number),
-        )
-        for start in range(0, length - span + 1, hop)
-    ]
+    from_timestamp = float(meta.field(episode, f"videos/{camera}/from_timestamp"))
+    return Segment(
+        key=f"{dataset}/{number:06d}/{camera}",
+        file=meta.file("video_path", episode, f"videos/{camera}", video_key=camera),
+        group=f"{dataset}/{number:06d}",
+        split=meta.split_of(number),
+        label=str(tasks[0]) if tasks else "",
+        camera=camera,
+        first_frame=round(from_timestamp * meta.fps),
+        frames=int(meta.field(episode, "length")),
+        fps=meta.fps,
+        episode=number,
+    )
 
 
 def read_signals(
-    table: ClipTable, num_frames: int, frame_stride: int, names: tuple[str, ...] = ()
+    table: ClipTable, num_frames: int, view: ViewConfig, names: tuple[str, ...] = ()
 ) -> ClipSignals:
     """The numeric features of each clip's frames (view 0), from the data Parquet files.
 
     `names`: features to read; by default every one-dimensional float feature the data set has. Raises
-    `DataError` when a feature, or a frame of a clip, is not there.
+    `DataError` when a feature, or a frame of a clip, is not there, and for clips that span whole episodes.
     """
+    if view.sampling == "uniform":
+        raise DataError(
+            "signals belong to clips of one length; data.view.sampling 'uniform' has none: use stride or fps"
+        )
     meta = read_meta(table.root)
     known = _float_vectors(meta)
     for name in names:
@@ -193,7 +182,7 @@ def read_signals(
             raise DataError(f"{table.root} has no vector of floats {name!r}; it has: {', '.join(known)}")
     clips = table.clips()
     rows = _data_rows(meta, names or known, {clip.episode for clip in clips})
-    at = _rows_of(clips, rows, clip_span(num_frames, frame_stride), table.root)
+    at = _rows_of(clips, rows, clip_span(view, num_frames, meta.fps, 0), table.root)
     return ClipSignals(
         clip_ids=tuple(clip.clip_id for clip in clips),
         episodes=np.array([clip.episode for clip in clips], dtype=np.int64),
