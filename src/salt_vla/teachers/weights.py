@@ -1,0 +1,258 @@
+"""Published checkpoints: a folder's configuration and tensors, and their way into a module, key by key.
+
+Whatever does not fit exactly is a sentence that names it. Knows no family's names: those come as rules.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
+
+from salt_vla.errors import RunError
+from salt_vla.models.loading import read_tensors
+from salt_vla.models.pixels import MEAN, STD
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.pth.tar", "*.ckpt")
+PROCESSORS = ("video_preprocessor_config.json", "preprocessor_config.json")
+
+Rules = Sequence[tuple[str, str]]  # (pattern, replacement) by `re.sub`, all in turn.
+Statistics = tuple[float, float, float]
+C = TypeVar("C", bound=PreTrainedConfig)
+
+
+def read_config(folder: Path, name: str = CONFIG) -> dict[str, Any]:
+    """A JSON object from the folder; `RunError` where it is missing, damaged or something else."""
+    path = folder / name
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise RunError(f"{folder} lacks {name}, which says what the weights are") from error
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise RunError(f"{path} must hold a JSON object, not a {type(value).__name__}")
+    return value
+
+
+def pixel_statistics(folder: Path) -> tuple[Statistics, Statistics]:
+    """(mean, standard deviation) of each colour that the checkpoint's own processor file names, in 0 … 1.
+
+    ImageNet's where the folder has no such file, as VideoMAE and V-JEPA 2 use them.
+    """
+    for name in PROCESSORS:
+        if (folder / name).is_file():
+            said = read_config(folder, name)
+            if "image_mean" in said and "image_std" in said:
+                mean, std = (
+                    _three_numbers(said[key], folder / name, key) for key in ("image_mean", "image_std")
+                )
+                return mean, std
+    return MEAN, STD
+
+
+def _three_numbers(value: object, path: Path, key: str) -> Statistics:
+    if (
+        not isinstance(value, list)
+        or len(value) != 3
+        or not all(isinstance(number, (int, float)) for number in value)
+        or (key == "image_std" and min(value) <= 0)
+    ):
+        raise RunError(
+            f"{path}: {key} must be three numbers (a standard deviation above zero), not {value!r}"
+        )
+    return (float(value[0]), float(value[1]), float(value[2]))
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """Every tensor of the folder's checkpoint, on the CPU: one safetensors file, or shards with their index.
+
+    Raises `RunError` when there is none (a pickle beside is named with the command that converts it), when
+    a file is damaged or is no safetensors file, or when shards and index disagree.
+    """
+    if not folder.is_dir():
+        raise RunError(f"{folder} is no folder with a checkpoint")
+    if (folder / WEIGHTS).is_file():
+        return _read_file(folder / WEIGHTS)
+    if (folder / INDEX).is_file():
+        return _read_shards(folder)
+    files = sorted(folder.glob("*.safetensors"))
+    if len(files) == 1:
+        return _read_file(files[0])
+    if files:
+        raise RunError(
+            f"{folder} holds {len(files)} safetensors files without {INDEX}; keep the one meant, as {WEIGHTS}"
+        )
+    pickles = sorted(path for pattern in PICKLES for path in folder.glob(pattern))
+    if pickles:
+        raise RunError(f"{pickles[0]} is a pickle, which can run code when it is opened; {_cure(pickles[0])}")
+    raise RunError(f"{folder} holds no weights: neither {WEIGHTS} nor {INDEX}")
+
+
+def _cure(pickle: Path) -> str:
+    return f"convert it once with: salt-vla teacher convert {pickle} --out DIRECTORY"
+
+
+def _read_file(path: Path) -> dict[str, Tensor]:
+    try:
+        return read_tensors(path)
+    except RunError as error:
+        with path.open("rb") as file:
+            head = file.read(64)
+        # A safetensors file starts with the length of its header, 64 bits: the upper ones are zero.
+        if head.startswith(b"PK\x03\x04") or (head.startswith(b"\x80") and head[4:8] != b"\0\0\0\0"):
+            raise RunError(f"{path} is a pickle under another name; {_cure(path)}") from error
+        if head.startswith(b"version https://git-lfs"):
+            raise RunError(f"{path} is a Git LFS pointer, not the weights; run: git lfs pull") from error
+        raise
+
+
+def _read_shards(folder: Path) -> dict[str, Tensor]:
+    index = read_config(folder, INDEX)
+    places = index.get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(place, str) for place in places.values()):
+        raise RunError(f"{folder / INDEX} must hold an object `weight_map` of tensor names and file names")
+    tensors: dict[str, Tensor] = {}
+    for shard in sorted(set(places.values())):
+        if Path(shard).name != shard or not shard.endswith(".safetensors"):
+            raise RunError(f"{folder / INDEX} names {shard!r}, which is no safetensors file beside it")
+        if not (folder / shard).is_file():
+            raise RunError(f"{folder / shard} is missing; {INDEX} names it: fetch the checkpoint again")
+        held = _read_file(folder / shard)
+        promised = {key for key, place in places.items() if place == shard}
+        if set(held) != promised:
+            odd = _some(set(held) ^ promised)
+            raise RunError(f"{folder / shard} and {INDEX} disagree about {odd}: fetch the checkpoint again")
+        tensors |= held
+    return tensors
+
+
+def mapped(
+    held: Mapping[str, Tensor], prefixes: Rules, ignored: Sequence[str], rules: Rules, folder: Path
+) -> dict[str, Tensor]:
+    """The encoder's tensors under its module's names: strip `prefixes`, drop `ignored`, split, apply `rules`.
+
+    `ignored` are patterns of whole names: what a family knows and does not need. A fused "….qkv.weight|bias"
+    of 3·D rows, as the original ViT code has it, becomes "query", "key" and "value". `RunError` where two
+    tensors end under one name.
+    """
+    known = re.compile("|".join(f"(?:{pattern})" for pattern in ignored))
+    found: dict[str, Tensor] = {}
+    for key, tensor in held.items():
+        bare = _renamed(key, prefixes)
+        if known.fullmatch(bare):
+            continue
+        for name, part in _split_qkv(bare, tensor):
+            name = _renamed(name, rules)
+            if name in found:
+                raise RunError(f"the weights in {folder} hold two networks ({key} twice); keep the one meant")
+            found[name] = part
+    return found
+
+
+def _renamed(key: str, rules: Rules) -> str:
+    for pattern, replacement in rules:
+        key = re.sub(pattern, replacement, key)
+    return key
+
+
+def _split_qkv(key: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+    match = re.search(r"^(.*\.)qkv\.(weight|bias)$", key)
+    if match is None:
+        yield key, tensor
+        return
+    if tensor.ndim == 0 or len(tensor) % 3:
+        raise RunError(f"{key} of shape {tuple(tensor.shape)} is not three equal parts")
+    for name, part in zip(("query", "key", "value"), tensor.chunk(3), strict=True):
+        yield f"{match[1]}{name}.{match[2]}", part
+
+
+def build_config(kind: type[C], said: Mapping[str, Any], folder: Path) -> C:
+    """A configuration of transformers from `said`; `RunError` for what it cannot be built or computed with.
+
+    Fields that config.json leaves out take the class's defaults, as that format means them.
+    """
+    try:
+        config = kind.from_dict(dict(said))
+    except (StrictDataclassError, TypeError, ValueError, ArithmeticError) as error:
+        reason = " ".join(str(error).split())
+        raise RunError(f"{folder / CONFIG} is no {kind.model_type} configuration: {reason}") from error
+    width, heads = config.hidden_size, config.num_attention_heads
+    if heads < 1 or width % heads:
+        raise RunError(
+            f"{folder / CONFIG}: hidden_size={width} is not a multiple of num_attention_heads={heads}"
+        )
+    if config.hidden_act not in ACT2FN:
+        raise RunError(
+            f"{folder / CONFIG}: hidden_act={config.hidden_act!r} is no activation of transformers"
+        )
+    return config
+
+
+def require_sizes(folder: Path, said: Mapping[str, int], found: Mapping[str, int]) -> None:
+    """`RunError` where config.json's sizes are not those of the weights beside it: both numbers are named."""
+    lies = [f"{key}={said[key]} (the weights have {found[key]})" for key in found if said[key] != found[key]]
+    if lies:
+        raise RunError(f"{folder / CONFIG} does not describe the weights beside it: {', '.join(lies)}")
+
+
+def patch_shape(tensors: Mapping[str, Tensor], key: str, folder: Path) -> tuple[int, ...]:
+    """(width, colours, frames, rows, columns) of the patch embedding; `RunError` where there is none."""
+    if key not in tensors or tensors[key].ndim != 5:
+        raise RunError(f"the weights in {folder} are not those of {CONFIG}: missing {key} of five dimensions")
+    return tuple(tensors[key].shape)
+
+
+def blocks_in(tensors: Iterable[str], pattern: str) -> int:
+    """How many blocks the names show: one more than the highest number that `pattern` captures."""
+    return max((int(match[1]) for key in tensors if (match := re.match(pattern, key))), default=-1) + 1
+
+
+def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], folder: Path) -> None:
+    """Put the tensors into `module` (which may live on the meta device), as float32.
+
+    Raises `RunError` for every name that is missing or left over and for every shape that differs: nothing
+    is filled in or dropped in silence. What the module then holds is compared with the file, since a class
+    whose loading hooks rename keys has lost query and value biases that way before.
+    """
+    expected = module.state_dict()
+    missing, extra = set(expected) - set(tensors), set(tensors) - set(expected)
+    if missing or extra:
+        parts = [f"missing {_some(missing)}"] if missing else []
+        parts += [f"unexpected {_some(extra)}"] if extra else []
+        raise RunError(f"the weights in {folder} are not those of {CONFIG}: {'; '.join(parts)}")
+    shapes = {key: (tuple(tensors[key].shape), tuple(expected[key].shape)) for key in expected}
+    wrong = [f"{key} is {held}, not {wanted}" for key, (held, wanted) in shapes.items() if held != wanted]
+    if wrong:
+        raise RunError(f"the weights in {folder} are not those of {CONFIG}: {'; '.join(wrong[:3])}")
+    broken = [key for key, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+    if broken:
+        raise RunError(f"the weights in {folder} hold infinities or NaN: {_some(broken)}")
+    values = {key: tensor.to(torch.float32).contiguous() for key, tensor in tensors.items()}
+    module.load_state_dict(values, assign=True)
+    for key, held in module.state_dict().items():
+        if not torch.equal(held, values[key]):
+            raise RunError(f"{key} did not arrive in the network as it is in {folder}")
+
+
+def largest(tensors: Mapping[str, Tensor], pattern: str) -> float | None:
+    """The largest absolute value among tensors whose name ends so; None where there are none."""
+    found = [tensor.abs().max().item() for key, tensor in tensors.items() if re.search(f"{pattern}$", key)]
+    return max(found, default=None)
+
+
+def _some(names: Iterable[str], most: int = 4) -> str:
+    listed = sorted(names)
+    more = f" and {len(listed) - most} more" if len(listed) > most else ""
+    return ", ".join(listed[:most]) + more
