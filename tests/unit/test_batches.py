@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from salt_vla.batches import Batch, Batches, Part, keys_of_step, load_from, part
 from salt_vla.cache import ArrayCache, CacheWriter, Encoding, Manifest, open_cache
 from salt_vla.cache.writer import Record
 from salt_vla.config import BlockSpec, ViewConfig
+from salt_vla.data.clip_table import ClipTable
 from salt_vla.data.segments import Cutting
 from salt_vla.data.view_lock import ViewReader
 from salt_vla.errors import CacheError, DataError
@@ -252,7 +254,47 @@ def test_no_clips_are_refused(tiny_table):
 
 def test_an_unreadable_clip_fails_its_own_step_by_name(tiny_table, tmp_path):
     """In a worker too: the sentence crosses the process border."""
-    table = type(tiny_table)(tiny_table.rows, tmp_path)
+    table = ClipTable(tiny_table.rows, {"tiny": tmp_path})
     for workers in (0, 1):
         with pytest.raises(DataError, match=r"clip 'tiny/.*', view \d: video .* is missing"):
             next(load_from(make(table), 0, workers, pin_memory=False))
+
+
+def mixed_parts(sizes: tuple[int, ...], shares: tuple[float, ...]) -> list[Part]:
+    return [
+        Part(tuple(f"{name}{n}" for n in range(size)), share)
+        for name, size, share in zip("abc", sizes, shares, strict=False)
+    ]
+
+
+def test_a_mixture_draws_every_part_in_its_share_of_every_block():
+    parts = mixed_parts((60, 30, 10), (0.2, 0.3, 0.5))
+    keys = [key for step in range(100) for key in keys_of_step(parts, 2, 10, 7, step)]
+    for block in range(10):
+        drawn = Counter(clip[0] for clip, _ in keys[block * 100 : (block + 1) * 100])
+        assert drawn == {"a": 20, "b": 30, "c": 50}
+    assert len({clip for clip, _ in keys[:300] if clip[0] == "a"}) == 60  # all of it before any again
+    c = [clip for clip, _ in keys if clip[0] == "c"]
+    assert all(len(set(c[i : i + 10])) == 10 for i in range(0, 500, 10))
+
+
+def test_a_mixtures_order_is_a_function_of_seed_and_step():
+    parts = mixed_parts((7, 5), (0.5, 0.5))
+    before = keys_of_step(parts, 3, 4, 1, 50)
+    _ = keys_of_step(parts, 3, 4, 2, 9)
+    assert keys_of_step(parts, 3, 4, 1, 50) == before
+    assert keys_of_step(parts, 3, 4, 2, 50) != before
+
+
+def test_parts_follow_the_tables_weights(tiny_table):
+    clips = [
+        replace(clip, clip_id=f"other/{n}", dataset="other") for n, clip in enumerate(tiny_table.clips())
+    ]
+    mixed = ClipTable.mix([(tiny_table, 1), (ClipTable.from_clips(clips, tiny_table.root), 3)])
+    tiny, other = parts_of(mixed, mixed.clip_ids[:-2])
+    assert (tiny.share, other.share) == (0.25, 0.75)
+    assert tiny.clip_ids == tuple(tiny_table.clip_ids)
+    assert other.clip_ids == tuple(clip.clip_id for clip in clips[:-2])
+    with pytest.raises(DataError, match="no clip of the data set 'other' can be used; leave it out"):
+        parts_of(mixed, tiny_table.clip_ids)
+    assert parts_of(tiny_table, tiny_table.clip_ids) == (Part(tuple(tiny_table.clip_ids)),)

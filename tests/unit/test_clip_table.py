@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from salt_vla.data.clip_table import SCHEMA, Clip, ClipTable
+from salt_vla.data.clip_table import METADATA, SCHEMA, Clip, ClipTable
 from salt_vla.errors import DataError
 
 CLIP = Clip(
@@ -72,6 +72,7 @@ def test_hash_does_not_depend_on_where_the_data_set_lies(tmp_path):
 def test_hash_depends_on_every_column_and_on_the_order():
     changes = {
         "clip_id": "other",
+        "dataset": "set2",
         "source": "ssv2",
         "file": "b.mp4",
         "first_frame": 101,
@@ -81,6 +82,7 @@ def test_hash_depends_on_every_column_and_on_the_order():
         "camera": "side",
         "label": "pull",
         "fps": 29.97,
+        "variable_rate": True,
         "split": "validation",
     }
     assert set(changes) == set(SCHEMA.names)
@@ -93,7 +95,7 @@ def test_hash_depends_on_every_column_and_on_the_order():
 def test_hash_does_not_depend_on_how_the_rows_are_chunked():
     whole = ClipTable.from_clips(CLIPS, Path("/"))
     parts = [ClipTable.from_clips(CLIPS[i : i + 3], Path("/")).rows for i in (0, 3, 6)]
-    assert ClipTable(pa.concat_tables(parts), Path("/")).hash == whole.hash
+    assert ClipTable(pa.concat_tables(parts), {"set": Path("/")}).hash == whole.hash
 
 
 @pytest.mark.parametrize(
@@ -125,21 +127,24 @@ def test_repeated_ids_are_refused_by_name(tmp_path):
     with pytest.raises(DataError, match="holds clip_id 'set/1' more than once"):
         ClipTable.from_clips([*CLIPS, CLIPS[1]], tmp_path)
     table = ClipTable.from_clips(CLIPS, tmp_path)
-    doubled = ClipTable(pa.concat_tables([table.rows, table.rows.slice(2, 1)]), tmp_path)
+    doubled = ClipTable(pa.concat_tables([table.rows, table.rows.slice(2, 1)]), {"set": tmp_path})
     doubled.write(tmp_path / "t.parquet")
     with pytest.raises(DataError, match=r"t.parquet holds clip_id 'set/2' more than once"):
         ClipTable.read(tmp_path / "t.parquet")
 
 
+PLACES = json.dumps({"roots": {"set": "/data"}, "weights": {}})
+
+
 def write_rows(path: Path, rows: pa.Table) -> None:
-    pq.write_table(rows.replace_schema_metadata({"salt_vla.root": "/data"}), path)
+    pq.write_table(rows.replace_schema_metadata({METADATA: PLACES}), path)
 
 
 @pytest.mark.parametrize("name", SCHEMA.names)
 def test_a_missing_column_is_named(tmp_path, name):
     rows = ClipTable.from_clips(CLIPS, tmp_path).rows.drop_columns([name])
     write_rows(tmp_path / "t.parquet", rows)
-    with pytest.raises(DataError, match=rf"t.parquet is not a clip table: it lacks the column\(s\) {name}$"):
+    with pytest.raises(DataError, match=rf"t.parquet is not a clip table .* column\(s\) {name}; make"):
         ClipTable.read(tmp_path / "t.parquet")
 
 
@@ -267,7 +272,7 @@ def test_table_of_a_real_data_set_survives_the_disk(tiny_table, tmp_path):
     assert back.clips() == tiny_table.clips() and back.hash == tiny_table.hash
     assert all(back.video(clip).is_file() for clip in back.clips())
     metadata = pq.read_schema(tmp_path / "t.parquet").metadata
-    assert json.loads(json.dumps(metadata[b"salt_vla.root"].decode())) == str(tiny_table.root)
+    assert json.loads(metadata[METADATA]) == {"roots": {"tiny": str(tiny_table.root)}, "weights": {}}
 
 
 def test_data_sets_with_equal_rows_and_other_films_are_told_apart(
@@ -275,10 +280,60 @@ def test_data_sets_with_equal_rows_and_other_films_are_told_apart(
 ) -> None:
     copy = tmp_path / tiny_table.root.name
     shutil.copytree(tiny_table.root, copy)
-    same = ClipTable(tiny_table.rows, copy)
+    same = ClipTable(tiny_table.rows, {"tiny": copy})
     assert (same.hash, same.files_hash) == (tiny_table.hash, tiny_table.files_hash)
     film = copy / tiny_table.clips()[0].file
     film.write_bytes(film.read_bytes()[:-1] + b"x")
-    changed = ClipTable(tiny_table.rows, copy)
+    changed = ClipTable(tiny_table.rows, {"tiny": copy})
     assert changed.hash == tiny_table.hash
     assert changed.files_hash != tiny_table.files_hash
+
+
+def mixture() -> ClipTable:
+    others = [replace(clip, clip_id=f"b/{n}", dataset="b", source="ssv2") for n, clip in enumerate(CLIPS[:4])]
+    parts = [ClipTable.from_clips(CLIPS, Path("/data")), ClipTable.from_clips(others, Path("/elsewhere"))]
+    return ClipTable.mix([(parts[0], 3), (parts[1], 1)])
+
+
+def test_a_mixture_keeps_every_clips_source_root_and_weight(tmp_path):
+    table = mixture()
+    table.write(tmp_path / "mix.parquet")
+    for mixed in (table, ClipTable.read(tmp_path / "mix.parquet")):
+        assert mixed.weights == {"set": 3.0, "b": 1.0} and len(mixed) == 12
+        assert mixed.video(mixed.clip("b/2")) == Path("/elsewhere/videos/a.mp4")
+        assert mixed.video(mixed.clip("set/2")) == Path("/data/videos/a.mp4")
+        assert [clip.source for clip in mixed.clips()] == ["lerobot"] * 8 + ["ssv2"] * 4
+        assert mixed.name == "/data + /elsewhere"
+        with pytest.raises(DataError, match="/data \\+ /elsewhere is a mixture; give a clip table of one"):
+            _ = mixed.root
+
+
+def test_a_selection_of_a_mixture_keeps_the_data_sets_that_are_left():
+    assert mixture().select(split="train").weights == {"set": 3.0, "b": 1.0}
+    alone = mixture().only(["b/0", "b/3"])
+    assert alone.weights == {"b": 1.0} and alone.root == Path("/elsewhere")
+
+
+def test_what_cannot_be_mixed_is_a_sentence():
+    table = ClipTable.from_clips(CLIPS, Path("/data"))
+    renamed = ClipTable.from_clips([replace(clip, dataset="b") for clip in CLIPS], Path("/data"))
+    for parts, message in [
+        (
+            [(table, 1), (table, 1)],
+            "two tables of the mixture hold the data set 'set'; index one under",
+        ),
+        ([(table, 1), (renamed, 1)], "the mixture holds clip_id 'set/0' more than once"),
+        ([(table, 0)], "a mixture's weight must be a positive number, not 0"),
+        ([(table, float("inf"))], "a mixture's weight must be a positive number, not inf"),
+        ([(mixture(), 1)], "is a mixture already; mix the tables it was made of"),
+    ]:
+        with pytest.raises(DataError, match=message):
+            ClipTable.mix(parts)
+
+
+@pytest.mark.parametrize("said", ["", "[]", "{", '{"roots": {}}', '{"roots": {"set": 3}, "weights": {}}'])
+def test_damaged_places_are_a_sentence(tmp_path, said):
+    rows = ClipTable.from_clips(CLIPS, tmp_path).rows.replace_schema_metadata({METADATA: said})
+    pq.write_table(rows, tmp_path / "t.parquet")
+    with pytest.raises(DataError, match="does not say where its videos lie; make it with"):
+        ClipTable.read(tmp_path / "t.parquet")

@@ -41,7 +41,7 @@ def episodes(table: ClipTable) -> set[int]:
 
 def renamed_splits(table: ClipTable, name: str) -> ClipTable:
     at = table.rows.column_names.index("split")
-    return ClipTable(table.rows.set_column(at, "split", pa.array([name] * len(table))), table.root)
+    return table.filtered(table.rows.set_column(at, "split", pa.array([name] * len(table))))
 
 
 def test_a_data_sets_own_splits_are_used(tiny_table: ClipTable) -> None:
@@ -65,7 +65,7 @@ def test_held_out_clips_that_may_not_be_used_are_not_trained_on_either(tiny_tabl
 
 
 def test_one_episode_cannot_be_split(tiny_table: ClipTable) -> None:
-    alone = ClipTable(tiny_table.rows.slice(0, 2), tiny_table.root)
+    alone = tiny_table.filtered(tiny_table.rows.slice(0, 2))
     with pytest.raises(DataError, match="has one training episode; two are needed"):
         split_table(alone)
 
@@ -133,7 +133,7 @@ def test_a_clip_without_its_file_is_left_out_by_name(tiny_table: ClipTable) -> N
     files = ["videos/lost.mp4" if row == lost else file for row, file in enumerate(rows["file"].to_pylist())]
     for name, column in (("clip_id", ids), ("file", files)):
         rows = rows.set_column(rows.column_names.index(name), name, pa.array(column))
-    table = ClipTable(rows, tiny_table.root)
+    table = tiny_table.filtered(rows)
     views, readable = open_views(table, DATA, GEOMETRY, num_views=1)
     assert set(table.clip_ids) - set(readable) == {ids[lost]}
     with pytest.raises(CacheError, match="holds no view 0 of clip"):

@@ -177,7 +177,7 @@ def _clip(listing: Listing, segment: Segment, cutting: Cutting, number: int, sta
 
 
 def clip_id(key: str, cutting: Cutting, number: int, start: int) -> str:
-    """The segment's key alone where it gives one clip; else with the clip's start, or its number of so many."""
+    """The segment's key, alone where it gives one clip; else with the clip's start or its number."""
     if cutting.view.sampling == "uniform" or cutting.clips_per_video == 1:
         return key
     if cutting.clips_per_video:
