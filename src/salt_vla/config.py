@@ -19,6 +19,7 @@ from salt_vla.geometry import ClipGeometry
 Positions = Literal["rope", "sincos"]
 T = TypeVar("T")
 
+LARGEST = 2**63 - 1  # of any number in the settings: what an int64 holds, and no infinity
 ADDED_LATER = {"added_later": True}  # A field that older files lack: its default does what was done before.
 
 
@@ -326,7 +327,7 @@ def to_json(config: Any) -> str:
     return json.dumps(dataclasses.asdict(config), indent=2, sort_keys=True)
 
 
-def from_json(kind: type[T], text: str, where: str = "config.json") -> T:
+def from_json(kind: type[T], text: str | bytes, where: str = "config.json") -> T:
     """Build `kind` from JSON text; unknown, missing or mistyped fields are named in a `ConfigError`.
 
     A field that was added after the file was written takes its default (docs/decisions/0009).
@@ -335,6 +336,8 @@ def from_json(kind: type[T], text: str, where: str = "config.json") -> T:
         value = json.loads(text)
     except json.JSONDecodeError as error:
         raise ConfigError(f"{where} is not valid JSON (line {error.lineno}): {error.msg}") from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{where} is not valid JSON: {error}") from error
     return typing.cast(T, _build(kind, value, where))
 
 
@@ -353,9 +356,11 @@ def _build(kind: Any, value: Any, where: str) -> Any:
         return value
     if origin in (typing.Union, types.UnionType):
         return None if value is None else _build(typing.get_args(kind)[0], value, where)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    if kind is float and type(value) is int and abs(value) <= LARGEST:
         return float(value)
     _require(type(value) is kind, f"{where} must be {kind.__name__}, not {value!r}")
+    if kind in (int, float):
+        _require(abs(value) <= LARGEST, f"{where} is {value}, beyond what can be computed with")
     return value
 
 

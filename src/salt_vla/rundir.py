@@ -27,7 +27,7 @@ _NAME = re.compile(r"(?=.{1,100}\Z)[A-Za-z0-9][A-Za-z0-9._-]*")
 
 def root() -> Path:
     """The folder that holds `runs/` and `caches/`: `SALT_VLA_ROOT`, or the current folder."""
-    return Path(os.environ.get("SALT_VLA_ROOT") or ".").resolve()
+    return Path(os.environ.get("SALT_VLA_ROOT") or ".").expanduser().resolve()
 
 
 def run_or_directory(name: str | os.PathLike[str]) -> Path:
@@ -89,8 +89,8 @@ def to_json_line(row: dict[str, Any]) -> str:
 def read_json(path: Path, kind: type[T], cure: str = "remove it and run the same command again") -> T:
     """A JSON file that holds a `kind` (dict or list); a damaged one is a sentence with its cure."""
     try:
-        value = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        value = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
         raise RunError(f"{path} is damaged ({error}); {cure}") from error
     if not isinstance(value, kind):
         raise RunError(f"{path} is damaged (no {kind.__name__}); {cure}")

@@ -71,6 +71,17 @@ def test_where_there_are_no_runs_the_list_is_empty(salt: Any) -> None:
     assert salt.ok("runs", "ls").code == 0
 
 
+def test_one_damaged_run_does_not_hide_the_others(salt: Any) -> None:
+    for name, status in (("good", b'{"state": "finished", "step": 3}'), ("torn", b'{"state": "fin')):
+        folder = salt.root / "runs" / name
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text("{}")
+        (folder / "status.json").write_bytes(status)
+    rows = {row["name"]: row for row in salt.json("runs", "ls")}
+    assert rows["good"]["state"] == "finished" and rows["good"]["step"] == 3
+    assert rows["torn"]["state"] == "damaged" and "status.json is damaged" in rows["torn"]["exit_reason"]
+
+
 def test_a_run_is_shown_from_its_first_moment(salt: Any) -> None:
     """Before it has measured its configuration, and after it has died there."""
     salt.at("young").claim(total_steps=5)

@@ -254,3 +254,24 @@ def test_configurations_cannot_be_changed_in_place():
     with pytest.raises(dataclasses.FrozenInstanceError):
         TrainConfig().steps = 3
     assert TrainConfig().geometry == TrainConfig().encoder.geometry
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b'\xff\xfe{"steps": 1}', "config is not valid JSON"),
+        (b"[" * 100_000, "config is not valid JSON"),
+        (
+            b'{"num_blocks": 1' + b"0" * 30 + b"}",
+            "config.num_blocks is 10+, beyond what can be computed with",
+        ),
+        (b'{"spatial_scale": 1e400}', "config.spatial_scale is inf, beyond what can be computed with"),
+        (b'{"spatial_scale": 1' + b"0" * 400 + b"}", "config.spatial_scale must be float, not 10+"),
+    ],
+)
+def test_what_no_computer_can_use_is_a_sentence(text, message):
+    fields = json.loads(to_json(BlockSpec()))
+    if text.startswith(b"{"):
+        text = json.dumps(fields | json.loads(text)).encode()
+    with pytest.raises(ConfigError, match=message):
+        from_json(BlockSpec, text, "config")

@@ -8,12 +8,21 @@ from typing import Annotated, Any
 import tyro
 
 from salt_vla.cli.printing import print_json, print_table
-from salt_vla.rundir import RunDirectory, all_runs
+from salt_vla.errors import RunError
+from salt_vla.rundir import RunDirectory, Status, all_runs
 
 
 def _summary(run: RunDirectory) -> dict[str, Any]:
     last = {f"last_{kind}": rows[-1] for kind in ("train", "val") if (rows := run.metrics(kind))}
     return {"name": run.name, **asdict(run.status()), **last}
+
+
+def _summary_or_damage(run: RunDirectory) -> dict[str, Any]:
+    """One damaged run must not hide the others."""
+    try:
+        return _summary(run)
+    except RunError as error:
+        return {"name": run.name, **asdict(Status("damaged", exit_reason=str(error)))}
 
 
 def ls(json: bool = False) -> None:
@@ -24,7 +33,7 @@ def ls(json: bool = False) -> None:
     Args:
         json: print JSON instead of a table.
     """
-    rows = [_summary(run) for run in all_runs()]
+    rows = [_summary_or_damage(run) for run in all_runs()]
     if json:
         print_json(rows)
     else:

@@ -74,7 +74,7 @@ def load_encoder(path: str | Path) -> VideoEncoder:
     folder = encoder_directory(Path(path))
     if not (folder / CONFIG).is_file():
         raise RunError(f"{folder} lacks {CONFIG}, which says what the weights are")
-    encoder = build_encoder(from_json(EncoderConfig, (folder / CONFIG).read_text(), CONFIG))
+    encoder = build_encoder(from_json(EncoderConfig, (folder / CONFIG).read_bytes(), str(folder / CONFIG)))
     try:
         encoder.load_state_dict(read_tensors(folder / WEIGHTS))
     except RuntimeError as error:

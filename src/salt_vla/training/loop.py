@@ -164,7 +164,7 @@ def _apply(config: TrainConfig) -> None:
 def same_config(run: RunDirectory, wanted: TrainConfig) -> TrainConfig:
     """The run's recorded configuration. Raises `RunError` naming each field that `wanted` sets otherwise;
     `runtime` is the record's, since it was measured."""
-    stored = from_json(TrainConfig, run.config_file.read_text(), str(run.config_file))
+    stored = from_json(TrainConfig, run.config_file.read_bytes(), str(run.config_file))
     differing = sorted(differing_fields(stored, replace(wanted, runtime=stored.runtime)))
     if differing:
         raise RunError(
