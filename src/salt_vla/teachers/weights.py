@@ -110,8 +110,8 @@ def _read_file(path: Path) -> dict[str, Tensor]:
     except RunError as error:
         with path.open("rb") as file:
             head = file.read(64)
-        # A safetensors file starts with the length of its header, 64 bits: the upper ones are zero.
-        if head.startswith(b"PK\x03\x04") or (head.startswith(b"\x80") and head[4:8] != b"\0\0\0\0"):
+        # torch's zip files; bare pickles of protocol 2 to 5. A safetensors file has its JSON at the ninth byte.
+        if head.startswith(b"PK\x03\x04") or (head[:1] == b"\x80" and head[8:9] != b"{"):
             raise RunError(f"{path} is a pickle under another name; {_cure(path)}") from error
         if head.startswith(b"version https://git-lfs"):
             raise RunError(f"{path} is a Git LFS pointer, not the weights; run: git lfs pull") from error
