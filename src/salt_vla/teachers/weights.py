@@ -110,7 +110,7 @@ def _read_file(path: Path) -> dict[str, Tensor]:
     except RunError as error:
         with path.open("rb") as file:
             head = file.read(64)
-        # torch's zip files; bare pickles of protocol 2 to 5. A safetensors file has its JSON at the ninth byte.
+        # torch's zip files, or pickles from protocol 2. A safetensors file has its JSON at the ninth byte.
         if head.startswith(b"PK\x03\x04") or (head[:1] == b"\x80" and head[8:9] != b"{"):
             raise RunError(f"{path} is a pickle under another name; {_cure(path)}") from error
         if head.startswith(b"version https://git-lfs"):
