@@ -15,7 +15,14 @@ from salt_vla.errors import HubError
 Kind = Literal["model", "dataset"]
 
 # Patterns are fnmatch's, as the hub's client has them: `*` matches `/` too.
-MODEL_FILES = ("config.json", "model.safetensors", "model-*.safetensors", "model.safetensors.index.json")
+MODEL_FILES = (
+    "config.json",
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
+    "model.safetensors",
+    "model-*.safetensors",
+    "model.safetensors.index.json",
+)
 DATASET_FILES = ("*.json", "*.jsonl", "*.parquet", "*.csv", "*.mp4", "*.webm")
 SAFE = (".json", ".jsonl", ".safetensors", ".parquet", ".csv", ".mp4", ".webm", ".avi", ".mkv", ".txt", ".md")
 TIMEOUT = 10.0  # Seconds for the hub's first answer; without one, what was downloaded before is used.
@@ -74,8 +81,8 @@ def _download(name: str, kind: Kind, revision: str | None, patterns: tuple[str, 
         return Path(snapshot_download(name, repo_type=kind, revision=info.sha, allow_patterns=list(patterns)))
     except failures as error:
         raise HubError(
-            f"{kind} {name} could not be downloaded whole ({_first_line(error)}); run the same command again, "
-            f"or {_elsewhere(name, kind, revision)}"
+            f"{kind} {name} could not be downloaded whole ({_first_line(error)}); run the same command "
+            f"again, or {_elsewhere(name, kind, revision)}"
         ) from error
 
 
@@ -122,9 +129,9 @@ def _why(name: str, kind: Kind, revision: str | None, error: Exception) -> str:
         return f"{kind} {name} has no revision {revision!r}; look at its history, or {elsewhere}"
     if isinstance(error, RepositoryNotFoundError):
         return (
-            f"there is no {kind} {name} on the hub (never there, removed, renamed, or private to others): check "
-            f"the id on its page, log in with `hf auth login` if it is private, or {elsewhere}; another upload "
-            "of the same title need not hold the same thing"
+            f"there is no {kind} {name} on the hub (never there, removed, renamed, or private): check the "
+            f"id, log in with `hf auth login` if it is private, or {elsewhere}; another upload of the "
+            "same title need not hold the same thing"
         )
     if isinstance(error, OfflineModeIsEnabled):
         return (

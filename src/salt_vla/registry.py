@@ -13,10 +13,26 @@ from salt_vla.errors import UserError
 
 Table = Mapping[str, str]
 
-TEACHERS: Table = {"salt": "salt_vla.teachers.salt:load"}
-SOURCES: Table = {"lerobot": "salt_vla.data.sources.lerobot:segments"}
+TEACHERS: Table = {
+    "pixel": "salt_vla.teachers.pixel:load",
+    "random": "salt_vla.teachers.random:load",
+    "videomae": "salt_vla.teachers.videomae:load",
+    "vjepa2": "salt_vla.teachers.vjepa2:load",
+    "image": "salt_vla.teachers.image:load",
+}
+SOURCES: Table = {
+    "folder": "salt_vla.data.sources.folder:segments",
+    "intphys2": "salt_vla.data.sources.intphys2:segments",
+    "lerobot": "salt_vla.data.sources.lerobot:segments",
+    "sim": "salt_vla.data.sources.sim:segments",
+    "ssv2": "salt_vla.data.sources.ssv2:segments",
+    "table": "salt_vla.data.sources.table:segments",
+}
 # What was recorded beside the video, for the sources that have such a thing.
-SIGNALS: Table = {"lerobot": "salt_vla.data.sources.lerobot:read_signals"}
+SIGNALS: Table = {
+    "lerobot": "salt_vla.data.sources.lerobot_signals:read_signals",
+    "sim": "salt_vla.data.sources.lerobot_signals:read_signals",
+}
 
 
 def resolve(table: Table, name: str) -> Any:

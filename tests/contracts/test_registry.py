@@ -17,7 +17,7 @@ ENTRIES = [(kind, name) for kind, table in TABLES.items() for name in table]
 
 def test_the_tables_are_the_ones_we_know():
     assert set(TABLES) == {"TEACHERS", "SOURCES"}
-    assert "salt" in TEACHERS and "lerobot" in SOURCES
+    assert "pixel" in TEACHERS and "lerobot" in SOURCES
 
 
 @pytest.mark.parametrize(("kind", "name"), ENTRIES)

@@ -24,7 +24,7 @@ from salt_vla.targets import (
     mean_per_position,
     nearest_context,
 )
-from salt_vla.teachers.salt import EncoderTeacher
+from salt_vla.teachers.pixel import EncoderTeacher
 
 GRID = ClipGeometry(num_frames=6, image_size=32, tubelet_size=2, patch_size=8)  # 3 × 4 × 4 tokens
 MODES = ("normalised", "centred", "raw")

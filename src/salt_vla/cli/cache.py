@@ -18,7 +18,7 @@ def build(
     split: str = "train",
     data: str = "metaworld-mini",
     encoding: Literal["float16", "int8"] = "float16",
-    layer: int | None = None,
+    layer: int = -1,
     num_views: int | None = None,
 ) -> None:
     """Cache a frozen teacher's latents for one split; again with the same arguments goes on.
@@ -28,12 +28,12 @@ def build(
     Example: salt-vla cache build --split train --teacher demo_teacher --data metaworld-mini --out caches/mine
 
     Args:
-        teacher: a run's name, or the directory of a run, checkpoint or export.
+        teacher: a run's name, a directory, a published teacher's name or a hub id (docs/teachers.md).
         out: the cache's folder; a second split built there lies in a folder of its own below it.
         split: which clips of the table.
         data: a clip table, a LeRobot data set's folder, or metaworld-mini.
         encoding: float16, or int8 with scales per token and channel (half the bytes).
-        layer: take the tokens after this block instead of the last.
+        layer: take the tokens after this block, 1 … depth, or from the end (-1: the last).
         num_views: views of a clip to cache; default: as the teacher was trained.
     """
     from salt_vla.jobs.build_cache import build_cache
@@ -44,7 +44,7 @@ def build(
     if num_views is not None:
         data_config = replace(data_config, view=replace(data_config.view, num_views=num_views))
     table = open_table(data, data_config.view, loaded.geometry).select(split=split)
-    folder = build_cache(loaded, table, split, out, data_config, layer, encoding)
+    folder = build_cache(loaded, table, split, out, data_config, encoding)
     print(f"{folder}: complete")
 
 

@@ -30,7 +30,6 @@ BATCH_SIZE = 32
 
 def latents_manifest(
     teacher: Teacher,
-    layer: int | None,
     table: ClipTable,
     split: str,
     view: ViewConfig,
@@ -47,7 +46,7 @@ def latents_manifest(
         provenance={
             "teacher": teacher.name,
             "fingerprint": teacher.fingerprint,
-            "layer": layer,
+            "layer": teacher.block,
             "split": split,
             "clip_table": table.hash,
             "files": table.files_hash,
@@ -80,7 +79,6 @@ def build_cache(
     split: str,
     out: Path,
     data: DataConfig,
-    layer: int | None = None,
     encoding: EncodingName = "float16",
 ) -> Path:
     """Build (or go on building) the cache of one split; the folder it lies in.
@@ -89,7 +87,7 @@ def build_cache(
     teacher, table or view, naming each difference.
     """
     folder = split_folder(out, split)
-    manifest = latents_manifest(teacher, layer, table, split, data.view, encoding)
+    manifest = latents_manifest(teacher, table, split, data.view, encoding)
     keys = view_keys(table, data.view.num_views)
     with CacheWriter(folder, manifest, keys) as writer, stop_on_signals() as stop:
         missing = writer.missing_shards()

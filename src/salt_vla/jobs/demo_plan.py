@@ -23,7 +23,7 @@ from salt_vla.jobs.evaluate import check_seed, load_model, random_model
 from salt_vla.jobs.train import with_paths
 from salt_vla.recipes import get_recipe
 from salt_vla.rundir import RunDirectory, read_json, root, write_text
-from salt_vla.teachers.salt import EncoderTeacher
+from salt_vla.teachers.pixel import EncoderTeacher
 
 
 @dataclass(frozen=True)

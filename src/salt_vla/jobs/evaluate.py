@@ -25,7 +25,7 @@ from salt_vla.models.loading import load_encoder
 from salt_vla.progress import progress
 from salt_vla.registry import SIGNALS, resolve
 from salt_vla.rundir import run_or_directory, write_atomically, write_text
-from salt_vla.teachers.salt import EncoderTeacher
+from salt_vla.teachers.pixel import EncoderTeacher
 from salt_vla.view_store import ViewSource
 
 if TYPE_CHECKING:

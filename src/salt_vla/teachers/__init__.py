@@ -1,37 +1,35 @@
 """Frozen teachers: each turns uint8 clips into raw latents, one file a family.
 
-`load_teacher` is the way in; `salt_vla.registry.TEACHERS` names the families.
+`load_teacher` is the way in; `salt_vla.registry.TEACHERS` names the families, `names.py` published teachers.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, cast
-
-from torch import Tensor
+from typing import Literal, cast
 
 from salt_vla.errors import RunError
 from salt_vla.geometry import ClipGeometry
+from salt_vla.hub import is_hub_id, local_folder
+from salt_vla.models.loading import WEIGHTS as OWN_WEIGHTS
 from salt_vla.registry import TEACHERS, resolve
 from salt_vla.rundir import root, run_or_directory
+from salt_vla.teachers import names
+from salt_vla.teachers.base import FrozenTeacher as Teacher
+from salt_vla.teachers.base import TeacherRequest
+from salt_vla.teachers.weights import CONFIG, PICKLES, read_config
 
-if TYPE_CHECKING:
-    from jaxtyping import Float, UInt8
+__all__ = ["Teacher", "TeacherRequest", "family_of", "load_teacher"]
 
-
-class Teacher(Protocol):
-    """`latents` are raw: normalising them is the objective's business. `fingerprint` is a hash of the loaded
-    parameters and the configuration."""
-
-    name: str
-    dim: int
-    num_parameters: int
-    geometry: ClipGeometry
-    fingerprint: str
-
-    def latents(
-        self, frames: UInt8[Tensor, "batch frames height width 3"]
-    ) -> Float[Tensor, "batch tokens dim"]: ...
+FILES = ("*.safetensors", *PICKLES)
+# model_type of config.json, or how it begins, → family.
+MODEL_TYPES = {
+    "videomae": "videomae",  # VideoMAEv2's repositories call theirs VideoMAEv2_Base, in every size.
+    "vjepa2": "vjepa2",
+    "dinov2": "image",
+    "dinov3_vit": "image",
+    "siglip": "image",
+}
 
 
 def load_teacher(
@@ -39,17 +37,71 @@ def load_teacher(
     geometry: ClipGeometry | None = None,
     device: str = "cpu",
     dtype: str = "float32",
-    layer: int | None = None,
+    layer: int = -1,
+    final_norm: Literal["model", "none"] = "model",
 ) -> Teacher:
-    """Load a teacher from a directory (a run, checkpoint or export of this package) or by run name.
+    """A frozen teacher by what it is called; the first of these that fits:
 
-    `geometry`: what the caller's clips have; a teacher made for another one is refused. `layer`: take the
-    tokens after that block instead of the last.
+    - a published teacher's name (`vjepa2_vitl`; `names.NAMED` lists them): fetched from its hub repository,
+      and refused unless it has the width, blocks and parameters of that name. `NAME=DIRECTORY` holds a local
+      directory against the name.
+    - `random:<encoder>[:seed]`: our encoder at random init, the baseline.
+    - a directory: a run, checkpoint or export of this package, or a checkpoint in transformers' format
+      (config.json and safetensors); or the name of a run.
+    - a hub id, `organisation/repository`.
+
+    `geometry`: what the caller's clips have; a teacher made for another one is refused. `layer`: the tokens
+    after that block, 1 … depth, or from the end (−1: the last). `final_norm`: "model" applies the network's
+    own final norm behind the last block, "none" does not. Both are in the teacher's `name`; its
+    `fingerprint` covers them, the dtype and the geometry.
+    Raises `ConfigError`, `RunError` or `HubError`: what is wrong, where, and what to do.
     """
+    request = TeacherRequest(geometry, device, dtype, layer, final_norm)
+    name = str(name_or_directory)
+    claim, equals, place = name.partition("=")
+    if name in names.NAMED or (equals and claim in names.NAMED):
+        return _named(names.NAMED[claim], place, request)
+    if name.startswith("random:"):
+        return cast(Teacher, resolve(TEACHERS, "random")(None, name, request))
     path = run_or_directory(name_or_directory)
-    if not path.is_dir():
-        raise RunError(
-            f"there is no teacher {str(name_or_directory)!r}: neither a directory nor a run in {root()}/runs"
-        )
-    load = resolve(TEACHERS, "salt")
-    return cast(Teacher, load(path, geometry=geometry, device=device, dtype=dtype, layer=layer))
+    if path.is_dir():
+        return _from_directory(path, path.resolve().name, request)
+    # What lies in a folder that is there was meant as a path.
+    if is_hub_id(name) and not Path(name).parent.is_dir() and not name.startswith("runs/"):
+        return _from_directory(local_folder(name, "model"), name, request)
+    raise RunError(
+        f"there is no teacher {name!r}: neither a directory nor a run in {root()}/runs, nor a hub id, nor "
+        f"random:<encoder>[:seed], nor a published teacher ({', '.join(names.NAMED)})"
+    )
+
+
+def _named(claim: names.NamedTeacher, place: str, request: TeacherRequest) -> Teacher:
+    folder = Path(place) if place else claim.fetch()
+    if not folder.is_dir():
+        raise RunError(f"there is no directory {folder}, which is to hold teacher {claim.name}")
+    teacher: Teacher = resolve(TEACHERS, family_of(folder))(folder, claim.name, request)
+    claim.require(teacher.dim, teacher.depth, teacher.num_parameters, str(folder))
+    return teacher
+
+
+def _from_directory(folder: Path, name: str, request: TeacherRequest) -> Teacher:
+    return cast(Teacher, resolve(TEACHERS, family_of(folder))(folder, name, request))
+
+
+def family_of(folder: Path) -> str:
+    """Which family's checkpoint a directory holds; `RunError` where it is none of them."""
+    if (folder / OWN_WEIGHTS).is_file() or (folder / "checkpoints").is_dir():
+        return "pixel"
+    if not (folder / CONFIG).is_file() and not any(folder.glob(file) for file in FILES):
+        return "pixel"  # Whose loader says what is missing.
+    said = read_config(folder)
+    if "model_type" not in said:
+        raise RunError(f"{folder} holds no encoder: {CONFIG} has no model_type, and there are no checkpoints")
+    kind = str(said["model_type"])
+    for beginning, family in MODEL_TYPES.items():
+        if kind.lower().startswith(beginning):
+            return family
+    raise RunError(
+        f"{folder / CONFIG} has model_type={kind!r}, which is no teacher here; known are our own runs "
+        f"and {', '.join(MODEL_TYPES)}"
+    )
