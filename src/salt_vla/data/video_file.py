@@ -1,0 +1,206 @@
+"""One video file, opened safely: refusals before anything large is allocated, pictures upright and in RGB.
+
+Knows packets, pictures and clocks; which pictures anybody wants is `decode.py`'s business.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import av
+import numpy as np
+from av.video.reformatter import VideoReformatter
+
+from salt_vla.errors import DataError
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+    from av.packet import Packet
+    from av.video.frame import VideoFrame
+    from av.video.stream import VideoStream
+    from jaxtyping import UInt8
+
+MAX_PIXELS = 8192 * 8192  # of a picture: twice an 8K film's; a header that claims more is damaged
+TIME_LIMIT = 60.0  # seconds of decoding for one clip
+NO_TIMESTAMPS = 0x0080  # AVFMT_NOTIMESTAMPS, FFmpeg's avformat.h: raw streams have no clock
+# Its packets have no display times, and those that FFmpeg makes up are out of order with B-frames.
+COUNTED_FORMATS = {"avi"}
+DISPLAY_ONE = 0x10000  # 1.0 in the fixed-point entries of a display matrix
+
+
+class Deadline:
+    """Seconds of work that are left; the time a consumer takes between two pictures is not counted."""
+
+    def __init__(self, seconds: float = TIME_LIMIT) -> None:
+        self.seconds = seconds
+        self.restart()
+
+    def restart(self) -> None:
+        self._end = time.monotonic() + self.seconds
+
+    def check(self, path: Path) -> None:
+        if time.monotonic() > self._end:
+            raise TooSlow(f"video {path} took longer than {self.seconds:g} s to decode one clip")
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        began = time.monotonic()
+        yield
+        self._end += time.monotonic() - began
+
+
+class TooSlow(DataError):
+    """Decoding was given up: trying the same file again would take as long."""
+
+
+@dataclass(frozen=True)
+class Video:
+    """An open file: its first video stream, and the clock that its pictures are shown by.
+
+    `start` is the time of the first picture in ticks of `tick` seconds; a `counted` file has no clock, so
+    that its pictures are numbered in the order in which they come.
+    """
+
+    path: Path
+    container: InputContainer
+    stream: VideoStream
+    tick: Fraction
+    start: int
+    counted: bool
+    deadline: Deadline
+
+    def seconds(self, timestamp: int) -> Fraction:
+        return (timestamp - self.start) * self.tick
+
+
+@contextmanager
+def open_video(path: Path, deadline: Deadline | None = None) -> Iterator[Video]:
+    """The file, ready to be read with one thread. Whatever goes wrong within becomes a `DataError`."""
+    refuse_unreadable(path)
+    # The limit reaches the decoder that looks at the first pictures too, before they have room.
+    limits = {"max_pixels": str(MAX_PIXELS)}
+    patience = (TIME_LIMIT, TIME_LIMIT)
+    try:
+        with av.open(str(path), metadata_errors="ignore", options=limits, timeout=patience) as container:
+            if not container.streams.video:
+                raise DataError(f"{path} holds no video stream")
+            stream = container.streams.video[0]
+            context = stream.codec_context
+            if context is None or not stream.time_base:
+                raise DataError(f"video {path} cannot be decoded: its header is damaged, or no decoder fits")
+            refuse_absurd_size(path, context.height, context.width)
+            context.options = limits
+            stream.thread_type = "NONE"
+            context.thread_count = 1
+            form = container.format
+            counted = bool(form.flags & NO_TIMESTAMPS) or form.name in COUNTED_FORMATS
+            yield Video(
+                path,
+                container,
+                stream,
+                stream.time_base,
+                stream.start_time or 0,
+                counted,
+                deadline or Deadline(),
+            )
+    except (av.FFmpegError, EOFError) as error:
+        raise DataError(f"video {path} cannot be decoded: {_why(error)}") from error
+    except MemoryError as error:
+        raise DataError(f"video {path} cannot be decoded: it asks for more memory than there is") from error
+
+
+def is_shown(packet: Packet[Any], video: Video) -> bool:
+    """Whether a packet's picture is meant to be seen: not cut off by an edit list, nor one that others are
+    only predicted from (VP8's hidden frames come in packets of their own; RFC 6386, 9.1)."""
+    if packet.is_discard:
+        return False
+    is_vp8 = video.stream.codec_context.name in ("vp8", "libvpx")
+    return not is_vp8 or not packet.size or bool(bytes(packet)[0] >> 4 & 1)
+
+
+def _why(error: av.FFmpegError | EOFError) -> str:
+    if isinstance(error, av.error.ExitError):
+        return f"reading took longer than {TIME_LIMIT:g} s"
+    return getattr(error, "strerror", None) or str(error)
+
+
+def refuse_unreadable(path: Path) -> None:
+    """A sentence for what is no regular file, or may not be read; opening a pipe would wait for ever."""
+    try:
+        info = path.stat()
+        readable = os.access(path, os.R_OK)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise DataError(f"video {path} is missing; restore it or index the data set again") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise DataError(f"video {path} cannot be reached: {reason}") from error
+    if stat.S_ISDIR(info.st_mode):
+        raise DataError(f"video {path} is a folder, not a file; index the data set again")
+    if not stat.S_ISREG(info.st_mode):
+        raise DataError(f"video {path} is no regular file (a pipe, socket or device); replace it")
+    if not readable:
+        raise DataError(f"video {path} may not be read by this user; change its permissions")
+    if not info.st_size:
+        raise DataError(f"video {path} is empty (0 bytes); restore it")
+
+
+def refuse_absurd_size(path: Path, height: int, width: int) -> None:
+    if height * width > MAX_PIXELS:
+        raise DataError(
+            f"video {path} says that its pictures are {width} × {height}, more than {MAX_PIXELS} pixels; "
+            "its header is damaged"
+        )
+
+
+class Rgb:
+    """Pictures to RGB as they are meant to be shown. One instance a file: making the converter costs more
+    than a conversion.
+
+    swscale converts with the file's own colour matrix and range (BT.601, limited range, where it names none),
+    takes chroma from the nearest sample, and drops alpha: colours stay as stored, over no background.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._converter = VideoReformatter()
+
+    def __call__(self, frame: VideoFrame) -> UInt8[np.ndarray, "height width 3"]:
+        refuse_absurd_size(self.path, frame.height, frame.width)
+        try:
+            image = self._converter.reformat(frame, format="rgb24", threads=1).to_ndarray()
+        except ValueError as error:
+            raise DataError(f"video {self.path} cannot be shown in RGB: {error}") from error
+        return turned(image, *orientation(frame, self.path))
+
+
+def orientation(frame: VideoFrame, path: Path) -> tuple[int, bool]:
+    """(quarter turns counter-clockwise, mirrored left-right before turning) from the display matrix.
+
+    The matrix maps stored (x, y) to shown (a·x + c·y, b·x + d·y) with y downwards: ISO/IEC 14496-12, 6.2.2.
+    """
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return 0, False
+    entries = np.frombuffer(matrix, np.int32)
+    a, b, c, d = (round(int(entries[at]) / DISPLAY_ONE) for at in (0, 1, 3, 4))
+    exact = {abs(int(entries[at])) for at in (0, 1, 3, 4)} == {0, DISPLAY_ONE}
+    turns = {(1, 0): 0, (0, -1): 1, (-1, 0): 2, (0, 1): 3}  # where the second axis is not mirrored
+    mirrored = a * d - b * c < 0
+    right = (-a, -b) if mirrored else (a, b)
+    if not exact or abs(a * d - b * c) != 1:
+        raise DataError(f"video {path} is turned by no multiple of 90°; write it anew, upright")
+    return turns[right], mirrored
+
+
+def turned(image: np.ndarray, quarters: int, mirrored: bool) -> np.ndarray:
+    if not quarters and not mirrored:
+        return image
+    return np.ascontiguousarray(np.rot90(image[:, ::-1] if mirrored else image, quarters))
