@@ -1,0 +1,140 @@
+"""Work spread over processes that may die: a crash costs one item, which is named, and nothing else.
+
+Knows nothing of videos; decoders written in C are why it exists.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from typing import Generic, TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+AHEAD = 8  # items a worker may be ahead of the oldest one that is not answered yet
+
+
+@dataclass(frozen=True)
+class Lost:
+    """Stands for the result of an item whose worker died or had to be stopped; `reason` is a phrase."""
+
+    reason: str
+
+
+def map_in_workers(
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    num_workers: int,
+    time_limit: float | None = None,
+) -> Iterator[Result | Lost]:
+    """`function(item)` of every item, in the items' order, from `num_workers` processes (0: from this one).
+
+    Function, items and results must be picklable. An exception of `function` is raised here; a worker that
+    is killed, crashes, or takes longer than `time_limit` seconds for an item gives `Lost` for that item and
+    is replaced. Leaving the iterator stops the workers.
+    """
+    if num_workers < 1:
+        yield from map(function, items)
+        return
+    workers = [_Worker(function) for _ in range(num_workers)]
+    try:
+        yield from _in_order(workers, enumerate(items), time_limit)
+    finally:
+        for worker in workers:
+            worker.stop()
+
+
+def _in_order(
+    workers: list[_Worker[Item, Result]], items: Iterator[tuple[int, Item]], time_limit: float | None
+) -> Iterator[Result | Lost]:
+    answers: dict[int, Result | Lost] = {}
+    due = 0  # the number of the next answer to give
+    waiting = next(items, None)
+    while waiting is not None or answers or any(worker.number is not None for worker in workers):
+        for worker in workers:
+            if worker.number is None and waiting and waiting[0] < due + AHEAD * len(workers):
+                worker.send(*waiting)
+                waiting = next(items, None)
+        if due in answers:
+            yield answers.pop(due)
+            due += 1
+            continue
+        busy = {worker.connection: worker for worker in workers if worker.number is not None}
+        limits = [worker.seconds_left(time_limit) for worker in busy.values()] if time_limit else None
+        ready = wait(list(busy), timeout=min(limits) if limits else None)
+        for connection, worker in busy.items():
+            if connection in ready or (time_limit and worker.seconds_left(time_limit) <= 0):
+                number = worker.number
+                assert number is not None
+                answers[number] = worker.answer(connection in ready, time_limit)
+
+
+class _Worker(Generic[Item, Result]):
+    """A process and the item it is at."""
+
+    def __init__(self, function: Callable[[Item], Result]) -> None:
+        self.function = function
+        self.number: int | None = None
+        self._start()
+
+    def _start(self) -> None:
+        # Not forked: decoders and thread pools of this process would be copied in mid-work.
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self._process = context.Process(target=_work, args=(theirs, self.function), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def send(self, number: int, item: Item) -> None:
+        self.number, self._began = number, time.monotonic()
+        try:
+            self.connection.send(item)
+        except (BrokenPipeError, ConnectionResetError):
+            return  # It has died between two items or at its start; `answer` finds out how.
+
+    def seconds_left(self, time_limit: float) -> float:
+        return max(self._began + time_limit - time.monotonic(), 0.0)
+
+    def answer(self, has_news: bool, time_limit: float | None) -> Result | Lost:
+        """What became of the item in hand; a dead worker, and one that is too slow, is replaced."""
+        self.number = None
+        try:
+            if has_news:
+                failed, value = self.connection.recv()
+                if failed:
+                    raise value
+                return value
+            reason = f"it took longer than {time_limit:g} s"
+        except (EOFError, ConnectionResetError):
+            self._process.join()
+            code = self._process.exitcode or 0
+            how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+            reason = f"the process that worked on it died ({how})"
+        self.stop()
+        self._start()
+        return Lost(reason)
+
+    def stop(self) -> None:
+        self.connection.close()
+        self._process.kill()
+        self._process.join()
+
+
+def _work(connection: Connection, function: Callable[[Item], Result]) -> None:
+    """A worker's life: items in, (has failed, result or exception) out, until the other end is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; who started us decides when to stop.
+    while True:
+        try:
+            item = connection.recv()
+        except EOFError:
+            return
+        try:
+            answer: tuple[bool, Result | Exception] = (False, function(item))
+        except Exception as error:  # noqa: BLE001 (raised where the results are read)
+            answer = (True, error)
+        connection.send(answer)

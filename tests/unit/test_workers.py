@@ -1,0 +1,105 @@
+"""Results come in order whatever the workers do, and a worker's death is told of its item alone."""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from salt_vla.data.workers import AHEAD, Lost, map_in_workers
+from salt_vla.errors import DataError
+
+
+def test_without_workers_everything_runs_here():
+    assert list(map_in_workers(lambda item: (item, os.getpid()), "ab", 0)) == [
+        ("a", os.getpid()),
+        ("b", os.getpid()),
+    ]
+
+
+def test_results_come_in_the_items_order_from_other_processes():
+    items = [(0.2 if number == 0 else 0.0) for number in range(30)]
+    results = list(map_in_workers(time.sleep, items, 2))
+    assert results == [None] * 30
+    numbers = list(map_in_workers(functools.partial(pow, 2), range(40), 3))
+    assert numbers == [2**number for number in range(40)]
+
+
+def test_no_items_is_no_results():
+    assert list(map_in_workers(abs, [], 2)) == []
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_a_killed_workers_item_is_named_and_the_others_go_on(num_workers):
+    """`os.kill(pid, 0)` asks whether a process is there; the worker that is asked to kill itself dies."""
+    commands = ["True"] * 5 + ["kill -9 $PPID"] + ["exit 3"] * 5 + ["kill -SEGV $PPID"] + ["exit 4"]
+    results = list(map_in_workers(os.system, commands, num_workers))
+    codes = [result if isinstance(result, Lost) else os.waitstatus_to_exitcode(result) for result in results]
+    assert codes[5] == Lost("the process that worked on it died (SIGKILL)")
+    assert codes[11] == Lost("the process that worked on it died (SIGSEGV)")
+    assert codes[6:11] == [3] * 5 and codes[12] == 4 and codes[:5] == [127] * 5
+
+
+def test_a_worker_that_leaves_is_told_by_its_exit_code():
+    assert list(map_in_workers(os._exit, [7], 1)) == [
+        Lost("the process that worked on it died (exit code 7)")
+    ]
+
+
+def test_an_item_that_takes_too_long_is_given_up_and_the_rest_done():
+    results = list(map_in_workers(time.sleep, [0, 600, 0, 0], 2, time_limit=4))
+    assert results == [None, Lost("it took longer than 4 s"), None, None]
+
+
+def test_an_exception_is_raised_where_the_results_are_read():
+    results = map_in_workers(refuse, [1, 2], 1)
+    with pytest.raises(DataError, match=r"^no 1$"):
+        next(results)
+
+
+def refuse(number: int) -> None:
+    raise DataError(f"no {number}")
+
+
+def test_workers_end_with_the_iterator():
+    before = set(psutil.Process().children(recursive=True))
+    results = map_in_workers(abs, range(100), 2)
+    assert next(results) == 0
+    assert set(psutil.Process().children(recursive=True)) - before
+    results.close()
+    left = set(psutil.Process().children(recursive=True)) - before
+    assert not [
+        child for child in left if child.name() == "python" and "spawn_main" in " ".join(child.cmdline())
+    ]
+
+
+def test_workers_stay_close_to_the_oldest_open_item(tmp_path):
+    """Results that wait for an older one are held in memory: there must not be many."""
+    items = [("slow" if number == 0 else "quick", tmp_path / str(number)) for number in range(200)]
+    results = map_in_workers(touch, items, 2)
+    assert next(results) < 2 * AHEAD + 1
+    assert len(list(results)) == 199
+
+
+def touch(item: tuple[str, Path]) -> int:
+    """How many items have been begun when this one ends."""
+    speed, path = item
+    path.touch()
+    if speed == "slow":
+        time.sleep(1.0)
+    return len(list(path.parent.iterdir()))
+
+
+def test_ctrl_c_is_left_to_who_started_the_workers():
+    results = map_in_workers(send_interrupt, [1, 2], 1)
+    assert list(results) == [1, 2]
+
+
+def send_interrupt(number: int) -> int:
+    os.kill(os.getpid(), signal.SIGINT)
+    return number
