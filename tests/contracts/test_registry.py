@@ -16,8 +16,9 @@ ENTRIES = [(kind, name) for kind, table in TABLES.items() for name in table]
 
 
 def test_the_tables_are_the_ones_we_know():
-    assert set(TABLES) == {"TEACHERS", "SOURCES"}
+    assert set(TABLES) == {"TEACHERS", "SOURCES", "SIGNALS"}
     assert "pixel" in TEACHERS and "lerobot" in SOURCES
+    assert set(registry.SIGNALS) <= set(SOURCES)
 
 
 @pytest.mark.parametrize(("kind", "name"), ENTRIES)

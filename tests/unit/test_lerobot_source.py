@@ -17,7 +17,8 @@ from salt_vla.config import ViewConfig
 from salt_vla.data.clip_table import ClipTable
 from salt_vla.data.decode import read_frames
 from salt_vla.data.segments import Cutting, SourceOptions
-from salt_vla.data.sources.lerobot import read_meta, read_signals
+from salt_vla.data.sources.lerobot_meta import read_meta
+from salt_vla.data.sources.lerobot_signals import read_signals
 from salt_vla.errors import ConfigError, DataError
 from salt_vla.jobs.data_index import index_data
 
@@ -32,7 +33,7 @@ def index(
     root: Path, num_frames: int, frame_stride: int, hop: int = 16, cameras: tuple[str, ...] = ()
 ) -> ClipTable:
     cutting = Cutting(ViewConfig(frame_stride=frame_stride), num_frames, hop)
-    return index_data(root, cutting, options=SourceOptions(cameras=cameras))[0]
+    return index_data(root, cutting, "lerobot", SourceOptions(cameras=cameras))[0]
 
 
 @pytest.fixture
@@ -213,7 +214,7 @@ def sentence(action: Callable[[], Any]) -> str:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"codebase_version": "v2.1"}, "version 'v2.1' is not v3.0; convert it with lerobot's tool"),
+        ({"codebase_version": "v1.6"}, "version 'v1.6' is not v2.0 or v2.1 or v3.0; convert it with lerobot's"),
         *(
             ({name: "GONE"}, f"lacks the field {name!r}")
             for name in ("codebase_version", "fps", "features", "splits", "data_path", "video_path")

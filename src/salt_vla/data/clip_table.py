@@ -150,9 +150,10 @@ class ClipTable:
         if len(repeated):
             raise DataError(f"{where} holds clip_id {repeated[0]['values'].as_py()!r} more than once")
 
-    def write(self, path: Path) -> None:
+    def write(self, path: Path, notes: Mapping[bytes, bytes] | None = None) -> None:
+        """Into a Parquet file, whole or not at all; `notes` are kept in its metadata, and not read here."""
         said = {"roots": {name: str(root) for name, root in self.roots.items()}, "weights": self.weights}
-        rows = self.rows.replace_schema_metadata({METADATA: json.dumps(said)})
+        rows = self.rows.replace_schema_metadata({METADATA: json.dumps(said).encode(), **(notes or {})})
         write_atomically(path, lambda temporary: _write(rows, temporary))
 
     def __len__(self) -> int:

@@ -54,21 +54,26 @@ class Problem:
 
 @dataclass(frozen=True)
 class Listing:
-    """All that a source found below `root`, under the name `dataset`."""
+    """All that a source found below `root`, under the name `dataset`; `unlisted` counts the video files there
+    that its lists do not name."""
 
     dataset: str
     source: str
     root: Path
     segments: tuple[Segment, ...]
     problems: tuple[Problem, ...] = ()
+    unlisted: int = 0
 
 
 @dataclass(frozen=True)
 class SourceOptions:
-    """What a caller may ask of a source: a name for the data set (empty: its own), and only some cameras."""
+    """What a caller may ask of a source: a name for the data set (empty: its own), only some cameras, the
+    folder that a list's paths are relative to (empty: the list's own), and a hub repository's revision."""
 
     dataset: str = ""
     cameras: tuple[str, ...] = ()
+    videos: str = ""
+    revision: str = ""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,14 +19,13 @@ from salt_vla.data.view_lock import ViewReader
 from salt_vla.errors import DataError
 from salt_vla.geometry import ClipGeometry
 from salt_vla.interrupts import stop_on_signals
-from salt_vla.jobs.data_index import index_data
+from salt_vla.jobs.data_index import MAX_BAD_SHARE, index_data, kinds_of, recognised_by
 from salt_vla.jobs.resources import require_disk
 from salt_vla.progress import progress
 from salt_vla.rundir import root
 from salt_vla.view_store import StoredViews, ViewSource, store_manifest, view_keys
 
 EMBEDDED = "metaworld-mini"
-MAX_BAD_SHARE = 0.05
 HELD_OUT_EVERY = 10  # of the training episodes, where a data set has no validation split
 
 
@@ -35,13 +35,18 @@ def embedded_dataset() -> Path:
 
 
 def open_table(spec: str, view: ViewConfig, geometry: ClipGeometry) -> ClipTable:
-    """A clip table from `spec`: a Parquet clip table, a LeRobot data set's folder, or `metaworld-mini`."""
+    """A clip table from `spec`: a Parquet clip table, `metaworld-mini`, or what a source recognises, which is
+    then indexed for this view and not kept; what it cannot give is counted on stderr."""
     if not spec:
-        raise DataError("no data: give --data a clip table, a LeRobot data set's folder, or metaworld-mini")
+        raise DataError("no data: give --data a clip table, a data set's folder, or metaworld-mini")
     path = embedded_dataset() if spec == EMBEDDED else Path(spec)
-    if path.is_dir():
-        return index_data(path, Cutting(view, geometry.num_frames))[0]
-    return ClipTable.read(path)
+    if not path.is_dir() and not recognised_by(path):
+        return ClipTable.read(path)
+    table, problems = index_data(path, Cutting(view, geometry.num_frames))
+    if problems:
+        said = ", ".join(f"{n} × {kind}" for kind, n in kinds_of(each.reason for each in problems).items())
+        print(f"{spec}: left out: {said}; `salt-vla data index` names each", file=sys.stderr)
+    return table
 
 
 @dataclass(frozen=True)

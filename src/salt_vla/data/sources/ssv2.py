@@ -1,0 +1,97 @@
+"""Something-Something V2: numbered webm files, and lists of them with labels for each split.
+
+Knows the layouts that the data set was published in (docs/sources.md); which of its files are bad is found
+by measuring them, never by a list.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from salt_vla.data.segments import Listing, Problem, Segment, SourceOptions
+from salt_vla.data.sources.files import read_json
+from salt_vla.errors import DataError
+
+SPLITS = ("train", "validation", "test")
+PREFIX = "something-something-v2-"  # of the lists' names as first published; later they had none
+ENDINGS = (".webm", ".mp4")  # as published; as often re-encoded
+
+
+def recognises(path: Path) -> bool:
+    return path.is_dir() and any(_lists(path))
+
+
+def segments(root: Path, options: SourceOptions) -> Listing:
+    """Every listed video is a segment: key ssv2 / id. Listed ones without a file, missing lists, and how many
+    files no list names are problems."""
+    if not root.is_dir():
+        raise DataError(f"{root} is not a folder; give the one that holds the webm files and the lists")
+    lists = _lists(root)
+    if not lists:
+        raise DataError(
+            f"{root} holds no list of Something-Something V2 ({PREFIX}train.json or train.json, also in a "
+            "folder of it)"
+        )
+    dataset = options.dataset or "ssv2"
+    files = _videos(root)
+    found: list[Segment] = []
+    problems: list[Problem] = []
+    for split in SPLITS:
+        if split not in lists:
+            name = f"{PREFIX}{split}.json"
+            problems.append(Problem(f"{dataset}/{name}", name, f"list missing: no clips of split {split!r}"))
+            continue
+        for number, entry in enumerate(read_json(lists[split], list)):
+            video = _id(entry, number, lists[split])
+            key = f"{dataset}/{video}"
+            if video in files:
+                found.append(Segment(key, files[video], group=key, split=split, label=_label(entry)))
+            else:
+                where = lists[split].name
+                problems.append(Problem(key, f"{video}.webm", f"missing: listed in {where} but not there"))
+    unlisted = len(files.keys() - {segment.key.rpartition("/")[2] for segment in found})
+    return Listing(dataset, "ssv2", root, tuple(found), tuple(problems), unlisted)
+
+
+def _folders(root: Path) -> list[Path]:
+    """The root and the folders in it, in a fixed order."""
+    return [root, *sorted(path for path in root.iterdir() if path.is_dir() and path.name[0] != ".")]
+
+
+def _lists(root: Path) -> dict[str, Path]:
+    """Split → its list. Bare names count only beside a labels.json: any project has a train.json."""
+    found: dict[str, Path] = {}
+    for folder in _folders(root):
+        prefixes = [PREFIX] + ([""] if (folder / "labels.json").is_file() else [])
+        for prefix in prefixes:
+            for split in SPLITS:
+                path = folder / f"{prefix}{split}.json"
+                if path.is_file():
+                    found.setdefault(split, path)
+    return found
+
+
+def _videos(root: Path) -> dict[str, str]:
+    """Id → file, relative to the root; webm before other containers of the same id."""
+    found: dict[str, str] = {}
+    for ending in ENDINGS:
+        for folder in _folders(root):
+            for path in folder.iterdir():
+                if path.suffix == ending and path.stem.isdecimal():
+                    found.setdefault(path.stem, path.relative_to(root).as_posix())
+    return found
+
+
+def _id(entry: Any, number: int, path: Path) -> str:
+    """Of a list's entry; a number, as a string in the published lists."""
+    said = entry.get("id") if isinstance(entry, dict) else None
+    if not isinstance(said, str | int) or isinstance(said, bool) or not str(said).isdecimal():
+        raise DataError(f"{path}: entry {number} has no id that is a number")
+    return str(said)
+
+
+def _label(entry: dict[str, Any]) -> str:
+    """The class: the template without its brackets; empty for test entries, which have an id only."""
+    said = entry.get("template") or entry.get("label") or ""
+    return str(said).replace("[", "").replace("]", "")
