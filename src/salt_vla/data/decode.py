@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from av.video.frame import VideoFrame
     from jaxtyping import UInt8
 
-DECODER_FAMILY = "pyav"
 WORTH_A_SEEK = 16  # frames that nobody wants, before a key frame further on is looked for
 MAX_RATE = 1000.0  # frames a second; more is a clock that was taken for a rate
 STEADY = 0.9  # share of slots with exactly one picture, from which on a rate is the film's own

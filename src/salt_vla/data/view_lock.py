@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import Field, dataclass, fields
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +18,8 @@ from PIL import Image
 
 from salt_vla.config import ViewConfig
 from salt_vla.data.clip_table import Clip, ClipTable
-from salt_vla.data.decode import DECODER_FAMILY, frame_shape, read_frames
+from salt_vla.data.decode import frame_shape, read_frames
+from salt_vla.data.golden import GOLDEN_CLIPS, GOLDEN_FRAMES, golden_path
 from salt_vla.data.sampling import clip_span, sampled_frames
 from salt_vla.errors import DataError
 from salt_vla.geometry import ClipGeometry
@@ -27,7 +29,6 @@ if TYPE_CHECKING:
 
 # Raise this when the pixels of an unchanged configuration change: old caches then refuse to be used.
 ALGORITHM = "square-crop-1"
-RESIZE_FILTER = "pillow-bilinear"
 SHARED_BYTES = 64 * 2**20  # Episodes with more pixels are decoded clip by clip instead of whole.
 
 
@@ -40,16 +41,36 @@ class View:
 
 
 def view_hash(view: ViewConfig, geometry: ClipGeometry) -> str:
-    """Of everything besides the clip table that decides pixels."""
+    """Of everything besides the clip table that decides pixels.
+
+    No library's version is in it, but the pixels that the libraries give for the golden clips: decision 0008.
+    """
     deciding = {
         "algorithm": ALGORITHM,
-        "decoder": DECODER_FAMILY,
-        "resize": RESIZE_FILTER,
-        "view": {key: value for key, value in asdict(view).items() if key != "num_views"},
+        "golden": golden_pixels(),
+        "view": {field.name: getattr(view, field.name) for field in fields(view) if _decides(field, view)},
         "frames": geometry.num_frames,
         "image_size": geometry.image_size,
     }
     return xxhash.xxh3_128_hexdigest(json.dumps(deciding, sort_keys=True).encode())
+
+
+def _decides(field: Field[Any], view: ViewConfig) -> bool:
+    """Fields that came later count where they are used, so that older caches stay what they are."""
+    unused = bool(field.metadata.get("added_later")) and getattr(view, field.name) == field.default
+    return field.name != "num_views" and not unused
+
+
+@lru_cache(maxsize=1)
+def golden_pixels() -> str:
+    """Hash of the golden clips' pixels as this process decodes, converts, cuts and resizes them (some 30 ms,
+    once)."""
+    digest = xxhash.xxh3_128()
+    for name, fps in GOLDEN_CLIPS.items():
+        frames = read_frames(golden_path(name), GOLDEN_FRAMES, fps)
+        for crop, size in (((0.39, 0.0, 1.0), 32), ((0.31, 0.11, 0.57), 48)):
+            digest.update(cut(frames, View(GOLDEN_FRAMES, crop), size).tobytes())
+    return digest.hexdigest()
 
 
 def draw_view(
