@@ -107,7 +107,7 @@ def test_a_teacher_is_checked_in_words_and_figures(workshop: Any) -> None:
     found = workshop.salt.json("teacher", "check", "teacher", "--data", workshop.table)
     assert found.keys() >= {"name", "dim", "fingerprint", "verdict", "clips", "mean_square", "token_std"}
     assert found["dim"] == 128 and found["clips"] == 26
-    assert 0 <= found["position_share"] <= 1 and 0 < found["top_channel_share"] <= 1
+    assert 0 <= found["position_share"] <= 1 and 0 < found["top_share"] <= 1
     assert found["verdict"].startswith("usable")
     in_words = workshop.salt.ok("teacher", "check", "teacher", "--data", workshop.table).out
     assert found["fingerprint"] in in_words.replace("\n", "")

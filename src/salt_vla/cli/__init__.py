@@ -32,7 +32,10 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "verify": ("cache:verify", "check every record; exit code 1 when one is damaged"),
     },
     "teacher": {
-        "check": ("teacher:check", "what a teacher is: sizes, fingerprint, target statistics, verdict")
+        "check": ("teacher:check", "what a teacher is: sizes, fingerprint, target statistics, verdict"),
+        "train": ("teacher:train", "stage 1: train a teacher on pixels"),
+        "export": ("teacher:export", "a trained teacher as a folder of its own"),
+        "convert": ("teacher_convert:convert", "a pickled checkpoint as a folder with safetensors"),
     },
     "runs": {
         "ls": ("runs:ls", "list the runs"),

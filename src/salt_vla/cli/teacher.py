@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Literal
 
 import tyro
 
@@ -10,26 +11,98 @@ from salt_vla.cli.printing import print_json, print_table
 
 
 def check(
-    name: Annotated[str, tyro.conf.Positional], data: str = "metaworld-mini", json: bool = False
-) -> None:
-    """What a teacher is: sizes, fingerprint, statistics of its targets, and a verdict.
+    name: Annotated[str, tyro.conf.Positional],
+    data: str = "metaworld-mini",
+    clips: int = 32,
+    layer: int = -1,
+    final_norm: Literal["model", "none"] = "model",
+    device: str = "cpu",
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+    out: Path | None = None,
+    json: bool = False,
+) -> int:
+    """What a teacher is, what its targets are like, and a verdict; exit code 1 when a finding is bad.
 
-    Example: salt-vla teacher check demo_teacher
+    Example: salt-vla teacher check demo_teacher --out checked
 
     Args:
-        name: a run's name, or the directory of a run, checkpoint or export.
+        name: a run's name, a directory, a published teacher's name, NAME=DIRECTORY (a directory held against
+            that name), a hub id, or random:ENCODER.
         data: clips to look at its targets with.
-        json: print JSON instead of a table.
+        clips: how many of them, spread over the table.
+        layer: look at the tokens after this block; -1: the last.
+        final_norm: model: as the network's own forward gives them; none: the raw residual stream.
+        device: where it runs.
+        dtype: what it computes in.
+        out: a folder for check.json and tokens.png, the principal components of a clip's tokens.
+        json: print JSON instead of tables.
     """
+    import json as text
     from dataclasses import replace
 
     from salt_vla.jobs.data import open_table
-    from salt_vla.jobs.teacher import check_teacher, teacher_and_data
+    from salt_vla.jobs.teacher import check_teacher, data_settings, load_to_inspect
+    from salt_vla.reports.teacher_check import plain
+    from salt_vla.rundir import void, write_atomically, write_text
 
-    teacher, data_config = teacher_and_data(name)
-    table = open_table(data, data_config.view, teacher.geometry)
-    result = check_teacher(name, teacher, table, replace(data_config, store_views=False))
+    inspected = load_to_inspect(name, layer, final_norm, device, dtype)
+    settings = replace(data_settings(name), store_views=False)
+    table = open_table(data, settings.view, inspected.teacher.geometry)
+    checked = check_teacher(inspected, table, settings, clips)
+    if out is not None:
+        picture = checked.picture()
+        write_atomically(out / "tokens.png", lambda path: void(path.write_bytes(picture)))
+        write_text(out / "check.json", text.dumps(checked.to_json(), indent=2))
     if json:
-        print_json(result)
+        print_json(checked.to_json())
     else:
-        print_table([{"field": key, "value": value} for key, value in result.items()], ["field", "value"])
+        figures = [{"field": key, "value": plain(value)} for key, value in checked.figures().items()]
+        print_table(figures, ["field", "value"])
+        print()
+        print_table(checked.to_json()["findings"], ["severity", "topic", "text"])
+        print(f"\nVerdict: {checked.verdict}")
+    return 1 if checked.is_bad else 0
+
+
+def train(
+    recipe: Annotated[str, tyro.conf.Positional],
+    overrides: Annotated[tuple[str, ...], tyro.conf.Positional] = (),
+    name: str | None = None,
+    seed: int | None = None,
+    max_steps: int | None = None,
+    data: str | None = None,
+) -> None:
+    """Train a teacher on pixels (stage 1): `salt-vla train` for recipes whose targets are pixels.
+
+    Example: salt-vla teacher train vpixel_vits grad_accum_steps=96 --data ssv2.parquet
+
+    Args:
+        recipe: a stage-1 experiment: demo_teacher, vpixel_vitti … vpixel_vitl.
+        overrides: fields to change, as field=value.
+        name: the run's name; default: the recipe's.
+        seed: of weights, order, masks and views; default: the recipe's.
+        max_steps: stop after this many steps, without changing the schedules.
+        data: a clip table, a LeRobot data set's folder, or metaworld-mini.
+    """
+    from salt_vla.cli.train import override
+    from salt_vla.cli.train import train as train_any
+    from salt_vla.jobs.teacher_train import require_stage_one
+    from salt_vla.recipes import get_recipe
+
+    require_stage_one(override(get_recipe(recipe).config, overrides), recipe)
+    train_any(recipe, overrides, name, seed, max_steps, data)
+
+
+def export(run: Annotated[str, tyro.conf.Positional], out: Path) -> None:
+    """A trained teacher as a folder of its own: weights, configuration, and the clips that it was made for.
+
+    Example: salt-vla teacher export demo_teacher --out teachers/demo
+
+    Args:
+        run: a run's name or directory (its last checkpoint is taken), or a checkpoint's directory.
+        out: the new folder; one that is there already is refused.
+    """
+    from salt_vla.jobs.teacher_train import export_teacher
+
+    facts = export_teacher(run, out)
+    print(f"{out}: teacher of run {facts.name} at step {facts.step}, fingerprint {facts.fingerprint}")

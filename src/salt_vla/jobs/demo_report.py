@@ -13,7 +13,7 @@ from rich.console import Console
 from salt_vla.data.clip_table import ClipTable
 from salt_vla.jobs.data import EMBEDDED, open_views, split_table
 from salt_vla.jobs.demo_plan import Demo, demo_models, machine_facts, read_stages, splits_facts
-from salt_vla.jobs.teacher import check_teacher
+from salt_vla.jobs.teacher import check_teacher, load_to_inspect
 from salt_vla.masks import build_masks
 from salt_vla.models import build_predictor
 from salt_vla.models.loading import encoder_directory, load_encoder, read_tensors
@@ -30,8 +30,8 @@ from salt_vla.reports.sheets import (
     reconstruction_sheet,
 )
 from salt_vla.reports.tables import difference_table, score_table, to_rich
+from salt_vla.reports.teacher_check import check_blocks
 from salt_vla.rundir import RunDirectory, read_json, write_text
-from salt_vla.teachers import load_teacher
 
 Rows = list[dict[str, Any]]
 R2_NAMES = ("r2_channel_mean", "r2_position_mean", "r2_copy_nearest")
@@ -59,6 +59,7 @@ def write_report(demo: Demo, table: ClipTable) -> Path:
             Section("Probes in other conditions", _other_suites(demo, rows, pairs, suites)),
             Section("How the loss went, and what it means", _curve_blocks(demo)),
             *_picture_sections(demo, table),
+            Section("Is the teacher fit to be one", _teacher_blocks(demo, table)),
             Section("What was run", _run_blocks(demo, table)),
         ],
         footer="Intervals: 95 %, bootstrap over held-out episodes, not corrected for the number of targets; "
@@ -190,11 +191,17 @@ def _pca(demo: Demo, frames: torch.Tensor, row: int) -> Figure:
     return Figure(png, PCA_CAPTION, "Principal components of patch tokens", wide=True)
 
 
+def _teacher_blocks(demo: Demo, table: ClipTable) -> list[Any]:
+    """`teacher check` on held-out clips; what it found, and its figures beside the demo's other files."""
+    checked = check_teacher(
+        load_to_inspect(demo.teacher_run.name), split_table(table).validation, demo.teacher.data
+    )
+    write_text(demo.folder / "teacher_check.json", json.dumps(checked.to_json(), indent=2))
+    return check_blocks(checked.verdict, checked.findings, checked.figures(), checked.picture())
+
+
 def _run_blocks(demo: Demo, table: ClipTable) -> list[Any]:
     stages = read_stages(demo)
-    teacher = load_teacher(demo.teacher_run.path)
-    held_out = split_table(table).validation
-    checked = check_teacher(demo.teacher_run.name, teacher, held_out, demo.teacher.data)
     blocks: list[Any] = [
         Facts(
             [
@@ -207,13 +214,8 @@ def _run_blocks(demo: Demo, table: ClipTable) -> list[Any]:
             [*machine_facts().items(), *splits_facts(table).items(), ("seed", str(demo.student.seed))],
             title="Machine and data",
         ),
-        Facts([(key, _plain(value)) for key, value in checked.items()], title="The teacher"),
     ]
     for run in (demo.teacher_run, demo.student_run):
         blocks.append(Folded(f"{run.name}: the resolved configuration", run.config_file.read_text()))
         blocks.append(Folded(f"{run.name}: how it ran", json.dumps(asdict(run.status()), indent=2)))
     return blocks
-
-
-def _plain(value: object) -> str:
-    return f"{value:.3f}" if isinstance(value, float) else str(value)

@@ -1,83 +1,196 @@
-"""Looking at a teacher: what it is, what its targets are like, and which clips it was made for."""
+"""`teacher check`: what a teacher is, what its targets are like, and which clips it was made for."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from salt_vla.config import DataConfig, TrainConfig, from_json
 from salt_vla.data.clip_table import ClipTable
-from salt_vla.jobs.data import open_views
-from salt_vla.objectives import normalise
+from salt_vla.errors import ConfigError, DataError
+from salt_vla.evaluation.latent_statistics import LatentStatistics, LatentSums
+from salt_vla.evaluation.teacher_findings import (
+    Claim,
+    Finding,
+    TeacherFacts,
+    claim_in,
+    findings_of,
+    verdict_of,
+)
+from salt_vla.evaluation.teacher_inspection import position_order, query_value_biases, token_order
+from salt_vla.jobs.data import open_views, read_or_quarantine
+from salt_vla.jobs.teacher_train import EXPORT, read_export
+from salt_vla.progress import progress
 from salt_vla.rundir import RunDirectory, run_or_directory
 from salt_vla.teachers import Teacher, load_teacher
+from salt_vla.teachers.names import NAMED
+from salt_vla.view_store import ViewSource
 
-SAMPLE_CLIPS = 128
-BATCH_SIZE = 32
-OUTLIER_SHARE = 0.5  # of all variance in the top 1 % of channels: raw targets would be owned by them
+CLIPS = 32
+BATCH_SIZE = 8
 
 
 def teacher_and_data(name: str, layer: int | None = None) -> tuple[Teacher, DataConfig]:
-    """A teacher, and the data settings (stride, crops, views) of the run that it came from."""
-    teacher = load_teacher(name, layer=layer)
+    """A teacher, and the data settings (stride, crops, views) of the run or export that it came from."""
+    return load_teacher(name, layer=-1 if layer is None else layer), data_settings(name)
+
+
+def data_settings(name: str) -> DataConfig:
+    """Those that a teacher was trained with; the defaults for one that no run of ours has made."""
     folder = run_or_directory(name).resolve()
+    if (folder / EXPORT).is_file():
+        return read_export(folder).config.data
     if folder.parent.name == "checkpoints":
         folder = folder.parent.parent  # A checkpoint's settings are its run's.
     run = RunDirectory(folder)
     if not run.exists():
-        return teacher, DataConfig()
-    return teacher, from_json(TrainConfig, run.config_file.read_text(), str(run.config_file)).data
+        return DataConfig()
+    return from_json(TrainConfig, run.config_file.read_text(), str(run.config_file)).data
 
 
-def check_teacher(name: str, teacher: Teacher, table: ClipTable, data: DataConfig) -> dict[str, Any]:
-    """Sizes, fingerprint and statistics of raw targets over a sample of clips, with a verdict in words.
+@dataclass(frozen=True)
+class Inspected:
+    """A teacher as it was found, and the size that the name it was called by stands for."""
 
-    `position_share`: share of the normalised targets' variance that the mean of each token place explains
-    (high where the camera stands still); `top_channel_share`: share of the raw variance in the top 1 % of
-    channels.
+    name: str
+    teacher: Teacher
+    claim: Claim | None
+
+
+def load_to_inspect(
+    name: str,
+    layer: int = -1,
+    final_norm: Literal["model", "none"] = "model",
+    device: str = "cpu",
+    dtype: str = "float32",
+) -> Inspected:
+    """The teacher called `name`, also where it is not what its name says: that is for the check to report.
+
+    `NAME=DIRECTORY` holds a directory against a published teacher's name, as `load_teacher` does.
     """
+    called, equals, place = name.partition("=")
+    request: dict[str, Any] = {"layer": layer, "final_norm": final_norm, "device": device, "dtype": dtype}
+    if called not in NAMED or (equals and not place):
+        return Inspected(name, load_teacher(name, **request), claim_in(name))
+    named = NAMED[called]
+    folder = Path(place) if place else named.fetch()
+    claim = Claim(called, named.dim, named.parameters, named.depth)
+    return Inspected(name, load_teacher(folder, **request), claim)
+
+
+@dataclass(frozen=True)
+class TeacherCheck:
+    """All that a check found; `film` (T, H, W, 3) and `tokens` (N, D) are the first clip's, to be drawn."""
+
+    inspected: Inspected
+    facts: TeacherFacts
+    findings: list[Finding]
+    film: np.ndarray
+    tokens: np.ndarray
+
+    @property
+    def is_bad(self) -> bool:
+        return any(finding.severity == "bad" for finding in self.findings)
+
+    @property
+    def verdict(self) -> str:
+        return verdict_of(self.findings)
+
+    def figures(self) -> dict[str, Any]:
+        """Everything that is a single value, under the names that `--json` prints."""
+        teacher, facts = self.inspected.teacher, self.facts
+        return {
+            "name": self.inspected.name,
+            "stored_name": teacher.name,
+            "dim": teacher.dim,
+            "depth": teacher.depth,
+            "parameters": teacher.num_parameters,
+            "claimed_dim": facts.claim.dim if facts.claim else None,
+            "claimed_parameters": facts.claim.parameters or None if facts.claim else None,
+            "geometry": str(teacher.geometry),
+            "fingerprint": teacher.fingerprint,
+            "qv_biases": facts.biases.total,
+            "qv_biases_zero": facts.biases.zero,
+            **asdict(facts.statistics),
+            "places_in_order": f"{facts.token_order.found} of {facts.token_order.tried}",
+            "positions": facts.positions.judgement,
+            "unreadable_clips": facts.unreadable,
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        found = [asdict(finding) for finding in self.findings]
+        return self.figures() | {"findings": found, "verdict": self.verdict}
+
+    def picture(self) -> bytes:
+        """The first clip, and the first three principal components of its tokens as colours: a PNG."""
+        from salt_vla.reports.sheets import (
+            pca_strip,
+        )  # Matplotlib, which the other users of this file do without.
+
+        teacher = self.inspected.teacher
+        return pca_strip(self.film, {f"tokens of {teacher.name}": self.tokens}, teacher.geometry)
+
+
+def check_teacher(
+    inspected: Inspected, table: ClipTable, data: DataConfig, clips: int = CLIPS
+) -> TeacherCheck:
+    """Look at a teacher, and at its raw latents of up to `clips` clips spread over the table.
+
+    Raises `DataError` when none of them can be read.
+    """
+    if clips < 1:
+        raise ConfigError(f"--clips must be at least 1, not {clips}")
+    teacher = inspected.teacher
     views, readable = open_views(table, data, teacher.geometry, num_views=1)
-    chosen = readable[:: max(1, len(readable) // SAMPLE_CLIPS)][:SAMPLE_CLIPS]
-    parts = [
-        teacher.latents(torch.from_numpy(views.read_many([(clip, 0) for clip in chosen[i : i + BATCH_SIZE]])))
-        for i in range(0, len(chosen), BATCH_SIZE)
-    ]
-    raw = torch.cat(parts).cpu().double()
-    flat = raw.flatten(0, 1)
-    channel_variance = flat.var(dim=0)
-    top = max(1, round(0.01 * teacher.dim))
-    top_share = float(channel_variance.topk(top).values.sum() / channel_variance.sum())
-    scored = normalise(raw).double()
-    centred = scored - scored.mean(dim=(0, 1))
-    position = scored.mean(dim=0) - scored.mean(dim=(0, 1))
-    position_share = float(position.square().mean() / centred.square().mean())
-    return {
-        "name": name,
-        "dim": teacher.dim,
-        "parameters": teacher.num_parameters,
-        "geometry": str(teacher.geometry),
-        "fingerprint": teacher.fingerprint,
-        "clips": len(chosen),
-        "mean_square": float(flat.square().mean()),
-        "token_std": float(raw.std(dim=-1).mean()),
-        "top_channel_share": top_share,
-        "position_share": position_share,
-        "verdict": _verdict(float(channel_variance.sum()), top_share, position_share),
-    }
+    if not readable:
+        raise DataError(f"there are no clips to check a teacher with in {table.name}")
+    places = np.linspace(0, len(readable) - 1, min(clips, len(readable))).astype(int)
+    statistics, film, tokens, unreadable = _measure(
+        inspected, views, [readable[i] for i in np.unique(places)]
+    )
+    with torch.inference_mode():
+        order = token_order(teacher.latents, teacher.geometry)
+        positions = position_order(teacher.latents, teacher.module, teacher.geometry)
+    facts = TeacherFacts(
+        dim=teacher.dim,
+        depth=teacher.depth,
+        parameters=teacher.num_parameters,
+        is_raw=not teacher.normed,
+        is_random=teacher.name.startswith("random:"),
+        biases=query_value_biases(teacher.module),
+        statistics=statistics,
+        token_order=order,
+        positions=positions,
+        claim=inspected.claim,
+        unreadable=unreadable,
+    )
+    return TeacherCheck(inspected, facts, findings_of(facts), film, tokens)
 
 
-def _verdict(variance: float, top_share: float, position_share: float) -> str:
-    if variance < 1e-8:
-        return "useless: its latents do not vary between clips or tokens"
-    notes = []
-    if top_share > OUTLIER_SHARE:
-        notes.append(
-            f"{top_share:.0%} of the raw variance lies in 1 % of the channels: normalise the targets"
-        )
-    if position_share > OUTLIER_SHARE:
-        notes.append(
-            f"{position_share:.0%} of the variance is the mean of each token place: "
-            "read R² against position means, and consider centred targets"
-        )
-    return "usable" + ("; " + "; ".join(notes) if notes else "")
+def _measure(
+    inspected: Inspected, views: ViewSource, chosen: Sequence[str]
+) -> tuple[LatentStatistics, np.ndarray, np.ndarray, int]:
+    """Statistics over the clips that can be read; the first one's film and tokens; how many cannot."""
+    teacher = inspected.teacher
+    sums = LatentSums(teacher.geometry.num_tokens, teacher.dim)
+    first: tuple[np.ndarray, np.ndarray] | None = None
+    reasons = []
+    with progress(f"Checking {inspected.name}", len(chosen), "clips") as advance:
+        for start in range(0, len(chosen), BATCH_SIZE):
+            keys = [(clip, 0) for clip in chosen[start : start + BATCH_SIZE]]
+            records = list(read_or_quarantine(views, keys))
+            reasons += [record.reason for record in records if record.array is None]
+            films = [record.array for record in records if record.array is not None]
+            if films:
+                latents = teacher.latents(torch.from_numpy(np.stack(films)))
+                sums.add(latents)
+                first = first or (films[0], latents[0].float().cpu().numpy())
+            advance(len(keys))
+    if first is None:
+        raise DataError(f"none of the {len(chosen)} chosen clips can be read; the first: {reasons[0]}")
+    return sums.statistics(), *first, len(reasons)

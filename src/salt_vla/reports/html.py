@@ -46,6 +46,14 @@ class Facts:
 
 
 @dataclass(frozen=True)
+class Checks:
+    """What was looked at, a line each: (ok | warn | bad, what it is about, what was found)."""
+
+    items: Sequence[tuple[str, str, str]]
+    title: str = ""
+
+
+@dataclass(frozen=True)
 class Folded:
     """Long text, such as a whole configuration, that opens on request."""
 
@@ -54,7 +62,7 @@ class Folded:
 
 
 # A plain string is a paragraph.
-Block = str | Figure | Figures | Table | Facts | Folded
+Block = str | Figure | Figures | Table | Facts | Checks | Folded
 
 
 @dataclass(frozen=True)
@@ -158,6 +166,8 @@ def _block(block: Block) -> str:
             return to_html(block)
         case Facts():
             return _facts(block)
+        case Checks():
+            return _checks(block)
         case Folded():
             summary = f"<summary>{escape(block.summary)}</summary>"
             return f"<details>{summary}<pre>{escape(block.text)}</pre></details>"
@@ -187,6 +197,21 @@ def _facts(facts: Facts) -> str:
         f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in facts.items
     )
     return f'<div class="facts">{title}<dl>{items}</dl></div>'
+
+
+def _checks(checks: Checks) -> str:
+    title = f"<caption><span>{escape(checks.title)}</span></caption>" if checks.title else ""
+    rows = "".join(
+        f'<tr><th scope="row">{escape(topic)}</th><td class="{escape(mark, quote=True)}">{escape(mark)}</td>'
+        f"<td>{escape(text)}</td></tr>"
+        for mark, topic, text in checks.items
+    )
+    label = escape(checks.title or "Checks", quote=True)
+    return (
+        f'<div class="table checks" role="region" aria-label="{label}" tabindex="0"><table>{title}'
+        f'<thead><tr><th scope="col">check</th><th scope="col"></th><th scope="col">found</th></tr></thead>'
+        f"<tbody>{rows}</tbody></table></div>"
+    )
 
 
 def _data_uri(png: bytes) -> str:

@@ -66,6 +66,11 @@ tbody th { font-weight: 500; }
 .ahead .figure { color: var(--good); font-weight: 600; }
 .behind .figure { color: var(--bad); font-weight: 600; }
 .level .figure { color: var(--quiet); }
+.checks th, .checks td { text-align: left; }
+.checks td:last-child { white-space: normal; min-width: 18rem; }
+.checks .ok { color: var(--good); }
+.checks .warn, .checks .bad { color: var(--bad); }
+.checks .bad { font-weight: 700; }
 figure { margin: 0 0 1.5rem; min-width: 0; }
 figure:not(.wide) { max-width: 36rem; }
 .picture { padding: .75rem; margin-bottom: .5rem; overflow-x: auto; }
