@@ -65,8 +65,8 @@ def _open(file: Path) -> object:
     except Exception as error:  # torch names no set of errors for files that it cannot or will not read.
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
         raise RunError(
-            f"{file} is not opened: it is no torch checkpoint, is damaged, or would run code ({reason}); open "
-            "it where you trust it and save its state_dict alone. A safetensors file needs no conversion"
+            f"{file} is not opened: it is no torch checkpoint, is damaged, or would run code ({reason}); "
+            "open it where you trust it and save its state_dict alone. A safetensors file needs no conversion"
         ) from error
 
 
