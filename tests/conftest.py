@@ -1,4 +1,4 @@
-"""Fixtures for all tests: a small cache, and a small LeRobot v3 data set that knows its own frames.
+"""Fixtures for all tests: a small cache, a LeRobot v3 data set that knows its frames, and the other layouts.
 
 `tiny_dataset` is written once a session (about a second): 6 episodes of 32 to 40 frames, 2 cameras, 64 × 64
 H.264, several episodes a file, two tasks, episodes 0–3 in `train` and 4–5 in `validation`. A square moves
@@ -8,10 +8,16 @@ compression and is read back by the fixture `read_code`.
 
 from __future__ import annotations
 
+import csv
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import av
 import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 
 from salt_vla.cache import CacheWriter, Manifest
@@ -20,6 +26,7 @@ from salt_vla.config import ViewConfig
 from salt_vla.data.clip_table import ClipTable
 from salt_vla.data.lerobot_writer import DatasetLayout, Episode, Feature, writing_dataset
 from salt_vla.data.segments import Cutting
+from salt_vla.data.video_writer import EpisodeVideoFile
 from salt_vla.jobs.data_index import index_data
 
 LENGTHS = (34, 40, 32, 37, 33, 36)
@@ -146,3 +153,161 @@ def tree() -> Callable[[Path], dict[str, bytes]]:
         return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
     return read
+
+
+def write_video_file(path: Path, frames: int = 24, fps: int = 12, seed: int = 0, codec: str = "") -> Path:
+    """A film of 48 × 64 pictures, in the codec its ending stands for: webm is VP9, the others H.264."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    codec = codec or ("libvpx-vp9" if path.suffix == ".webm" else "libx264")
+    fast = {"libvpx-vp9": {"deadline": "realtime", "cpu-used": "8"}, "libaom-av1": {"cpu-used": "8"}}
+    y, x = np.mgrid[:48, :64]
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=fps, options=fast.get(codec, {}))
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream.codec_context.thread_count = 1
+        for number in range(frames):
+            shade = 128 + 100 * np.sin((x + 3 * number + 11 * seed) / 9) * np.cos((y - seed) / 7)
+            picture = np.repeat(shade.astype(np.uint8)[..., None], 3, axis=2)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode(None))
+    return path
+
+
+@pytest.fixture(scope="session")
+def write_video() -> Callable[..., Path]:
+    return write_video_file
+
+
+SSV2_TEMPLATES = (
+    "Putting [something] on [something]",
+    "Pushing [something] so that it falls",
+    "Moving [part] up",
+)
+SSV2_LISTS = {"train": range(1, 7), "validation": range(7, 10), "test": range(10, 12)}
+
+
+def write_ssv2(folder: Path, films: int = 4, lists: dict[str, range] = SSV2_LISTS) -> Path:
+    """Something-Something V2 as published: webm files in one folder, lists beside it. `films` different ones,
+    copied."""
+    made = [
+        write_video_file(folder.parent / f"films-{folder.name}" / f"{n}.webm", seed=n) for n in range(films)
+    ]
+    videos = folder / "20bn-something-something-v2"
+    videos.mkdir(parents=True)
+    for split, ids in lists.items():
+        rows = []
+        for number in ids:
+            shutil.copy(made[number % films], videos / f"{number}.webm")
+            template = SSV2_TEMPLATES[number % len(SSV2_TEMPLATES)]
+            row = {
+                "id": str(number),
+                "label": template.lower(),
+                "template": template,
+                "placeholders": ["a cup"],
+            }
+            rows.append(row if split != "test" else {"id": str(number)})
+        (folder / f"something-something-v2-{split}.json").write_text(json.dumps(rows))
+    names = {name.replace("[", "").replace("]", ""): str(n) for n, name in enumerate(SSV2_TEMPLATES)}
+    (folder / "something-something-v2-labels.json").write_text(json.dumps(names))
+    return folder
+
+
+def write_folder(folder: Path) -> Path:
+    """Splits, classes, containers."""
+    places = ("train/push/a.mp4", "train/push/a.webm", "train/pull/b.mkv", "train/c.avi", "val/push/d.mp4")
+    for number, place in enumerate(places):
+        codec = "mpeg4" if place.endswith("avi") else ""
+        write_video_file(folder / place, frames=20 + 2 * number, seed=number, codec=codec)
+    (folder / "train" / "notes.txt").write_text("no video")
+    return folder
+
+
+def write_list(folder: Path) -> Path:
+    """A CSV of three films, one in two stretches."""
+    for name in ("a", "b", "c"):
+        write_video_file(folder / "films" / f"{name}.mp4", frames=30, seed=ord(name))
+    rows = (
+        ("films/a.mp4", "0", "1.0", "lift", "train", "kitchen"),
+        ("films/a.mp4", "1.0", "2.5", "drop", "train", "kitchen"),
+        ("films/b.mp4", "", "", "lift", "validation", ""),
+        ("films/c.mp4", "0.5", "", "drop", "train", ""),
+    )
+    with (folder / "list.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("path", "start", "end", "label", "split", "group"), *rows])
+    return folder / "list.csv"
+
+
+INTPHYS2_HEADER = "SceneIndex,name,file_name,game_name,condition,env,type,occluder,Difficulty,Camera"
+INTPHYS2_TYPES = ("1_Possible", "1_Impossible", "2_Possible", "2_Impossible")
+
+
+def write_intphys2(folder: Path, scenes: int = 3, films: int = 4) -> Path:
+    """IntPhys 2 as published: four films a scene in Main, and a HeldOut split without types. `films`
+    different ones, copied."""
+    made = [
+        write_video_file(folder.parent / f"films-{folder.name}" / f"{n}.mp4", seed=n) for n in range(films)
+    ]
+    for split, types in (("Main", INTPHYS2_TYPES), ("HeldOut", ("", ""))):
+        (folder / split / "Videos").mkdir(parents=True)
+        rows = []
+        for scene in range(scenes if split == "Main" else 1):
+            for number, kind in enumerate(types):
+                name = f"{split.lower()}-{scene}-{number}"
+                shutil.copy(made[(scene + number) % films], folder / split / "Videos" / f"{name}.mp4")
+                rest = ("Game", "permanence", "Env_0", kind, "None", "Easy", "Fixed")
+                rows.append((str(scene), name, f"Videos/{name}.mp4", *rest))
+        with (folder / split / "metadata.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([INTPHYS2_HEADER.split(","), *rows])
+    return folder
+
+
+def write_lerobot_v21(folder: Path, v3: Path) -> Path:
+    """The data set `tiny_dataset` as version 2.1 lays it out: a table and a film for each episode."""
+    info = json.loads((v3 / "meta" / "info.json").read_text())
+    info |= {
+        "codebase_version": "v2.1",
+        "chunks_size": 4,
+        "total_chunks": 2,
+        "data_path": "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet",
+        "video_path": "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4",
+    }
+    rows = pq.read_table(v3 / "data/chunk-000/file-000.parquet", partitioning=None)
+    (folder / "meta").mkdir(parents=True)
+    (folder / "meta" / "info.json").write_text(json.dumps(info))
+    lines = []
+    for number, length in enumerate(LENGTHS):
+        places = {"episode_chunk": number // 4, "episode_index": number}
+        lines.append({"episode_index": number, "tasks": [TASKS[number % len(TASKS)]], "length": length})
+        table = folder / info["data_path"].format(**places)
+        table.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(rows.filter(pc.equal(rows["episode_index"], number)), table)
+        for camera, key in enumerate(CAMERAS):
+            path = folder / info["video_path"].format(**places, video_key=key)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            film = EpisodeVideoFile(path, FPS, (SIZE, SIZE), 26)
+            film.append(_film(number, camera, length))
+            film.close()
+    (folder / "meta" / "episodes.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    tasks = ({"task_index": number, "task": task} for number, task in enumerate(TASKS))
+    (folder / "meta" / "tasks.jsonl").write_text("".join(json.dumps(line) + "\n" for line in tasks))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def write_layout(tiny_dataset: Path) -> Callable[..., Path]:
+    """`write_layout(source, folder)` writes a small data set of that source's layout into a new folder, and
+    returns what is to be indexed; `ssv2` and `intphys2` take their size."""
+    writers: dict[str, Callable[..., Path]] = {
+        "folder": write_folder,
+        "intphys2": write_intphys2,
+        "lerobot": lambda folder: Path(shutil.copytree(tiny_dataset, folder)),
+        "lerobot-v2.1": lambda folder: write_lerobot_v21(folder, tiny_dataset),
+        "sim": lambda folder: Path(shutil.copytree(tiny_dataset, folder)),  # as it is after rendering
+        "ssv2": write_ssv2,
+        "table": write_list,
+    }
+
+    def write(source: str, folder: Path, **sizes: object) -> Path:
+        return writers[source](folder, **sizes)
+
+    return write

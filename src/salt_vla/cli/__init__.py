@@ -24,6 +24,8 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     "eval": {"": ("evaluate:evaluate", "probe encoders on held-out episodes, beside honest baselines")},
     "data": {
         "index": ("data:index", "write the clip table of a data set"),
+        "check": ("data:check", "decode every clip; exit code 1 when one is bad"),
+        "mix": ("data:mix", "join clip tables, each with its share"),
         "simulate": ("data:simulate", "render robot episodes in Meta-World (extra: sim)"),
     },
     "cache": {

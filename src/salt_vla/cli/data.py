@@ -2,46 +2,158 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
+
+from salt_vla.cli.printing import print_json, print_table
+from salt_vla.errors import ConfigError
+
+if TYPE_CHECKING:
+    from salt_vla.data.segments import Cutting
 
 
 def index(
     root: Annotated[Path, tyro.conf.Positional],
     out: Path,
+    source: str = "",
+    dataset: str = "",
     num_frames: int = 16,
     frame_stride: int = 4,
+    fps: float = 0.0,
+    uniform: bool = False,
     hop: int = 16,
+    clips_per_video: int = 0,
+    short: Literal["skip", "hold"] = "skip",
+    validation_share: float = 0.0,
     camera: tuple[str, ...] = (),
-    source: str = "lerobot",
+    videos: str = "",
+    revision: str = "",
+    workers: int = 0,
+    max_bad_share: float = 0.05,
+    json: bool = False,
 ) -> None:
-    """Write the clip table of a data set.
+    """Write the clip table of a data set, and beside it what could not be used (OUT.problems.json).
 
-    Example: salt-vla data index ~/datasets/so101 --out so101.parquet --num-frames 16 --frame-stride 4
+    Example: salt-vla data index ~/datasets/ssv2 --out ssv2.parquet --clips-per-video 1
 
     Args:
-        root: the data set's folder.
+        root: the data set's folder, a list of videos (CSV, Parquet, JSON lines), or a hub id with
+            --source lerobot.
         out: the Parquet file to write.
+        source: the data set's layout (default: found out): folder, intphys2, lerobot, sim, ssv2 or table.
+        dataset: the name its clips' ids begin with (default: the source's or the folder's own).
         num_frames: frames of a clip.
         frame_stride: file frames from one of a clip's frames to the next.
+        fps: instead of a stride: take the frames nearest to so many a second, whatever a file's own rate.
+        uniform: instead of a stride: spread a clip's frames over the whole video.
         hop: file frames from one clip's start to the next.
+        clips_per_video: instead of a hop: so many clips a video, evenly spread (1: the middle).
+        short: videos shorter than a clip: skip them, or hold their last frame.
+        validation_share: of the videos without a split, so many become `validation`, by a hash of their name.
         camera: only these cameras (default: all).
-        source: the data set's layout.
+        videos: the folder that a list's paths are relative to (default: the list's).
+        revision: of a hub repository (default: the newest).
+        workers: processes that measure videos (0: one a core).
+        max_bad_share: stop, without a table, when more of the data set than this cannot be used.
+        json: print the summary as JSON.
     """
-    from salt_vla.config import ViewConfig
-    from salt_vla.data.segments import Cutting, SourceOptions
-    from salt_vla.errors import ConfigError
-    from salt_vla.jobs.data_index import index_data
+    from salt_vla.data.segments import SourceOptions
+    from salt_vla.jobs.data_index import write_index
 
-    for name, value in (("num-frames", num_frames), ("frame-stride", frame_stride), ("hop", hop)):
-        if value < 1:
-            raise ConfigError(f"--{name} must be at least 1, not {value}")
-    cutting = Cutting(ViewConfig(frame_stride=frame_stride), num_frames, hop)
-    table, _ = index_data(root, cutting, source, SourceOptions(cameras=camera))
-    table.write(out)
-    print(f"{out}: {len(table)} clips")
+    cutting = _cutting(num_frames, frame_stride, fps, uniform, short, hop, clips_per_video, validation_share)
+    options = SourceOptions(dataset, camera, videos, revision)
+    summary = write_index(root, out, cutting, source, options, _processes(workers), max_bad_share)
+    if json:
+        print_json(summary)
+        return
+    print(f"{out}: {summary['clips']} clips of {summary['videos']} videos ({summary['source']})")
+    rows = [{"split": name, **counts} for name, counts in summary["splits"].items()]
+    print_table(rows, ("split", "clips", "videos"))
+    if summary["unlisted_videos"]:
+        print(f"{summary['unlisted_videos']} videos are in no list, and were left out")
+    if summary["problems"]:
+        print(f"left out, each named in {summary['problems_file']}:")
+        print_table(
+            [{"entries": n, "reason": kind} for kind, n in summary["problems"].items()], ("entries", "reason")
+        )
+
+
+def check(
+    table: Annotated[Path, tyro.conf.Positional],
+    num_frames: int = 0,
+    frame_stride: int = 0,
+    workers: int = 0,
+    sample: int = 0,
+    out: Path | None = None,
+    json: bool = False,
+) -> int:
+    """Decode every clip of a table once, and list the bad ones; exit code 1 when there are any.
+
+    Example: salt-vla data check ssv2.parquet --sample 1000
+
+    Args:
+        table: a clip table; its clips are read as they were cut.
+        num_frames: read clips of so many frames instead.
+        frame_stride: read them at this stride instead.
+        workers: processes that decode (0: one a core). A file that crashes its decoder costs its own clips.
+        sample: only so many clips, drawn at random (0: all).
+        out: write the bad clips as JSON to this file, too.
+        json: print JSON instead of a table.
+    """
+    from dataclasses import asdict, replace
+
+    from salt_vla.data.clip_table import ClipTable
+    from salt_vla.data.segments import Cutting
+    from salt_vla.jobs.data_check import check_table, write_bad
+    from salt_vla.jobs.data_index import read_cutting
+
+    clips = ClipTable.read(table)
+    cut = read_cutting(table) or Cutting()
+    if frame_stride:
+        cut = replace(cut, view=replace(cut.view, frame_stride=frame_stride, sampling="stride"))
+    cut = replace(cut, num_frames=num_frames or cut.num_frames)
+    checked = check_table(clips, cut, _processes(workers), sample)
+    if out is not None:
+        write_bad(checked, out)
+    bad = [asdict(clip) for clip in checked.bad]
+    if json:
+        print_json({"clips": checked.clips, "clips_per_second": checked.clips_per_second, "bad": bad})
+    else:
+        if bad:
+            print_table(bad, ("clip_id", "file", "reason"))
+        said = f"{checked.clips} clips in {checked.seconds:.1f} s, {checked.clips_per_second:.1f} a second"
+        print(f"{said}: {f'{len(bad)} bad' if bad else 'all can be read'}")
+    return 1 if bad else 0
+
+
+def mix(
+    tables: Annotated[tuple[Path, ...], tyro.conf.Positional],
+    out: Path,
+    weight: tuple[float, ...] = (),
+) -> None:
+    """Join clip tables of several data sets; a training run draws each one's share of its clips.
+
+    Example: salt-vla data mix ssv2.parquet so101.parquet --weight 2 1 --out mix.parquet
+
+    Args:
+        tables: clip tables, cut for the same clips.
+        out: the Parquet file to write.
+        weight: one number a table (default: equal shares, whatever the tables' sizes).
+    """
+    from salt_vla.jobs.data_index import Weighted, write_mix
+
+    if not tables:
+        raise ConfigError("data mix needs at least one clip table")
+    weights = weight or (1.0,) * len(tables)
+    if len(weights) != len(tables):
+        raise ConfigError(f"--weight gives {len(weights)} numbers for {len(tables)} tables; give one each")
+    parts = [Weighted(path, share) for path, share in zip(tables, weights, strict=True)]
+    rows = write_mix(parts, out)
+    print(f"{out}: {sum(row['clips'] for row in rows)} clips")
+    print_table(rows, ("dataset", "source", "clips", "share"))
 
 
 def simulate(
@@ -77,3 +189,34 @@ def simulate(
         seed=seed,
     )
     print(f"{render(config, out)}: done")
+
+
+def _cutting(
+    num_frames: int,
+    frame_stride: int,
+    fps: float,
+    uniform: bool,
+    short: Literal["skip", "hold"],
+    hop: int,
+    clips_per_video: int,
+    validation_share: float,
+) -> Cutting:
+    from salt_vla.config import ViewConfig
+    from salt_vla.data.segments import Cutting
+
+    for name, value in (("num-frames", num_frames), ("frame-stride", frame_stride), ("hop", hop)):
+        if value < 1:
+            raise ConfigError(f"--{name} must be at least 1, not {value}")
+    if fps and uniform:
+        raise ConfigError("--fps and --uniform are two ways to choose frames; give one")
+    view = ViewConfig(
+        frame_stride=frame_stride,
+        sampling="uniform" if uniform else "fps" if fps else "stride",
+        target_fps=fps,
+        short=short,
+    )
+    return Cutting(view, num_frames, hop, clips_per_video, validation_share)
+
+
+def _processes(workers: int) -> int:
+    return workers or len(os.sched_getaffinity(0))

@@ -23,6 +23,7 @@ from salt_vla.data.clip_table import ClipTable
 from salt_vla.data.decode import VideoFacts, probe
 from salt_vla.data.segments import Cutting, Listing, Problem, Segment, SourceOptions, cut_clips
 from salt_vla.data.sources.files import is_inside
+from salt_vla.data.workers import Lost, map_in_workers
 from salt_vla.errors import DataError
 from salt_vla.progress import progress
 from salt_vla.registry import SOURCES, resolve
@@ -30,6 +31,7 @@ from salt_vla.rundir import write_text
 
 DEFAULTS = SourceOptions()
 MAX_BAD_SHARE = 0.05
+MEASURING_TIME_LIMIT = 300.0  # seconds for a file; `probe` itself gives up far earlier
 FALLBACK = "folder"  # Any data set is a folder of videos too: it is one only if it is nothing else.
 CUTTING = b"salt_vla.cutting"  # of the Parquet file: how its clips were cut, as JSON
 
@@ -225,13 +227,19 @@ def _facts(root: Path, files: Sequence[str], num_workers: int) -> dict[str, Vide
     if not files:
         return found
     with progress("Measuring videos", len(files), "videos") as advance:
-        for file in files:
-            try:
-                found[file] = probe(root / file)
-            except DataError as error:
-                found[file] = without_path(error, root / file)
+        paths = [root / file for file in files]
+        results = map_in_workers(_said_of, paths, min(num_workers, len(files)), MEASURING_TIME_LIMIT)
+        for file, result in zip(files, results, strict=True):
+            found[file] = f"cannot be measured: {result.reason}" if isinstance(result, Lost) else result
             advance()
     return found
+
+
+def _said_of(path: Path) -> VideoFacts | str:
+    try:
+        return probe(path)
+    except DataError as error:
+        return without_path(error, path)
 
 
 def without_path(error: Exception, path: Path) -> str:
@@ -269,9 +277,9 @@ class Weighted:
     weight: float
 
 
-def write_mix(parts: Sequence[Weighted], out: Path) -> ClipTable:
-    """Several tables as one, each with its weight. Raises `DataError` when their clips were cut for different
-    views: one run reads them all with one."""
+def write_mix(parts: Sequence[Weighted], out: Path) -> list[dict[str, Any]]:
+    """Several tables as one, each with its weight; a row a data set. Raises `DataError` when their clips were
+    cut for different views: one run reads them all with one."""
     cuttings: dict[str, list[str]] = defaultdict(list)
     for part in parts:
         cutting = read_cutting(part.path)
@@ -281,7 +289,12 @@ def write_mix(parts: Sequence[Weighted], out: Path) -> ClipTable:
         raise DataError(f"the tables were cut for different clips ({said}); index them alike")
     table = ClipTable.mix([(ClipTable.read(part.path), part.weight) for part in parts])
     write_cut_table(table, read_cutting(parts[0].path), out)
-    return table
+    total = sum(table.weights.values())
+    places = zip(table.rows["dataset"].to_pylist(), table.rows["source"].to_pylist(), strict=True)
+    return [
+        {"dataset": name, "source": source, "clips": clips, "share": f"{table.weights[name] / total:.1%}"}
+        for (name, source), clips in Counter(places).items()
+    ]
 
 
 def _cut(cutting: Cutting | None) -> str:

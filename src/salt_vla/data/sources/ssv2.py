@@ -35,6 +35,7 @@ def segments(root: Path, options: SourceOptions) -> Listing:
         )
     dataset = options.dataset or "ssv2"
     files = _videos(root)
+    place = Path(min(files.values(), default="")).parent  # where one that is missing would be looked for
     found: list[Segment] = []
     problems: list[Problem] = []
     for split in SPLITS:
@@ -49,7 +50,9 @@ def segments(root: Path, options: SourceOptions) -> Listing:
                 found.append(Segment(key, files[video], group=key, split=split, label=_label(entry)))
             else:
                 where = lists[split].name
-                problems.append(Problem(key, f"{video}.webm", f"missing: listed in {where} but not there"))
+                problems.append(
+                    Problem(key, str(place / f"{video}.webm"), f"missing: listed in {where} but not there")
+                )
     unlisted = len(files.keys() - {segment.key.rpartition("/")[2] for segment in found})
     return Listing(dataset, "ssv2", root, tuple(found), tuple(problems), unlisted)
 
