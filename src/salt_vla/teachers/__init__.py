@@ -92,7 +92,7 @@ def family_of(folder: Path) -> str:
     """Which family's checkpoint a directory holds; `RunError` where it is none of them."""
     if (folder / OWN_WEIGHTS).is_file() or (folder / "checkpoints").is_dir():
         return "pixel"
-    if not (folder / CONFIG).is_file() and not any(folder.glob(file) for file in FILES):
+    if not (folder / CONFIG).is_file() and not any(path for file in FILES for path in folder.glob(file)):
         return "pixel"  # Whose loader says what is missing.
     said = read_config(folder)
     if "model_type" not in said:
