@@ -13,38 +13,60 @@ from salt_vla.errors import CacheError
 
 
 def build(
+    overrides: Annotated[tuple[str, ...], tyro.conf.Positional] = (),
+    *,
     teacher: str,
     out: Path,
     split: str = "train",
     data: str = "metaworld-mini",
+    recipe: str | None = None,
     encoding: Literal["float16", "int8"] = "float16",
     layer: int = -1,
+    final_norm: Literal["model", "none"] = "model",
     num_views: int | None = None,
+    device: str = "auto",
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
 ) -> None:
     """Cache a frozen teacher's latents for one split; again with the same arguments goes on.
 
-    Frames, stride and crops are those the teacher was trained with.
+    The student's recipe says which frames, crops and views to cache. Without one they are those that the
+    teacher was trained with, which only teachers trained here know. Any field can be set as field=value.
 
-    Example: salt-vla cache build --split train --teacher demo_teacher --data metaworld-mini --out caches/mine
+    Example: salt-vla cache build --teacher vjepa2_vitl --recipe salt_vitb --data ssv2.parquet --out caches/s
 
     Args:
+        overrides: fields to change, as field=value, for example data.view.frame_stride=2.
         teacher: a run's name, a directory, a published teacher's name or a hub id (docs/teachers.md).
         out: the cache's folder; a second split built there lies in a folder of its own below it.
+        recipe: the student's recipe (`salt-vla recipes ls`).
         split: which clips of the table.
         data: a clip table, a LeRobot data set's folder, or metaworld-mini.
         encoding: float16, or int8 with scales per token and channel (half the bytes).
         layer: take the tokens after this block, 1 … depth, or from the end (-1: the last).
-        num_views: views of a clip to cache; default: as the teacher was trained.
+        final_norm: the network's own final norm (`model`), or the raw residual stream (`none`).
+        num_views: views of a clip to cache; default: the recipe's, or as the teacher was trained.
+        device: where the teacher runs; `auto` is CUDA where there is one.
+        dtype: what it computes in.
     """
+    from salt_vla.cli.train import override
+    from salt_vla.config import TrainConfig
     from salt_vla.jobs.build_cache import build_cache
     from salt_vla.jobs.data import open_table
-    from salt_vla.jobs.teacher import teacher_and_data
+    from salt_vla.jobs.teacher import data_settings
+    from salt_vla.recipes import get_recipe
+    from salt_vla.teachers import load_teacher
+    from salt_vla.training.runtime import resolve_device
 
-    loaded, data_config = teacher_and_data(teacher, layer)
+    base = TrainConfig(data=data_settings(teacher)) if recipe is None else get_recipe(recipe).config
+    base = replace(base, runtime=replace(base.runtime, device=device))
+    config = resolve_device(override(base, overrides))
+    wanted = config.geometry if recipe is not None or config.geometry != base.geometry else None
+    loaded = load_teacher(teacher, wanted, config.runtime.device, dtype, layer, final_norm)
+    settings = config.data
     if num_views is not None:
-        data_config = replace(data_config, view=replace(data_config.view, num_views=num_views))
-    table = open_table(data, data_config.view, loaded.geometry).select(split=split)
-    folder = build_cache(loaded, table, split, out, data_config, encoding)
+        settings = replace(settings, view=replace(settings.view, num_views=num_views))
+    table = open_table(data, settings.view, loaded.geometry).select(split=split)
+    folder = build_cache(loaded, table, split, out, settings, encoding)
     print(f"{folder}: complete")
 
 

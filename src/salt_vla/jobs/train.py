@@ -36,10 +36,10 @@ def train(config: TrainConfig, name: str, max_steps: int | None = None) -> Statu
     """Run (or resume) the run `name`; all that is wrong with its inputs is said before it begins."""
     run = RunDirectory.named(name)
     run.require_idle()
-    settle(run, config)
+    device = settle(run, config).runtime.device
     require_memory(config)
     table = open_table(config.data.table, config.data.view, config.geometry)
-    targets, splits = open_targets(config, table)
+    targets, splits = open_targets(config, table, device)
     views = config.data.view.num_views
     learned = _batches(config, splits.train, targets.train, views, config.seed)
     held_out = _batches(config, splits.validation, targets.validation, num_views=1, seed=0)
@@ -51,7 +51,7 @@ def train(config: TrainConfig, name: str, max_steps: int | None = None) -> Statu
     return fit(run, config, learned, held_out, targets.provider, stop_at=max_steps, note=note)
 
 
-def open_targets(config: TrainConfig, table: ClipTable) -> tuple[Targets, Splits]:
+def open_targets(config: TrainConfig, table: ClipTable, device: str) -> tuple[Targets, Splits]:
     """The provider that the configuration names, and which clips are learned from and held out."""
     target = config.target
     if target.provider == "pixels":
@@ -61,7 +61,7 @@ def open_targets(config: TrainConfig, table: ClipTable) -> tuple[Targets, Splits
             f"target.provider {target.provider!r} needs target.source: give --cache or --target.source"
         )
     if target.provider == "teacher":
-        teacher = load_teacher(target.source, config.geometry)
+        teacher = load_teacher(target.source, config.geometry, device)
         return Targets(TeacherTargets(teacher)), split_table(table)
     return _cached_targets(config, table, root() / target.source)
 
