@@ -14,6 +14,8 @@ def check(
     name: Annotated[str, tyro.conf.Positional],
     data: str = "metaworld-mini",
     clips: int = 32,
+    num_frames: int | None = None,
+    frame_stride: int | None = None,
     layer: int = -1,
     final_norm: Literal["model", "none"] = "model",
     device: str = "cpu",
@@ -30,6 +32,8 @@ def check(
             that name), a hub id, or random:ENCODER.
         data: clips to look at its targets with.
         clips: how many of them, spread over the table.
+        num_frames: frames of a clip, for teachers that take any number.
+        frame_stride: file frames from one frame to the next; default: as the teacher was trained, else 4.
         layer: look at the tokens after this block; -1: the last.
         final_norm: model: as the network's own forward gives them; none: the raw residual stream.
         device: where it runs.
@@ -45,8 +49,10 @@ def check(
     from salt_vla.reports.teacher_check import plain
     from salt_vla.rundir import void, write_atomically, write_text
 
-    inspected = load_to_inspect(name, layer, final_norm, device, dtype)
+    inspected = load_to_inspect(name, layer, final_norm, device, dtype, num_frames)
     settings = replace(data_settings(name), store_views=False)
+    if frame_stride is not None:
+        settings = replace(settings, view=replace(settings.view, frame_stride=frame_stride))
     table = open_table(data, settings.view, inspected.teacher.geometry)
     checked = check_teacher(inspected, table, settings, clips)
     if out is not None:

@@ -44,7 +44,11 @@ class QueryValueBiases:
 
 @dataclass(frozen=True)
 class TokenOrder:
-    """Of `tried` places that were repainted one by one, at how many the token of that place changed most."""
+    """Of `tried` places that were repainted one by one, at how many the token of that place changed most.
+
+    On grids of six rows and more a neighbour of the same time step counts too: image towers of another patch
+    size are resampled to the clip's grid.
+    """
 
     tried: int
     found: int
@@ -112,7 +116,17 @@ def token_order(latents: Latents, geometry: ClipGeometry) -> TokenOrder:
     clips = torch.stack([_grey(geometry), *(_marked(geometry, [int(place)]) for place in places)])
     plain, *marked = latents(clips).float().cpu()
     most = torch.stack([(tokens - plain).norm(dim=-1).argmax() for tokens in marked])
-    return TokenOrder(len(places), int((most == places).sum()))
+    reach = 1 if geometry.token_grid[1] >= 6 else 0
+    rows, columns = geometry.token_grid[1:]
+    time, row, column = (
+        (split(most) - split(places)).abs()
+        for split in (
+            lambda ids: ids // (rows * columns),
+            lambda ids: ids // columns % rows,
+            lambda ids: ids % columns,
+        )
+    )
+    return TokenOrder(len(places), int(((time == 0) & (row <= reach) & (column <= reach)).sum()))
 
 
 def position_order(latents: Latents, module: nn.Module, geometry: ClipGeometry) -> PositionOrder:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,7 +27,7 @@ from salt_vla.jobs.data import open_views, read_or_quarantine
 from salt_vla.jobs.teacher_train import EXPORT, read_export
 from salt_vla.progress import progress
 from salt_vla.rundir import RunDirectory, run_or_directory
-from salt_vla.teachers import Teacher, load_teacher
+from salt_vla.teachers import Teacher, family_of, load_teacher
 from salt_vla.teachers.names import NAMED
 from salt_vla.view_store import ViewSource
 
@@ -43,6 +43,8 @@ def teacher_and_data(name: str, layer: int | None = None) -> tuple[Teacher, Data
 def data_settings(name: str) -> DataConfig:
     """Those that a teacher was trained with; the defaults for one that no run of ours has made."""
     folder = run_or_directory(name).resolve()
+    if not folder.is_dir() or family_of(folder) != "pixel":
+        return DataConfig()  # A published checkpoint's config.json is none of ours.
     if (folder / EXPORT).is_file():
         return read_export(folder).config.data
     if folder.parent.name == "checkpoints":
@@ -68,19 +70,26 @@ def load_to_inspect(
     final_norm: Literal["model", "none"] = "model",
     device: str = "cpu",
     dtype: str = "float32",
+    num_frames: int | None = None,
 ) -> Inspected:
     """The teacher called `name`, also where it is not what its name says: that is for the check to report.
 
     `NAME=DIRECTORY` holds a directory against a published teacher's name, as `load_teacher` does.
+    `num_frames`: for teachers that take clips of any length.
     """
     called, equals, place = name.partition("=")
     request: dict[str, Any] = {"layer": layer, "final_norm": final_norm, "device": device, "dtype": dtype}
-    if called not in NAMED or (equals and not place):
-        return Inspected(name, load_teacher(name, **request), claim_in(name))
-    named = NAMED[called]
-    folder = Path(place) if place else named.fetch()
-    claim = Claim(called, named.dim, named.parameters, named.depth)
-    return Inspected(name, load_teacher(folder, **request), claim)
+    source: str | Path = name
+    claim = claim_in(name)
+    if called in NAMED and not (equals and not place):
+        named = NAMED[called]
+        source = Path(place) if place else named.fetch()
+        claim = Claim(called, named.dim, named.parameters, named.depth)
+    teacher = load_teacher(source, **request)
+    if num_frames not in (None, teacher.geometry.num_frames):
+        request["geometry"] = replace(teacher.geometry, num_frames=num_frames)
+        teacher = load_teacher(source, **request)
+    return Inspected(name, teacher, claim)
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from salt_vla.reports.html import Block, Checks, Facts, Figure
 
 CAPTION = (
     "A held-out clip, and below it the teacher's patch tokens of it: their first three principal components "
-    "as red, green and blue. Places of one colour are alike to the teacher; noise, stripes or one flat colour "
-    "would mean that it sees nothing there."
+    "as red, green and blue. Places of one colour are alike to the teacher; noise, stripes or one flat "
+    "colour would mean that it sees nothing there."
 )
 # Figures of a check that a reader of the page wants, and what they are called there.
 LABELS = {
