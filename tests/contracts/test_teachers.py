@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
 from salt_vla.config import ConfigError, DataConfig, ViewConfig
@@ -16,19 +20,21 @@ from salt_vla.errors import RunError, UserError
 from salt_vla.geometry import ClipGeometry
 from salt_vla.jobs.train import train
 from salt_vla.recipes import get_recipe
-from salt_vla.registry import TEACHERS, resolve
-from salt_vla.teachers import Teacher, load_teacher
+from salt_vla.registry import TEACHERS
+from salt_vla.teachers import Teacher, family_of, load_teacher
 
+transformers.logging.set_verbosity_error()
 GEOMETRY = ClipGeometry(num_frames=4, image_size=32, tubelet_size=2, patch_size=16)
-DEPTH = 2
+SIZES = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
+Source = Path | str
 
 
-def make_salt(dataset: Path, folder: Path) -> Path:
+def make_pixel(dataset: Path, folder: Path) -> Path:
     """A stage-1 run of one step."""
     config = get_recipe("demo_teacher").config
     config = dataclasses.replace(
         config,
-        encoder=dataclasses.replace(config.encoder, name="vit_micro", geometry=GEOMETRY, depth=DEPTH),
+        encoder=dataclasses.replace(config.encoder, name="vit_micro", geometry=GEOMETRY, depth=2),
         predictor=dataclasses.replace(config.predictor, dim=24, depth=1, num_heads=3),
         data=DataConfig(table=str(dataset), view=ViewConfig(frame_stride=2)),
         runtime=dataclasses.replace(config.runtime, device="cpu", precision="float32", threads=1),
@@ -40,149 +46,269 @@ def make_salt(dataset: Path, folder: Path) -> Path:
     return folder / "runs" / "made"
 
 
-def salt_weights(directory: Path) -> Path:
-    return next(directory.glob("checkpoints/step_*/encoder.safetensors"))
+def make_published(config: Any, model: type[Any]) -> Callable[[Path, Path], Path]:
+    """Saves a published class with random weights everywhere: biases too, which start at zero."""
+
+    def make(dataset: Path, folder: Path) -> Path:
+        torch.manual_seed(0)
+        network = model(config)
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter.normal_(std=0.2)
+        network.save_pretrained(folder / "made")
+        return folder / "made"
+
+    return make
 
 
-# family → (makes a teacher's directory from a data set, finds its weights there).
-MAKERS: dict[str, tuple[Callable[[Path, Path], Path], Callable[[Path], Path]]] = {
-    "salt": (make_salt, salt_weights),
+def published_weights(directory: Path) -> Path:
+    return directory / "model.safetensors"
+
+
+VIDEOMAE = transformers.VideoMAEConfig(
+    **SIZES, intermediate_size=64, image_size=32, num_frames=4, use_mean_pooling=False
+)
+PREDICTOR = {"pred_hidden_size": 16, "pred_num_hidden_layers": 1, "pred_num_attention_heads": 2}
+VJEPA2 = transformers.VJEPA2Config(**SIZES, **PREDICTOR, mlp_ratio=2.0, crop_size=32, frames_per_clip=4)
+DINOV2 = transformers.Dinov2Config(**SIZES, mlp_ratio=2, image_size=28, patch_size=14)
+EVERYTHING = frozenset({"num_frames", "image_size", "patch_size"})
+
+
+@dataclass(frozen=True)
+class Maker:
+    """`make` gives what `load_teacher` takes; `weights` finds the file; `encoder`: how the encoder's tensors
+    begin there. `adapts`: fields of the geometry that the family takes as the caller has them."""
+
+    make: Callable[[Path, Path], Source]
+    weights: Callable[[Path], Path] | None = published_weights
+    encoder: str = ""
+    adapts: frozenset[str] = frozenset()
+
+
+MAKERS = {
+    "pixel": Maker(make_pixel, lambda run: next(run.glob("checkpoints/step_*/encoder.safetensors"))),
+    "random": Maker(lambda dataset, folder: "random:vit_micro:0", None, adapts=EVERYTHING),
+    "videomae": Maker(make_published(VIDEOMAE, transformers.VideoMAEModel)),
+    "vjepa2": Maker(
+        make_published(VJEPA2, transformers.VJEPA2Model),
+        encoder="encoder.",
+        adapts=frozenset({"num_frames", "image_size"}),
+    ),
+    "image": Maker(make_published(DINOV2, transformers.Dinov2Model), adapts=EVERYTHING),
 }
+every_family = pytest.mark.parametrize("family", sorted(TEACHERS))
+families_with_files = pytest.mark.parametrize("family", [f for f in MAKERS if MAKERS[f].weights])
 
 
 def test_every_family_is_made_here() -> None:
     assert set(MAKERS) == set(TEACHERS)
 
 
-@pytest.fixture(scope="module", params=sorted(TEACHERS))
-def family(request: pytest.FixtureRequest) -> str:
-    return request.param
+@pytest.fixture(scope="module")
+def sources(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Source]:
+    return {name: maker.make(tiny_dataset, tmp_path_factory.mktemp(name)) for name, maker in MAKERS.items()}
 
 
 @pytest.fixture(scope="module")
-def directory(family: str, tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return MAKERS[family][0](tiny_dataset, tmp_path_factory.mktemp(family))
+def teachers(sources: dict[str, Source]) -> dict[str, Teacher]:
+    return {name: load_teacher(source, GEOMETRY) for name, source in sources.items()}
 
 
-@pytest.fixture(scope="module")
-def teacher(family: str, directory: Path) -> Teacher:
-    return resolve(TEACHERS, family)(directory, geometry=None, device="cpu", dtype="float32", layer=None)
+@pytest.fixture
+def source(family: str, sources: dict[str, Source]) -> Source:
+    return sources[family]
+
+
+@pytest.fixture
+def directory(family: str, sources: dict[str, Source]) -> Path:
+    return Path(sources[family])
+
+
+@pytest.fixture
+def teacher(family: str, teachers: dict[str, Teacher]) -> Teacher:
+    return teachers[family]
+
+
+def clips_of(geometry: ClipGeometry) -> torch.Tensor:
+    shape = (3, geometry.num_frames, geometry.image_size, geometry.image_size, 3)
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.fixture(scope="module")
 def frames() -> torch.Tensor:
-    generator = torch.Generator().manual_seed(0)
-    shape = (3, GEOMETRY.num_frames, GEOMETRY.image_size, GEOMETRY.image_size, 3)
-    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+    return clips_of(GEOMETRY)
 
 
+@families_with_files
+def test_a_directory_is_known_for_its_family(family: str, directory: Path) -> None:
+    assert family_of(directory) == family
+
+
+@every_family
 def test_it_says_what_it_is(teacher: Teacher) -> None:
-    assert isinstance(teacher.name, str) and teacher.name
+    assert re.fullmatch(rf".+/block{teacher.depth}/norm", teacher.name)
     assert isinstance(teacher.dim, int) and teacher.dim > 0
     assert isinstance(teacher.num_parameters, int) and teacher.num_parameters > teacher.dim**2
-    assert isinstance(teacher.geometry, ClipGeometry)
+    assert teacher.geometry == GEOMETRY
     assert isinstance(teacher.fingerprint, str) and len(teacher.fingerprint) >= 16
 
 
+@every_family
 def test_latents_are_one_float_vector_a_token(teacher: Teacher, frames: torch.Tensor) -> None:
     latents = teacher.latents(frames)
-    assert latents.shape == (3, teacher.geometry.num_tokens, teacher.dim)
+    assert latents.shape == (3, GEOMETRY.num_tokens, teacher.dim)
     assert latents.dtype == torch.float32
     assert torch.isfinite(latents).all()
     assert not latents.requires_grad
 
 
+@every_family
 def test_latents_depend_on_the_clip_and_on_nothing_else(teacher: Teacher, frames: torch.Tensor) -> None:
     before = frames.clone()
     torch.manual_seed(0)
     first = teacher.latents(frames)
     torch.manual_seed(1)
     assert torch.equal(teacher.latents(frames), first)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(teacher.latents(frames), first)
     assert torch.equal(frames, before)
     alone = torch.cat([teacher.latents(frames[i : i + 1]) for i in range(3)])
     assert torch.allclose(alone, first, atol=1e-4)
     assert not torch.allclose(first[0], first[1], atol=1e-3)
 
 
-def test_loading_twice_gives_the_same_teacher(
-    teacher: Teacher, directory: Path, frames: torch.Tensor
-) -> None:
-    again = load_teacher(directory, geometry=teacher.geometry)
-    assert (again.fingerprint, again.dim, again.geometry) == (
-        teacher.fingerprint,
-        teacher.dim,
-        teacher.geometry,
-    )
+@every_family
+def test_every_token_is_of_its_own_place(teacher: Teacher, frames: torch.Tensor) -> None:
+    """Time, row, column: a change in one tubelet moves its own token most."""
+    _, rows, columns = GEOMETRY.token_grid
+    before = teacher.latents(frames[:1])[0]
+    for token in range(GEOMETRY.num_tokens):
+        t, r, c = token // (rows * columns), token // columns % rows, token % columns
+        changed = frames[:1].clone()
+        place = (slice(2 * t, 2 * t + 2), slice(16 * r, 16 * r + 16), slice(16 * c, 16 * c + 16))
+        changed[0][place] = 255 - changed[0][place]
+        moved = (teacher.latents(changed)[0] - before).square().sum(dim=1)
+        assert int(moved.argmax()) == token, moved
+
+
+@every_family
+def test_loading_twice_gives_the_same_teacher(teacher: Teacher, source: Source, frames: torch.Tensor) -> None:
+    again = load_teacher(source, GEOMETRY)
+    for field in ("name", "fingerprint", "dim", "depth", "geometry", "num_parameters", "qv_bias"):
+        assert getattr(again, field) == getattr(teacher, field), field
     assert torch.equal(again.latents(frames), teacher.latents(frames))
 
 
+@families_with_files
 def test_the_fingerprint_is_of_the_content_not_of_the_place(
     teacher: Teacher, directory: Path, tmp_path: Path
 ) -> None:
     moved = shutil.copytree(directory, tmp_path / "moved")
-    assert load_teacher(moved).fingerprint == teacher.fingerprint
+    assert load_teacher(moved, GEOMETRY).fingerprint == teacher.fingerprint
 
 
+@families_with_files
 def test_one_changed_weight_changes_the_fingerprint(
     teacher: Teacher, family: str, directory: Path, tmp_path: Path
 ) -> None:
     changed = shutil.copytree(directory, tmp_path / "changed")
-    file = MAKERS[family][1](changed)
-    tensors = load_file(file)
-    for name in (min(tensors), max(tensors)):
+    find = MAKERS[family].weights
+    assert find is not None
+    tensors = load_file(find(changed))
+    names = [name for name in tensors if name.startswith(MAKERS[family].encoder)]
+    for name in (min(names), max(names)):
         tensor = tensors[name].clone()
         tensor.view(-1)[0] += 1e-3
-        save_file(tensors | {name: tensor}, file)
-        assert load_teacher(changed).fingerprint != teacher.fingerprint, name
-    save_file(tensors, file)
-    assert load_teacher(changed).fingerprint == teacher.fingerprint
+        save_file(tensors | {name: tensor}, find(changed))
+        assert load_teacher(changed, GEOMETRY).fingerprint != teacher.fingerprint, name
+    save_file(tensors, find(changed))
+    assert load_teacher(changed, GEOMETRY).fingerprint == teacher.fingerprint
 
 
-def test_another_geometry_is_refused(teacher: Teacher, directory: Path) -> None:
-    for change in ({"num_frames": 8}, {"image_size": 64}, {"patch_size": 8}):
-        wanted = dataclasses.replace(teacher.geometry, **change)
+@every_family
+@pytest.mark.parametrize("change", [{"num_frames": 8}, {"image_size": 64}, {"patch_size": 8}], ids=str)
+def test_another_geometry_is_taken_as_asked_or_refused(
+    family: str, teacher: Teacher, source: Source, change: dict[str, int]
+) -> None:
+    wanted = dataclasses.replace(GEOMETRY, **change)
+    if not set(change) <= MAKERS[family].adapts:
         with pytest.raises(ConfigError, match="takes clips of"):
-            load_teacher(directory, geometry=wanted)
+            load_teacher(source, wanted)
+        return
+    adapted = load_teacher(source, wanted)
+    assert adapted.geometry == wanted and adapted.fingerprint != teacher.fingerprint
+    assert adapted.latents(clips_of(wanted)).shape == (3, wanted.num_tokens, teacher.dim)
 
 
+@every_family
 def test_clips_of_another_shape_are_refused(teacher: Teacher, frames: torch.Tensor) -> None:
-    for wrong in (frames[:, :2], frames[:, :, :16, :16]):
+    for wrong in (frames[:, :2], frames[:, :, :16, :16], frames[..., :1], frames.float()):
         with pytest.raises(ConfigError, match="takes clips of shape"):
             teacher.latents(wrong)
 
 
-def test_an_earlier_layer_gives_other_latents_under_another_fingerprint(
-    teacher: Teacher, directory: Path, frames: torch.Tensor
+@every_family
+def test_an_earlier_layer_gives_other_latents_under_another_name_and_fingerprint(
+    teacher: Teacher, source: Source, frames: torch.Tensor
 ) -> None:
-    earlier = load_teacher(directory, layer=1)
-    assert earlier.fingerprint != teacher.fingerprint
+    earlier = load_teacher(source, GEOMETRY, layer=1)
+    assert earlier.name.endswith("/block1/raw")
+    assert (earlier.fingerprint, earlier.num_parameters) != (teacher.fingerprint, teacher.num_parameters)
+    assert earlier.num_parameters == teacher.num_parameters
     assert earlier.latents(frames).shape == teacher.latents(frames).shape
     assert not torch.allclose(earlier.latents(frames), teacher.latents(frames), atol=1e-3)
+    from_the_end = load_teacher(source, GEOMETRY, layer=-teacher.depth)
+    assert (from_the_end.name, from_the_end.fingerprint) == (earlier.name, earlier.fingerprint)
+    assert load_teacher(source, GEOMETRY, layer=teacher.depth).fingerprint == teacher.fingerprint
 
 
-@pytest.mark.parametrize("layer", [-1, 0, DEPTH + 1])
-def test_a_layer_that_is_not_there_is_refused(directory: Path, layer: int) -> None:
-    with pytest.raises(ConfigError, match=f"layer {layer} does not exist; it has layers 1 … {DEPTH}"):
-        load_teacher(directory, layer=layer)
-
-
-def test_lower_precision_is_close_and_has_its_own_fingerprint(
-    teacher: Teacher, directory: Path, frames: torch.Tensor
+@every_family
+def test_without_the_final_norm_it_is_the_raw_stream(
+    teacher: Teacher, source: Source, frames: torch.Tensor
 ) -> None:
-    coarse = load_teacher(directory, dtype="bfloat16")
+    raw = load_teacher(source, GEOMETRY, final_norm="none")
+    assert raw.name == teacher.name.replace("/norm", "/raw")
+    assert raw.fingerprint != teacher.fingerprint
+    assert not torch.allclose(raw.latents(frames), teacher.latents(frames), atol=1e-3)
+    with pytest.raises(ConfigError, match="final_norm is model or none, not 'some'"):
+        load_teacher(source, GEOMETRY, final_norm="some")  # type: ignore[arg-type]
+
+
+@every_family
+def test_a_layer_that_is_not_there_is_refused(source: Source, teacher: Teacher) -> None:
+    for layer in (0, teacher.depth + 1, -teacher.depth - 1):
+        with pytest.raises(
+            ConfigError, match=f"layer {layer} does not exist; it has layers 1 … {teacher.depth}"
+        ):
+            load_teacher(source, GEOMETRY, layer=layer)
+
+
+@every_family
+def test_lower_precision_is_close_and_has_its_own_fingerprint(
+    teacher: Teacher, source: Source, frames: torch.Tensor
+) -> None:
+    coarse = load_teacher(source, GEOMETRY, dtype="bfloat16")
     exact, rounded = teacher.latents(frames), coarse.latents(frames)
     assert rounded.dtype == torch.float32
     assert torch.nn.functional.cosine_similarity(exact, rounded, dim=-1).min() > 0.98
     assert coarse.fingerprint != teacher.fingerprint
     with pytest.raises(ConfigError, match="dtype is one of float32, bfloat16, float16, not 'float99'"):
-        load_teacher(directory, dtype="float99")
+        load_teacher(source, GEOMETRY, dtype="float99")
+
+
+@every_family
+def test_a_device_that_is_not_there_is_refused(source: Source) -> None:
+    with pytest.raises(ConfigError, match="cannot go to device 'nowhere'"):
+        load_teacher(source, GEOMETRY, device="nowhere")
 
 
 def test_a_run_is_found_by_its_name(
-    teacher: Teacher, directory: Path, monkeypatch: pytest.MonkeyPatch
+    sources: dict[str, Source], teachers: dict[str, Teacher], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("SALT_VLA_ROOT", str(directory.parents[1]))
-    assert load_teacher(directory.name).fingerprint == teacher.fingerprint
+    run = Path(sources["pixel"])
+    monkeypatch.setenv("SALT_VLA_ROOT", str(run.parents[1]))
+    found = load_teacher(run.name)
+    assert (found.name, found.fingerprint) == ("made/block2/norm", teachers["pixel"].fingerprint)
 
 
 def test_what_is_no_teacher_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
