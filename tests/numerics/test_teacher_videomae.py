@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,14 @@ from transformers import (
     VideoMAEForVideoClassification,
     VideoMAEModel,
 )
+from transformers.models.videomae.modeling_videomae import VideoMAEEncoder
 
 from salt_vla.errors import ConfigError, RunError
 from salt_vla.geometry import ClipGeometry
 from salt_vla.targets import PixelTargets
 from salt_vla.teachers.base import TeacherRequest
-from salt_vla.teachers.videomae import VideoMAETeacher, load
+from salt_vla.teachers.convert import convert
+from salt_vla.teachers.videomae import VideoMAETeacher, clip_geometry, load, read_config
 
 TOLERANCE = 1e-5
 WIDTH, DEPTH, HEADS, HIDDEN = 24, 3, 3, 40
@@ -265,6 +268,29 @@ def test_a_videomae_v2_config_that_lacks_a_field_is_a_sentence(
     del config["model_config"]["num_frames"]
     with pytest.raises(RunError, match=r"lacks model_config\.num_frames"):
         teacher_in(write(tmp_path, original_weights(reference, "model."), config))
+
+
+def test_a_converted_pickle_gives_the_same_teacher(
+    reference: VideoMAEModel, expected: Tensor, films: Films, tmp_path: Path
+) -> None:
+    """A training script's checkpoint: weights under "module", beside an optimizer's state and an epoch."""
+    saved = {"module": original_weights(reference) | finetuned_extras(), "epoch": 9, "optimizer": {"lr": 0.1}}
+    torch.save(saved, tmp_path / "checkpoint.pth")
+    (tmp_path / "settings.json").write_text(json.dumps(reference.config.to_dict()))
+    convert(tmp_path / "checkpoint.pth", tmp_path / "out", config=tmp_path / "settings.json")
+    assert close(teacher_in(tmp_path / "out").latents(films(SMALL)), expected)
+
+
+def test_the_documented_config_is_the_giants(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "teachers.md").read_text()
+    (said,) = [block for block in re.findall(r"```json\n(.*?)```", text, re.DOTALL) if '"videomae"' in block]
+    (tmp_path / "config.json").write_text(said)
+    config = read_config(tmp_path)
+    assert config.intermediate_size == round(1408 * 48 / 11) and config.layer_norm_eps == 1e-6
+    assert clip_geometry(config, "giant").token_grid == (8, 16, 16)
+    with torch.device("meta"):
+        parameters = sum(p.numel() for p in VideoMAEEncoder(config).parameters())
+    assert round(parameters / 1e9, 2) == 1.01
 
 
 def test_a_pretraining_checkpoint_gives_its_encoder(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from transformers import VJEPA2Config, VJEPA2ForVideoClassification, VJEPA2Model
 from salt_vla.errors import ConfigError, RunError
 from salt_vla.geometry import ClipGeometry
 from salt_vla.teachers.base import TeacherRequest
-from salt_vla.teachers.vjepa2 import VJEPA2Teacher, load
+from salt_vla.teachers.convert import convert
+from salt_vla.teachers.vjepa2 import VJEPA2Teacher, clip_geometry, load, read_config
 
 TOLERANCE = 1e-5
 WIDTH, DEPTH, HEADS = 40, 3, 2  # Heads of 20 channels: 6 a rotary axis, 2 that are not turned.
@@ -190,6 +192,29 @@ def test_the_original_repositorys_layout_gives_the_same_teacher(
     teacher = teacher_in(write(tmp_path, tensors, reference.config.to_dict()))
     assert close(teacher.latents(films(SMALL)), expected)
     assert teacher.fingerprint == teacher_in(folder).fingerprint
+
+
+def test_a_converted_pickle_gives_the_same_teacher(
+    reference: VJEPA2Model, expected: Tensor, films: Films, tmp_path: Path
+) -> None:
+    """A whole original checkpoint; the key is the one that its authors' loader takes."""
+    averaged = original_weights(reference, "module.backbone.")
+    trained = {key: torch.randn_like(tensor) for key, tensor in averaged.items()}
+    saved = {"encoder": trained, "target_encoder": averaged, "predictor": {"module.x": torch.ones(1)}}
+    torch.save(saved, tmp_path / "vitl.pt")
+    (tmp_path / "config.json").write_text(json.dumps(reference.config.to_dict()))
+    convert(tmp_path / "vitl.pt", tmp_path / "out", key="target_encoder")
+    assert close(teacher_in(tmp_path / "out").latents(films(SMALL)), expected)
+
+
+def test_the_documented_config_is_the_larges(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "teachers.md").read_text()
+    (said,) = [block for block in re.findall(r"```json\n(.*?)```", text, re.DOTALL) if '"vjepa2"' in block]
+    (tmp_path / "config.json").write_text(said)
+    config = read_config(tmp_path)
+    assert clip_geometry(config, None, "large").num_tokens == 8192
+    with torch.device("meta"):
+        assert sum(p.numel() for p in VJEPA2Model(config).encoder.parameters()) == 303_885_312
 
 
 def test_a_classifiers_checkpoint_gives_its_encoder(
