@@ -5,7 +5,7 @@ A store is an `ArrayCache` of uint8 records; both give the same bytes, and the m
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -15,8 +15,8 @@ from salt_vla.cache import ArrayCache, Manifest
 from salt_vla.cache.format import describe_differences
 from salt_vla.config import ViewConfig
 from salt_vla.data.clip_table import ClipTable
-from salt_vla.data.view_lock import view_hash
-from salt_vla.errors import CacheError
+from salt_vla.data.view_lock import Key, view_hash
+from salt_vla.errors import CacheError, DataError
 from salt_vla.geometry import ClipGeometry
 
 if TYPE_CHECKING:
@@ -28,10 +28,14 @@ RECORDS_PER_SHARD = 128
 class ViewSource(Protocol):
     """`ViewReader` decodes, `StoredViews` looks up; callers cannot tell them apart."""
 
-    def read_many(self, keys: Sequence[tuple[str, int]]) -> UInt8[np.ndarray, "keys frames size size 3"]: ...
+    def read_many(self, keys: Sequence[Key]) -> UInt8[np.ndarray, "keys frames size size 3"]: ...
+
+    def read_each(self, keys: Iterable[Key]) -> Iterator[tuple[Key, np.ndarray | DataError]]:
+        """Each key with its pixels, or with why it has none, in order; a few in memory at a time."""
+        ...
 
 
-def view_keys(table: ClipTable, num_views: int) -> list[tuple[str, int]]:
+def view_keys(table: ClipTable, num_views: int) -> list[Key]:
     """Every (clip_id, view), a clip's views together, clips in the table's order."""
     return [(clip_id, view) for clip_id in table.clip_ids for view in range(num_views)]
 
@@ -66,5 +70,10 @@ class StoredViews:
                 f"({describe_differences(differences)}); remove it or choose another folder"
             )
 
-    def read_many(self, keys: Sequence[tuple[str, int]]) -> np.ndarray:
+    def read_many(self, keys: Sequence[Key]) -> np.ndarray:
         return self.cache.read_many(keys).decode()
+
+    def read_each(self, keys: Iterable[Key]) -> Iterator[tuple[Key, np.ndarray | DataError]]:
+        """Raises `CacheError` for a key that the store does not hold."""
+        for key in keys:
+            yield key, self.read_many([key])[0]

@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from salt_vla.config import ViewConfig
+from salt_vla.data import view_lock
 from salt_vla.data.clip_table import Clip, ClipTable
 from salt_vla.data.decode import read_frames
 from salt_vla.data.view_lock import View, ViewReader, cut, draw_view, view_hash
@@ -43,17 +45,17 @@ def digest(pixels: np.ndarray) -> str:
     return hashlib.sha256(pixels.tobytes()).hexdigest()
 
 
-def reader(table: ClipTable, **options: int) -> ViewReader:
-    return ViewReader(table, CONFIG, GEOMETRY, **options)
+def reader(table: ClipTable) -> ViewReader:
+    return ViewReader(table, CONFIG, GEOMETRY)
 
 
 def test_cutting_is_the_arithmetic_on_record():
     """If this fails, old caches hold other pixels: give `view_lock.ALGORITHM` another name."""
     pattern = np.arange(2 * 37 * 53 * 3, dtype=np.int64)
     frames = ((pattern * pattern // 7) % 251).astype(np.uint8).reshape(2, 37, 53, 3)
-    pixels = cut(frames, View((0, 1), (0.1, 0.05, 0.8)), 16)
+    pixels = np.stack([cut(frame, (0.1, 0.05, 0.8), 16) for frame in frames])
     assert pixels.shape == (2, 16, 16, 3) and pixels.dtype == np.uint8
-    assert digest(pixels) == "9b8c36cb37d3dd10aafff72caad7938e0dfb24c5a7243453d7cfe507c455305c"
+    assert digest(pixels) == "707cab1afb5a948d465d78bab3e59ba2fe4b6743b6e8bf5293ce32a3756d04ec"
 
 
 def test_draws_are_the_ones_on_record():
@@ -65,11 +67,33 @@ def test_draws_are_the_ones_on_record():
 
 
 def test_cutting_without_scaling_copies_the_pixels():
-    frames = np.random.default_rng(0).integers(0, 256, (3, 24, 40, 3), dtype=np.uint8)
-    whole = cut(frames, View((0, 1, 2), (8 / 24, 0.0, 1.0)), 24)
-    assert np.array_equal(whole, frames[:, :, 8:32])
-    part = cut(frames, View((0, 1, 2), (12 / 24, 6 / 24, 0.5)), 12)
-    assert np.array_equal(part, frames[:, 6:18, 12:24])
+    frame = np.random.default_rng(0).integers(0, 256, (24, 40, 3), dtype=np.uint8)
+    assert np.array_equal(cut(frame, (8 / 24, 0.0, 1.0), 24), frame[:, 8:32])
+    assert np.array_equal(cut(frame, (12 / 24, 6 / 24, 0.5), 12), frame[6:18, 12:24])
+
+
+@pytest.mark.parametrize("side", [23, 64, 97, 240, 480])
+def test_resizing_is_pillows_to_one_grey_level(side):
+    """An independent implementation of the same filter, whose integer weights have more bits."""
+    frame = np.random.default_rng(side).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    expected = Image.fromarray(frame).resize((96, 96), Image.Resampling.BILINEAR)
+    difference = np.abs(cut(frame, (0.0, 0.0, 1.0), 96).astype(int) - np.asarray(expected))
+    assert difference.max() <= 1 and difference.mean() < 0.02
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 90), st.integers(1, 90), st.floats(0.05, 1), st.floats(0, 1), st.floats(0, 1))
+def test_crops_are_whole_pixels_within_the_picture(height, width, side, right, down):
+    """What a crop shows is that stretch of the picture, at most half a pixel away from where it was drawn."""
+    short = min(height, width)
+    y, x = np.mgrid[:height, :width]
+    picture = np.stack([x, y, np.zeros_like(x)], axis=-1).astype(np.uint8)
+    pixels = max(round(side * short), 1)
+    left, top = right * (width / short - side), down * (height / short - side)
+    shown = cut(picture, (left, top, side), pixels)
+    assert shown[0, 0, 0] == pytest.approx(left * short, abs=1.01)
+    assert shown[0, 0, 1] == pytest.approx(top * short, abs=1.01)
+    assert np.array_equal(shown[..., 0] - shown[0, 0, 0], np.arange(pixels) + 0 * shown[..., 0])
 
 
 def test_view_0_is_the_centred_square_of_the_clips_own_frames():
@@ -102,7 +126,7 @@ def test_random_views_lie_within_frame_and_episode(number, view, low, high, max_
     assert top >= -1e-9 and top + side <= height + 1e-9
     assert drawn.frames[0] >= 100 and drawn.frames[-1] < 160
     assert np.all(np.diff(drawn.frames) == stride)
-    assert cut(np.zeros((1, *shape, 3), np.uint8), drawn, 8).shape == (1, 8, 8, 3)
+    assert cut(np.zeros((*shape, 3), np.uint8), drawn.crop, 8).shape == (8, 8, 3)
     latest = 60 - (7 * stride + 1)
     assert abs(drawn.frames[0] - 100 - min(start, latest)) <= max_shift + max(start - latest, 0)
 
@@ -186,7 +210,8 @@ def test_reading_is_cutting_the_decoded_frames(tiny_table):
         for number in range(3):
             drawn = draw_view(clip, number, CONFIG, GEOMETRY, (64, 64))
             frames = read_frames(tiny_table.video(clip), drawn.frames, clip.fps)
-            assert np.array_equal(views.read(clip.clip_id, number), cut(frames, drawn, 32))
+            expected = [cut(frame, drawn.crop, 32) for frame in frames]
+            assert np.array_equal(views.read(clip.clip_id, number), expected)
 
 
 def all_keys(table: ClipTable) -> list[tuple[str, int]]:
@@ -204,13 +229,44 @@ def test_order_of_reading_does_not_matter(tiny_table):
     assert np.array_equal(alone, in_order[::13])
 
 
-def test_long_episodes_give_the_bytes_of_shared_ones(tiny_table):
-    """Episodes too large to be held whole are decoded clip by clip."""
+def test_a_shared_pass_gives_the_bytes_of_reading_alone(tiny_table, monkeypatch):
     keys = all_keys(tiny_table)
-    shared = reader(tiny_table).read_many(keys)
-    assert np.array_equal(reader(tiny_table, shared_bytes=0).read_many(keys), shared)
-    mixed = reader(tiny_table, shared_bytes=35 * 64 * 64 * 3)
-    assert np.array_equal(mixed.read_many(keys), shared)
+    alone = {key: reader(tiny_table).read(*key) for key in keys}
+    for pass_bytes in (0, 100_000, view_lock.PASS_BYTES):
+        monkeypatch.setattr(view_lock, "PASS_BYTES", pass_bytes)
+        order = np.random.default_rng(pass_bytes).permutation(len(keys)) if pass_bytes else range(len(keys))
+        read = list(reader(tiny_table).read_each([keys[at] for at in order]))
+        assert [key for key, _ in read] == [keys[at] for at in order]
+        assert all(np.array_equal(pixels, alone[key]) for key, pixels in read)
+
+
+def test_clips_of_one_file_share_one_pass(tiny_table, monkeypatch):
+    """Every clip and view of a camera's films from one way through the file."""
+    passes = []
+    stream = view_lock.stream_frames
+    monkeypatch.setattr(view_lock, "stream_frames", lambda *args: passes.append(args) or stream(*args))
+    front = tiny_table.select(camera="observation.images.front", split="train")
+    reader(front).read_many(all_keys(front))
+    assert len(passes) == len(set(front.rows["file"].to_pylist())) == 1
+
+
+def test_one_bad_clip_harms_no_other_of_its_pass(tiny_table):
+    clips = tiny_table.clips()[:4]
+    clips[1] = replace(clips[1], episode_frames=4000, first_frame=3900)
+    clips[3] = replace(clips[3], file="videos/nowhere.mp4")
+    table = ClipTable.from_clips(clips, tiny_table.root)
+    read = dict(reader(table).read_each([(clip.clip_id, 0) for clip in clips] + [("nobody", 0)]))
+    whole = reader(tiny_table)
+    for clip in (clips[0], clips[2]):
+        assert np.array_equal(read[clip.clip_id, 0], whole.read(clip.clip_id))
+    messages = [str(pixels) for pixels in read.values() if isinstance(pixels, DataError)]
+    assert len(messages) == 3
+    for message, part in zip(
+        messages, ("ends before frame 3900", "is missing", "not in the clip"), strict=True
+    ):
+        assert part in message
+    with pytest.raises(DataError, match="ends before frame 3900"):
+        reader(table).read_many([(clip.clip_id, 0) for clip in reversed(clips[:3])])
 
 
 def test_another_process_reads_the_same_bytes(tiny_dataset, tiny_table):
@@ -251,7 +307,7 @@ def one_clip(table: ClipTable, **changes: object) -> ViewReader:
         ({"episode_first_frame": 3}, "8 frames at stride 2 from frame -3 of its episode reach beyond"),
         ({"file": "videos/nowhere.mp4"}, "video .*nowhere.mp4 is missing"),
         ({"file": "../x.mp4"}, "leaves the data set's root"),
-        ({"episode_frames": 500}, "ends before frame 212"),
+        ({"episode_frames": 500, "first_frame": 240}, "ends before frame 2"),
     ],
 )
 def test_what_cannot_be_read_is_a_sentence_that_begins_with_the_clip(tiny_table, changes, message):

@@ -282,9 +282,3 @@ def _rate(pictures: list[tuple[float, float]], claims: list[float]) -> tuple[int
     rate = steady or min(len(begins) / max(end, 1e-6), MAX_RATE)
     last = math.floor(begins[-1] * rate + 0.5)
     return max(last + 1, math.floor(end * rate + 0.5)), rate, True
-
-
-def frame_shape(path: Path) -> tuple[int, int]:
-    """(height, width) as the file's header states it."""
-    with open_video(path) as video:
-        return video.stream.codec_context.height, video.stream.codec_context.width

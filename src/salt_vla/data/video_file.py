@@ -175,9 +175,12 @@ class Rgb:
     def __call__(self, frame: VideoFrame) -> UInt8[np.ndarray, "height width 3"]:
         refuse_absurd_size(self.path, frame.height, frame.width)
         try:
-            image = self._converter.reformat(frame, format="rgb24", threads=1).to_ndarray()
+            rgb = self._converter.reformat(frame, format="rgb24", threads=1)
         except ValueError as error:
             raise DataError(f"video {self.path} cannot be shown in RGB: {error}") from error
+        (plane,) = rgb.planes
+        rows = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)
+        image = rows[: rgb.height, : 3 * rgb.width].reshape(rgb.height, rgb.width, 3)
         return turned(image, *orientation(frame, self.path))
 
 
@@ -186,10 +189,10 @@ def orientation(frame: VideoFrame, path: Path) -> tuple[int, bool]:
 
     The matrix maps stored (x, y) to shown (a·x + c·y, b·x + d·y) with y downwards: ISO/IEC 14496-12, 6.2.2.
     """
-    matrix = frame.side_data.get("DISPLAYMATRIX")
+    matrix: Any = frame.side_data.get("DISPLAYMATRIX")
     if matrix is None:
         return 0, False
-    entries = np.frombuffer(matrix, np.int32)
+    entries = np.frombuffer(memoryview(matrix), np.int32)
     a, b, c, d = (round(int(entries[at]) / DISPLAY_ONE) for at in (0, 1, 3, 4))
     exact = {abs(int(entries[at])) for at in (0, 1, 3, 4)} == {0, DISPLAY_ONE}
     turns = {(1, 0): 0, (0, -1): 1, (-1, 0): 2, (0, 1): 3}  # where the second axis is not mirrored

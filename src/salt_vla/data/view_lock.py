@@ -6,21 +6,20 @@ Shared by caching and training, so that a cached latent always belongs to the pi
 from __future__ import annotations
 
 import json
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import Field, dataclass, fields
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xxhash
-from PIL import Image
 
 from salt_vla.config import ViewConfig
 from salt_vla.data.clip_table import Clip, ClipTable
-from salt_vla.data.decode import frame_shape, read_frames
+from salt_vla.data.decode import read_frames, stream_frames
 from salt_vla.data.golden import GOLDEN_CLIPS, GOLDEN_FRAMES, golden_path
 from salt_vla.data.sampling import clip_span, sampled_frames
+from salt_vla.data.video_file import Deadline, TooSlow
 from salt_vla.errors import DataError
 from salt_vla.geometry import ClipGeometry
 
@@ -28,8 +27,10 @@ if TYPE_CHECKING:
     from jaxtyping import UInt8
 
 # Raise this when the pixels of an unchanged configuration change: old caches then refuse to be used.
-ALGORITHM = "square-crop-1"
-SHARED_BYTES = 64 * 2**20  # Episodes with more pixels are decoded clip by clip instead of whole.
+ALGORITHM = "square-crop-2"
+PASS_BYTES = 64 * 2**20  # of views that one way through a file may fill
+
+Key = tuple[str, int]  # (clip_id, view)
 
 
 @dataclass(frozen=True)
@@ -67,9 +68,9 @@ def golden_pixels() -> str:
     once)."""
     digest = xxhash.xxh3_128()
     for name, fps in GOLDEN_CLIPS.items():
-        frames = read_frames(golden_path(name), GOLDEN_FRAMES, fps)
-        for crop, size in (((0.39, 0.0, 1.0), 32), ((0.31, 0.11, 0.57), 48)):
-            digest.update(cut(frames, View(GOLDEN_FRAMES, crop), size).tobytes())
+        for picture in read_frames(golden_path(name), GOLDEN_FRAMES, fps):
+            for crop, size in (((0.39, 0.0, 1.0), 32), ((0.31, 0.11, 0.57), 48)):
+                digest.update(cut(picture, crop, size).tobytes())
     return digest.hexdigest()
 
 
@@ -101,15 +102,28 @@ def draw_view(
 
 
 def cut(
-    frames: UInt8[np.ndarray, "frames height width 3"], view: View, image_size: int
-) -> UInt8[np.ndarray, "frames size size 3"]:
-    """Crop and resize with one antialiased filter whose arithmetic is integer, so equal everywhere."""
-    short = min(frames.shape[1:3])
-    left, top, side = (value * short for value in view.crop)
-    box = (left, top, min(left + side, frames.shape[2]), min(top + side, frames.shape[1]))
+    picture: UInt8[np.ndarray, "height width 3"], crop: tuple[float, float, float], image_size: int
+) -> UInt8[np.ndarray, "size size 3"]:
+    """Crop to whole pixels and resize with torch's antialiased bilinear filter for bytes.
+
+    Its arithmetic is integer and the same with and without vector instructions; Pillow's differs by one grey
+    level here and there and takes six times as long.
+    """
+    import torch  # Here, because commands that only look at tables come by this module too.
+
+    height, width = picture.shape[:2]
+    short = min(height, width)
+    side = max(round(crop[2] * short), 1)
+    left = min(max(round(crop[0] * short), 0), width - side)
+    top = min(max(round(crop[1] * short), 0), height - side)
+    # Contiguous: only for such input has torch its fast path.
+    square = np.ascontiguousarray(picture[top : top + side, left : left + side])
+    if side == image_size:
+        return square
+    pixels = torch.from_numpy(square).permute(2, 0, 1)[None]
     size = (image_size, image_size)
-    out = [Image.fromarray(frame).resize(size, Image.Resampling.BILINEAR, box=box) for frame in frames]
-    return np.stack([np.asarray(image) for image in out])
+    resized = torch.nn.functional.interpolate(pixels, size=size, mode="bilinear", antialias=True)
+    return resized[0].permute(1, 2, 0).numpy()
 
 
 def _sampling(view: ViewConfig) -> str:
@@ -118,24 +132,30 @@ def _sampling(view: ViewConfig) -> str:
     return f"at {view.target_fps:g} a second" if view.sampling == "fps" else "over the whole video"
 
 
-class ViewReader:
-    """`reader.read(clip_id, view)` decodes; clips of one episode asked for in a row share one decoding.
+@dataclass
+class _Task:
+    """One (clip, view) that is being filled with pictures, in whatever order they come."""
 
-    `shared_bytes` bounds what one shared episode may hold; it changes the speed, never the pixels.
+    key: Key
+    clip: Clip
+    frames: tuple[int, ...]
+    to_come: int
+    pixels: np.ndarray | None = None
+    shape: tuple[int, ...] = ()
+    crop: tuple[float, float, float] = (0.0, 0.0, 1.0)
+
+
+class ViewReader:
+    """`reader.read(clip_id, view)` decodes; clips of one file that are asked for in a row share one pass.
+
+    Grouping changes the speed, never the pixels. Memory holds the views of one pass, `PASS_BYTES` at most
+    (or one view), and one decoded picture.
     """
 
-    def __init__(
-        self, table: ClipTable, config: ViewConfig, geometry: ClipGeometry, shared_bytes: int = SHARED_BYTES
-    ) -> None:
+    def __init__(self, table: ClipTable, config: ViewConfig, geometry: ClipGeometry) -> None:
         self.table = table
         self.config = config
         self.geometry = geometry
-        self.shared_bytes = shared_bytes
-        self._shapes: dict[str, tuple[int, int]] = {}
-        self._episodes: OrderedDict[tuple[str, int], np.ndarray] = OrderedDict()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_episodes": OrderedDict()}  # A worker decodes its own.
 
     @property
     def hash(self) -> str:
@@ -143,24 +163,106 @@ class ViewReader:
 
     def read(self, clip_id: str, view: int = 0) -> UInt8[np.ndarray, "frames size size 3"]:
         """The view's pixels. Raises `DataError` that begins with the clip's id."""
-        clip = self.table.clip(clip_id)
+        ((_, pixels),) = self.read_each([(clip_id, view)])
+        if isinstance(pixels, DataError):
+            raise pixels
+        return pixels
+
+    def read_many(self, keys: Sequence[Key]) -> UInt8[np.ndarray, "keys frames size size 3"]:
+        """Raises the `DataError` of the first key that cannot be read."""
+        size = self.geometry.image_size
+        out = np.empty((len(keys), self.geometry.num_frames, size, size, 3), np.uint8)
+        errors: dict[int, DataError] = {}
+        clips = [self.table.clip(clip_id) for clip_id, _ in keys]
+        places = [(clip.dataset, clip.file, clip.first_frame) for clip in clips]
+        order = sorted(range(len(keys)), key=places.__getitem__)  # so that clips of one file share a pass
+        for at, (_, pixels) in zip(order, self.read_each([keys[at] for at in order]), strict=True):
+            if isinstance(pixels, DataError):
+                errors[at] = pixels
+            else:
+                out[at] = pixels
+        if errors:
+            raise errors[min(errors)]
+        return out
+
+    def read_each(self, keys: Iterable[Key]) -> Iterator[tuple[Key, np.ndarray | DataError]]:
+        """Each key with its pixels, or with why it has none, in order."""
+        tasks: list[_Task] = []
+        view_bytes = self.geometry.num_frames * self.geometry.image_size**2 * 3
+        for key in keys:
+            task = self._begin(key)
+            is_full = len(tasks) * view_bytes >= PASS_BYTES
+            if tasks and (isinstance(task, DataError) or is_full or not _same_file(task.clip, tasks[0].clip)):
+                yield from self._pass(tasks)
+                tasks = []
+            if isinstance(task, DataError):
+                yield key, task
+            else:
+                tasks.append(task)
+        if tasks:
+            yield from self._pass(tasks)
+
+    def _begin(self, key: Key) -> _Task | DataError:
         try:
-            return self._render(clip, view)
+            clip = self.table.clip(key[0])
+            self._check_extent(clip)
+            # Which frames a view shows does not depend on the pictures' shape, which is not known yet.
+            drawn = draw_view(clip, key[1], self.config, self.geometry, (1, 1))
+            self.table.video(clip)
         except DataError as error:
-            raise DataError(f"clip {clip_id!r}, view {view}: {error}") from error
+            return _about(key, error)
+        return _Task(key, clip, drawn.frames, len(drawn.frames))
 
-    def read_many(self, keys: Sequence[tuple[str, int]]) -> UInt8[np.ndarray, "keys frames size size 3"]:
-        return np.stack([self.read(clip_id, view) for clip_id, view in keys])
+    def _pass(self, tasks: list[_Task]) -> list[tuple[Key, np.ndarray | DataError]]:
+        """All tasks from one way through their file; those that fail are tried again alone, so that nobody
+        suffers for another's damage."""
+        failure = self._fill(tasks)
+        results: list[tuple[Key, np.ndarray | DataError]] = []
+        for task in tasks:
+            error = failure
+            if task.to_come and len(tasks) > 1 and not isinstance(failure, TooSlow):
+                task.to_come, task.pixels = len(task.frames), None
+                error = self._fill([task])
+            if task.to_come:
+                assert error is not None
+                results.append((task.key, _about(task.key, error)))
+            else:
+                assert task.pixels is not None
+                results.append((task.key, task.pixels))
+        return results
 
-    def _render(self, clip: Clip, view: int) -> np.ndarray:
-        self._check_extent(clip)
-        height, width = shape = self._shape(clip)
-        drawn = draw_view(clip, view, self.config, self.geometry, shape)
-        if clip.episode_frames * height * width * 3 <= self.shared_bytes:
-            frames = self._episode(clip)[[index - clip.episode_first_frame for index in drawn.frames]]
-        else:
-            frames = read_frames(self.table.video(clip), drawn.frames, clip.fps)
-        return cut(frames, drawn, self.geometry.image_size)
+    def _fill(self, tasks: list[_Task]) -> DataError | None:
+        """Decode once through the file and put every picture where it is wanted; the error that ended it."""
+        clip, deadline = tasks[0].clip, Deadline()
+        wanted: dict[int, list[tuple[_Task, int]]] = {}
+        for task in tasks:
+            for position, frame in enumerate(task.frames):
+                wanted.setdefault(frame, []).append((task, position))
+        video = self.table.video(clip)
+        try:
+            for number, picture in stream_frames(video, list(wanted), clip.fps, clip.variable_rate, deadline):
+                for task, position in wanted[number]:
+                    self._put(task, position, picture)
+                    task.to_come -= 1
+                    if not task.to_come:
+                        deadline.restart()
+        except DataError as error:
+            return error
+        return None
+
+    def _put(self, task: _Task, position: int, picture: np.ndarray) -> None:
+        size = self.geometry.image_size
+        if task.pixels is None:
+            height, width = picture.shape[:2]
+            task.shape = picture.shape
+            task.crop = draw_view(task.clip, task.key[1], self.config, self.geometry, (height, width)).crop
+            task.pixels = np.empty((len(task.frames), size, size, 3), np.uint8)
+        if task.shape != picture.shape:
+            video = self.table.video(task.clip)
+            raise DataError(
+                f"video {video} changes the size of its pictures at frame {task.frames[position]}"
+            )
+        task.pixels[position] = cut(picture, task.crop, size)
 
     def _check_extent(self, clip: Clip) -> None:
         span = clip_span(self.config, self.geometry.num_frames, clip.fps, clip.episode_frames)
@@ -175,18 +277,11 @@ class ViewReader:
             "set for these clips"
         )
 
-    def _shape(self, clip: Clip) -> tuple[int, int]:
-        if clip.file not in self._shapes:
-            self._shapes[clip.file] = frame_shape(self.table.video(clip))
-        return self._shapes[clip.file]
 
-    def _episode(self, clip: Clip) -> np.ndarray:
-        key = (clip.file, clip.episode_first_frame)
-        if key not in self._episodes:
-            last = clip.episode_first_frame + clip.episode_frames
-            indices = range(clip.episode_first_frame, last)
-            self._episodes[key] = read_frames(self.table.video(clip), indices, clip.fps)
-            while len(self._episodes) > 2:
-                self._episodes.popitem(last=False)
-        self._episodes.move_to_end(key)
-        return self._episodes[key]
+def _same_file(one: Clip, other: Clip) -> bool:
+    names = ("dataset", "file", "fps", "variable_rate")
+    return all(getattr(one, name) == getattr(other, name) for name in names)
+
+
+def _about(key: Key, error: DataError) -> DataError:
+    return DataError(f"clip {key[0]!r}, view {key[1]}: {error}")

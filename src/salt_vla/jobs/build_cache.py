@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -116,9 +117,10 @@ def _records(
     """Latents of one shard's clips, in batches whose boundaries are fixed by the shard; or why there are
     none."""
     good = [key for key in keys if key[0] in usable]
-    for start in range(0, len(good), BATCH_SIZE):
+    records = read_or_quarantine(views, good)
+    for _ in range(0, len(good), BATCH_SIZE):
         seen, frames = [], []
-        for record in read_or_quarantine(views, good[start : start + BATCH_SIZE]):
+        for record in islice(records, BATCH_SIZE):
             if record.array is None:
                 yield record
                 continue

@@ -123,11 +123,8 @@ def build_view_store(
 
 def read_or_quarantine(views: ViewSource, keys: Sequence[Key]) -> Iterator[Record]:
     """A record a key: its pixels, or the reason why it has none."""
-    for key in keys:
-        try:
-            yield Record(key, views.read_many([key])[0])
-        except DataError as error:
-            yield Record(key, None, str(error))
+    for key, pixels in views.read_each(keys):
+        yield Record(key, None, str(pixels)) if isinstance(pixels, DataError) else Record(key, pixels)
 
 
 def refuse_too_many_bad(bad: int, total: int, folder: Path) -> None:
