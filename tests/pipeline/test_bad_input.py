@@ -63,7 +63,7 @@ def limit_files(size: int) -> Callable[[], None]:
         (("cache", "verify", "nowhere"), "there is no cache at nowhere"),
         (("cache", "build", "--teacher", "nobody", "--out", "x"), "there is no teacher 'nobody'"),
         (("teacher", "check", "nobody"), "there is no teacher 'nobody'"),
-        (("data", "index", "nowhere", "--out", "x.parquet"), "nowhere is not a LeRobot data set"),
+        (("data", "index", "nowhere", "--out", "x.parquet"), "there is nothing at nowhere"),
         (("data", "index", "nowhere", "--out", "x", "--hop", "0"), "--hop must be at least 1, not 0"),
         (("data", "index", "nowhere", "--out", "x", "--source", "zip"), "'zip' is not known here"),
     ],
@@ -153,6 +153,13 @@ def broken_copy(workshop: Any, tmp_path: Path) -> Path:
     return copy
 
 
+def indexed(salt: Any, dataset: Path) -> Path:
+    """The clip table of a data set that breaks afterwards."""
+    table = dataset.parent / "clips.parquet"
+    salt.ok("data", "index", dataset, "--out", table, "--num-frames", 4, "--frame-stride", 2)
+    return table
+
+
 def videos(dataset: Path) -> list[Path]:
     return sorted(dataset.rglob("*.mp4"))
 
@@ -161,13 +168,14 @@ def videos(dataset: Path) -> list[Path]:
 def test_videos_that_cannot_be_read_are_refused_with_their_reasons(
     salt: Any, broken_copy: Path, damage: str
 ) -> None:
+    table = indexed(salt, broken_copy)
     for file in videos(broken_copy)[:1]:
         content = file.read_bytes()
         file.unlink()
         if damage != "missing":
             cut = {"truncated": content[: len(content) // 2], "empty": b"", "text": b"no video"}
             file.write_bytes(cut[damage])
-    said = salt(*salt.train("demo_teacher", "run", "--data", broken_copy, data__store_views="true")).sentence
+    said = salt(*salt.train("demo_teacher", "run", "--data", table, data__store_views="true")).sentence
     assert "clip views could not be read" in said
     place = next(word for word in said.split() if word.endswith("quarantine.json"))
     listed = json.loads(Path(place).read_text())
@@ -179,9 +187,13 @@ def test_videos_that_cannot_be_read_are_refused_with_their_reasons(
 
 
 def test_a_missing_video_met_in_training_is_a_sentence(salt: Any, broken_copy: Path) -> None:
+    table = indexed(salt, broken_copy)
     for file in videos(broken_copy):
         file.unlink()
     said = salt(*salt.train("demo_teacher", "run", "--data", broken_copy, data__store_views="false")).sentence
+    assert "missing: the data set's tables name it, but it is not there" in said
+    assert not salt.at("run").path.exists()
+    said = salt(*salt.train("demo_teacher", "run", "--data", table, data__store_views="false")).sentence
     assert ".mp4 is missing; restore it or index the data set again" in said
     status = salt.at("run").status()
     assert (status.state, status.step) == ("failed", 0) and "is missing" in status.exit_reason
@@ -312,7 +324,10 @@ def test_a_disk_that_fills_at_a_checkpoint_keeps_the_one_before(
 def test_a_table_that_is_no_clip_table_is_a_sentence(salt: Any, tmp_path: Path) -> None:
     table = tmp_path / "other.parquet"
     pq.write_table(pa.table({"x": [1]}), table)
-    assert "is not a clip table: it lacks" in salt(*salt.train("demo_teacher", "r", "--data", table)).sentence
+    assert (
+        "is not a clip table of this version"
+        in salt(*salt.train("demo_teacher", "r", "--data", table)).sentence
+    )
     table.write_text("text")
     assert "not a Parquet file" in salt(*salt.train("demo_teacher", "r", "--data", table)).sentence
     assert not salt.at("r").path.exists()
@@ -330,22 +345,15 @@ def test_clips_of_other_lengths_than_the_recipes_are_a_sentence(salt: Any, works
 
 def test_views_that_are_refused_can_be_mended(salt: Any, broken_copy: Path) -> None:
     """The sentence's cure works: mend the files, remove the folder it names, run again."""
+    table = indexed(salt, broken_copy)
     file = videos(broken_copy)[0]
     hidden = file.rename(file.with_suffix(".away"))
-    command = salt.train("demo_teacher", "run", "--data", broken_copy, "--max-steps", 1)
+    command = salt.train("demo_teacher", "run", "--data", table, "--max-steps", 1)
     said = salt(*command).sentence
     place = next(word for word in said.split() if word.endswith("quarantine.json"))
     hidden.rename(file)
     shutil.rmtree(Path(place).parent)
     salt.ok(*command)
     with salt.here():
-        _, readable = open_views(
-            ClipTable.read(_table_of(salt, broken_copy)), DataConfig(), load_model("run", "run").geometry
-        )
+        _, readable = open_views(ClipTable.read(table), DataConfig(), load_model("run", "run").geometry)
     assert len(readable) == 26
-
-
-def _table_of(salt: Any, dataset: Path) -> Path:
-    out = salt.root / "again.parquet"
-    salt.ok("data", "index", dataset, "--out", out, "--num-frames", 4, "--frame-stride", 2)
-    return out

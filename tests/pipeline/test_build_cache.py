@@ -74,7 +74,7 @@ def _crop_scale(workshop: Any) -> tuple[float, float]:
 def test_its_manifest_says_what_it_was_made_from(workshop: Any) -> None:
     manifest = workshop.salt.json("cache", "show", workshop.cache)
     made_from = manifest["provenance"]
-    assert made_from["teacher"] == "teacher" and made_from["split"] == "train"
+    assert made_from["teacher"] == "teacher/block1/norm" and made_from["split"] == "train"
     assert made_from["fingerprint"] == load_teacher(workshop.teacher).fingerprint
     table = ClipTable.read(workshop.table).select(split="train")
     assert made_from["clip_table"] == table.hash
