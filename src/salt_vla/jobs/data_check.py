@@ -23,6 +23,7 @@ from salt_vla.rundir import write_text
 
 CLIPS_AT_ONCE = 16  # of one episode: they share its decoding
 SECONDS_A_CLIP = 90.0  # decoding gives up by itself before
+GROUPS_WORTH_A_PROCESS = 16  # Its start takes as long as decoding so many short films.
 IMAGE_SIZE = 16  # Every frame is decoded; what it is resized to says nothing of the file.
 
 
@@ -62,7 +63,7 @@ def check_table(table: ClipTable, cutting: Cutting, num_workers: int = 0, sample
     geometry = ClipGeometry(cutting.num_frames, IMAGE_SIZE, tubelet_size=1, patch_size=IMAGE_SIZE)
     read = partial(_reasons, ViewReader(table, cutting.view, geometry))
     groups = list(_groups(table, clip_ids))
-    workers = min(num_workers, len(groups))
+    workers = min(num_workers, 1 + len(groups) // GROUPS_WORTH_A_PROCESS)
     reasons: dict[str, str] = {}
     started = time.monotonic()
     with progress("Decoding clips", len(clip_ids), "clips") as advance:

@@ -32,6 +32,7 @@ from salt_vla.rundir import write_text
 DEFAULTS = SourceOptions()
 MAX_BAD_SHARE = 0.05
 MEASURING_TIME_LIMIT = 300.0  # seconds for a file; `probe` itself gives up far earlier
+FILES_WORTH_A_PROCESS = 32  # Its start takes as long as measuring so many small ones.
 FALLBACK = "folder"  # Any data set is a folder of videos too: it is one only if it is nothing else.
 CUTTING = b"salt_vla.cutting"  # of the Parquet file: how its clips were cut, as JSON
 
@@ -228,7 +229,8 @@ def _facts(root: Path, files: Sequence[str], num_workers: int) -> dict[str, Vide
         return found
     with progress("Measuring videos", len(files), "videos") as advance:
         paths = [root / file for file in files]
-        results = map_in_workers(_said_of, paths, min(num_workers, len(files)), MEASURING_TIME_LIMIT)
+        workers = min(num_workers, 1 + len(files) // FILES_WORTH_A_PROCESS)
+        results = map_in_workers(_said_of, paths, workers, MEASURING_TIME_LIMIT)
         for file, result in zip(files, results, strict=True):
             found[file] = f"cannot be measured: {result.reason}" if isinstance(result, Lost) else result
             advance()
