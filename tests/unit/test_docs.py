@@ -27,7 +27,9 @@ from salt_vla.evaluation.targets import TARGETS, TASK
 from salt_vla.geometry import ClipGeometry
 from salt_vla.models import build_encoder
 from salt_vla.models.loading import save_encoder
+from salt_vla.models.pixels import normalise_pixels
 from salt_vla.recipes import all_recipes, get_recipe
+from salt_vla.teachers import TeacherRequest
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -250,20 +252,24 @@ def caches_open_without_us(names: dict[str, Any], folder: Path) -> None:
     assert np.array_equal(names["latents"], names["arrays"]["clip/3", 0])
 
 
-def videomae_teaches(names: dict[str, Any], folder: Path) -> None:
-    from transformers import VideoMAEConfig, VideoMAEModel
+def vivit_teaches(names: dict[str, Any], folder: Path) -> None:
+    from transformers import VivitConfig, VivitModel
 
-    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-    config = VideoMAEConfig(image_size=32, num_frames=4, **sizes)
-    VideoMAEModel(config).save_pretrained(folder / "weights")
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    config = VivitConfig(image_size=32, num_frames=4, tubelet_size=[2, 16, 16], **sizes)
+    reference = VivitModel(config).eval()
+    reference.save_pretrained(folder / "weights")
     geometry = ClipGeometry(4, 32, 2, 16)
-    teacher = names["load"](folder / "weights", geometry, "cpu", "float32")
-    again = names["load"](folder / "weights", None, "cpu", "float32")
-    frames = torch.zeros(2, 4, 32, 32, 3, dtype=torch.uint8)
-    assert teacher.latents(frames).shape == (2, geometry.num_tokens, teacher.dim)
-    assert (teacher.geometry, teacher.fingerprint) == (geometry, again.fingerprint)
+    teacher = names["load"](folder / "weights", "v", TeacherRequest(geometry))
+    frames = torch.randint(0, 256, (2, 4, 32, 32, 3), dtype=torch.uint8)
+    pixels = normalise_pixels(frames).transpose(1, 2)
+    with torch.inference_mode():
+        expected = reference(pixels).last_hidden_state[:, 1:]
+    assert torch.allclose(teacher.latents(frames), expected, atol=1e-5)
+    assert (teacher.geometry, teacher.name) == (geometry, "v/block2/norm")
+    assert names["load"](folder / "weights", "v", TeacherRequest(layer=1)).name == "v/block1/raw"
     with pytest.raises(UserError, match="takes clips of"):
-        names["load"](folder / "weights", ClipGeometry(), "cpu", "float32")
+        names["load"](folder / "weights", "v", TeacherRequest(ClipGeometry()))
 
 
 def films_become_clips(names: dict[str, Any], folder: Path) -> None:
@@ -295,7 +301,7 @@ def recipes_are_whole(names: dict[str, Any], folder: Path) -> None:
 CHECKS = {
     "README.md": readme_encodes,
     "docs/formats.md": caches_open_without_us,
-    "docs/howto/add-a-teacher.md": videomae_teaches,
+    "docs/howto/add-a-teacher.md": vivit_teaches,
     "docs/howto/add-a-source.md": films_become_clips,
     "docs/howto/add-a-probe.md": paths_have_lengths,
     "docs/howto/add-an-objective.md": directions_differ,

@@ -37,7 +37,9 @@ def videomae(size: str, pooled: bool) -> nn.Module:
     heads, hidden = (
         ({"num_attention_heads": 16}, 6144) if size == "g" else ({}, 4 * SIZES[size]["hidden_size"])
     )
-    few = {"image_size": 32, "num_frames": 2}  # Positions are no parameters; the full table takes seconds.
+    patch = 14 if size == "g" else 16
+    # Positions are no parameters, and the full table takes seconds.
+    few = {"image_size": 2 * patch, "patch_size": patch, "num_frames": 2}
     return VideoMAEModel(
         VideoMAEConfig(**SIZES[size], **heads, **few, intermediate_size=hidden, use_mean_pooling=pooled)
     )

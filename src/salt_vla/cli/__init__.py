@@ -25,6 +25,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     "data": {
         "index": ("data:index", "write the clip table of a data set"),
         "check": ("data:check", "decode every clip; exit code 1 when one is bad"),
+        "show": ("data_show:show", "a picture of chosen or random clips, with masks if asked"),
         "mix": ("data:mix", "join clip tables, each with its share"),
         "simulate": ("data:simulate", "render robot episodes in Meta-World (extra: sim)"),
     },

@@ -76,7 +76,7 @@ _TABLE = (
      "0e826d7e85e39f9d951e331cd91c5c2d8142d385", _UPLOADS),
     ("videomaev2_large", "OpenGVLab/VideoMAEv2-Large", "videomae", 1024, 24, 303_858_688, None, _UPLOADS),
     ("videomaev2_huge", "OpenGVLab/VideoMAEv2-Huge", "videomae", 1280, 32, 631_604_480, None, _UPLOADS),
-    ("videomaev2_giant", "OpenGVLab/VideoMAEv2-giant", "videomae", 1408, 40, 1_012_114_816, None, _UPLOADS),
+    ("videomaev2_giant", "OpenGVLab/VideoMAEv2-giant", "videomae", 1408, 40, 1_011_607_936, None, _UPLOADS),
     ("videomae_v1_base", "MCG-NJU/videomae-base", "videomae", 768, 12, 86_227_200,
      "a6c2a8d371a8690497d78eee21fdb4fbfcf796da", _UPLOADS),
     ("videomae_v1_base_ssv2", "MCG-NJU/videomae-base-ssv2", "videomae", 768, 12, 86_227_200, None, _UPLOADS),
