@@ -32,7 +32,7 @@ def is_inside(file: str) -> bool:
     """Whether a relative path stays below the folder it is relative to (links set within may lead out)."""
     if not file or "\0" in file or PurePosixPath(file).is_absolute():
         return False
-    return not os.path.normpath(file).startswith("..") and os.path.normpath(file) != "."
+    return PurePosixPath(os.path.normpath(file)).parts[:1] not in ((), ("..",))
 
 
 def video_files(root: Path, unreadable: Callable[[OSError], None]) -> Iterator[PurePosixPath]:
