@@ -1,4 +1,4 @@
-"""What a teacher shows without film: lost biases, tokens out of order, permuted positions; no false alarms."""
+"""What teachers show without film: lost biases, tokens out of order, permuted positions; no false alarms."""
 
 from __future__ import annotations
 

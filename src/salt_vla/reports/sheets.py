@@ -103,7 +103,7 @@ def mask_sheet(
     for number, (context_ids, target_ids) in enumerate(groups, 1):
         target = token_map(target_ids, geometry)
         dropped = ~(target | token_map(context_ids, geometry))
-        painted = _striped(_darkened(_tubelet_starts(frames, geometry), target), dropped)
+        painted = striped(darkened(_tubelet_starts(frames, geometry), target), dropped)
         total, seen, hidden = geometry.num_tokens, len(context_ids), len(target_ids)
         rest = total - seen - hidden
         label = f"group {number}: {seen} tokens seen, {hidden} hidden, {rest} dropped, of {total}"
@@ -127,9 +127,9 @@ def reconstruction_sheet(
     pasted = paste_predictions(frames, predicted_patches, target_ids, geometry, pixel_mean, pixel_std)
     original = _tubelet_starts(frames, geometry)
     hidden = token_map(target_ids, geometry)
-    masked = _darkened(original, hidden)
+    masked = darkened(original, hidden)
     if context_ids is not None:
-        masked = _striped(masked, ~(hidden | token_map(context_ids, geometry)))
+        masked = striped(masked, ~(hidden | token_map(context_ids, geometry)))
     share = round(100 * len(target_ids) / geometry.num_tokens)
     strips = [
         Strip("original", original),
@@ -197,7 +197,7 @@ def _tubelet_starts(frames: FramesArray, geometry: ClipGeometry) -> FramesArray:
     return frames[:: geometry.tubelet_size]
 
 
-def _darkened(frames: FramesArray, where: NDArray[np.bool_]) -> FramesArray:
+def darkened(frames: FramesArray, where: NDArray[np.bool_]) -> FramesArray:
     """A fifth of the light left, tinted indigo, and a thin edge so that it shows on dark film too."""
     light = frames.astype(np.float32)
     painted = np.where(where[..., None], 0.2 * light + 0.35 * INDIGO, light)
@@ -205,7 +205,7 @@ def _darkened(frames: FramesArray, where: NDArray[np.bool_]) -> FramesArray:
     return np.clip(painted, 0, 255).astype(np.uint8)
 
 
-def _striped(frames: FramesArray, where: NDArray[np.bool_]) -> FramesArray:
+def striped(frames: FramesArray, where: NDArray[np.bool_]) -> FramesArray:
     """Grey film under amber diagonals."""
     light = frames.astype(np.float32)
     grey = 0.55 * light.mean(axis=-1, keepdims=True) + 40
@@ -257,7 +257,7 @@ def _swatches(canvas: NDArray[np.uint8], layout: Layout) -> None:
     film = np.full((1, size, size, 3), 165, np.uint8)
     everywhere = np.ones((1, size, size), bool)
     top, lefts = _legend_places(layout)
-    samples = (film, _darkened(film, everywhere), _striped(film, everywhere))
+    samples = (film, darkened(film, everywhere), striped(film, everywhere))
     for left, swatch in zip(lefts, samples, strict=True):
         canvas[top : top + size, left : left + size, :3] = swatch[0]
         canvas[top : top + size, left : left + size, 3] = 255
