@@ -166,7 +166,7 @@ def test_open_cache(root):
     c = open_cache(root / "cache")
     assert len(c.clip_ids) == 18 and all(isinstance(clip_id, str) for clip_id in c.clip_ids)
     assert c.num_views == 2
-    assert c.manifest.complete and c.manifest.provenance["teacher"] == "t"
+    assert c.manifest.complete and c.manifest.provenance["teacher"] == "t/block1/norm"
     whole = c.read(c.clip_ids[0])
     assert whole.shape == (32, 128) and whole.dtype == np.float32
     some = c.read(c.clip_ids[0], token_ids=[31, 0, 7], view=1)
