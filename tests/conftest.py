@@ -159,7 +159,7 @@ def write_video_file(path: Path, frames: int = 24, fps: int = 12, seed: int = 0,
     """A film of 48 × 64 pictures, in the codec its ending stands for: webm is VP9, the others H.264."""
     path.parent.mkdir(parents=True, exist_ok=True)
     codec = codec or ("libvpx-vp9" if path.suffix == ".webm" else "libx264")
-    fast = {"libvpx-vp9": {"deadline": "realtime", "cpu-used": "8"}, "libaom-av1": {"cpu-used": "8"}}
+    fast = {"libvpx-vp9": {"deadline": "realtime", "cpu-used": "8"}, "libsvtav1": {"preset": "12"}}
     y, x = np.mgrid[:48, :64]
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=fps, options=fast.get(codec, {}))

@@ -214,7 +214,10 @@ def sentence(action: Callable[[], Any]) -> str:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"codebase_version": "v1.6"}, "version 'v1.6' is not v2.0 or v2.1 or v3.0; convert it with lerobot's"),
+        (
+            {"codebase_version": "v1.6"},
+            "version 'v1.6' is not v2.0 or v2.1 or v3.0; convert it with lerobot's",
+        ),
         *(
             ({name: "GONE"}, f"lacks the field {name!r}")
             for name in ("codebase_version", "fps", "features", "splits", "data_path", "video_path")

@@ -1,4 +1,4 @@
-"""A list of films in three formats: the same rows give the same segments; a wrong one is named by its line."""
+"""A list of films in three formats: the same rows give the same segments; wrong ones are named."""
 
 from __future__ import annotations
 
