@@ -11,6 +11,8 @@ import pytest
 from salt_vla.config import VJEPA_BLOCKS, MaskConfig
 from salt_vla.errors import UserError
 from salt_vla.geometry import ClipGeometry
+from salt_vla.jobs.teacher_train import require_stage_one
+from salt_vla.models.encoder import SIZES
 from salt_vla.recipes import all_recipes, demo, get_recipe, paper, seed
 
 # name: encoder, epochs, steps, batch, lr, lr_final, warm-up, masks, ratio; one row of the table each.
@@ -33,6 +35,8 @@ def test_the_names_are_the_ones_on_record():
         "demo_teacher",
         "demo_student",
         *SEED_TABLE,
+        "vpixel_vitti",
+        "vpixel_vits",
         "vpixel_vitb",
         "vpixel_vitl",
         "salt_vitb",
@@ -137,6 +141,18 @@ def test_salts_published_values(size, encoder):
         assert config.batch_size == 3072
     assert (teacher.config.target.provider, teacher.config.steps) == ("pixels", 40_000)
     assert (student.config.target.provider, student.config.steps) == ("cache", 200_000)
+
+
+@pytest.mark.parametrize(
+    ("size", "encoder", "dim"),
+    [("vitti", "tiny", 192), ("vits", "small", 384), ("vitb", "base", 768), ("vitl", "large", 1024)],
+)
+def test_stage_one_has_a_recipe_for_every_size_and_they_differ_in_nothing_else(size, encoder, dim):
+    config, base = get_recipe(f"vpixel_{size}").config, get_recipe("vpixel_vitb").config
+    assert config.encoder.name == f"vit_{encoder}_patch16_224" and SIZES[encoder].dim == dim
+    assert replace(config, encoder=replace(config.encoder, name=base.encoder.name)) == base
+    assert (config.batch_size, config.grad_accum_steps, config.steps) == (3072, 96, 40_000)
+    require_stage_one(config, f"vpixel_{size}")
 
 
 def test_the_block_sizes_are_the_published_ones():

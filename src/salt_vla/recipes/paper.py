@@ -1,7 +1,7 @@
 """The published settings of SALT: stage 1 ("V-Pixel" teachers) and stage 2 (students of frozen teachers).
 
-Both stages use batches of 3,072 clips; give `grad_accum_steps` what the memory at hand asks for. The number
-of predictor heads and AdamW's betas are V-JEPA 2's, which SALT follows.
+Both stages use batches of 3,072 clips, computed here as 96 parts of 32 (`grad_accum_steps`; any divisor gives
+the same step). The number of predictor heads and AdamW's betas are V-JEPA 2's, which SALT follows.
 """
 
 from __future__ import annotations
@@ -44,7 +44,17 @@ def _config(encoder: str, target: TargetConfig, steps: int) -> TrainConfig:
         runtime=RuntimeConfig(log_every=20, checkpoint_every=1000, validate_every=1000),
         steps=steps,
         batch_size=3072,
+        grad_accum_steps=96,
     )
+
+
+# Measured at 8 × 14 × 14 tokens: the short-range group's context after truncation is 358 tokens in batches of
+# 24 clips, as the reference draws them on each GPU, and 208 in one of 3,072.
+_NOTES = (
+    "A step's masks are drawn for its 3,072 clips together, and cut to the shortest context of them all (208 "
+    "tokens of the short-range group, 358 at 24 clips). A batch is 7.4 GB of frames; each loader process "
+    "holds two in /dev/shm: lower data.num_workers where that is too much."
+)
 
 
 def _vpixel(short: str, encoder: str) -> Recipe:
@@ -54,6 +64,7 @@ def _vpixel(short: str, encoder: str) -> Recipe:
         config=_config(encoder, TargetConfig(provider="pixels"), steps=40_000),
         hypothesis="A teacher trained on pixels alone is good enough for stage 2.",
         target="Its student's frozen probe, not its own loss, is what counts.",
+        notes=_NOTES,
     )
 
 
@@ -65,10 +76,13 @@ def _salt(short: str, encoder: str, target: str) -> Recipe:
         parent=f"vpixel_{short}",
         hypothesis="A frozen teacher replaces the moving average of V-JEPA at less compute.",
         target=target,
+        notes=_NOTES,
     )
 
 
 RECIPES = (
+    _vpixel("vitti", "vit_tiny_patch16_224"),
+    _vpixel("vits", "vit_small_patch16_224"),
     _vpixel("vitb", "vit_base_patch16_224"),
     _vpixel("vitl", "vit_large_patch16_224"),
     _salt("vitb", "vit_base_patch16_224", target="No ViT-B figure is published; this would be the first."),
