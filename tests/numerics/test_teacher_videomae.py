@@ -476,6 +476,26 @@ def test_precision_and_layer_are_in_the_fingerprint_device_and_path_are_not(fold
     assert load(folder, "other", TeacherRequest()).fingerprint == teacher_in(folder).fingerprint
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_lower_precision_is_close_and_really_lower(
+    dtype: str, folder: Path, expected: Tensor, films: Films
+) -> None:
+    teacher = teacher_in(folder, dtype=dtype)
+    assert {parameter.dtype for parameter in teacher.module.parameters()} == {getattr(torch, dtype)}
+    latents = teacher.latents(films(SMALL))
+    assert latents.dtype == torch.float32
+    assert torch.nn.functional.cosine_similarity(latents, expected, dim=-1).min() > 0.98
+    assert not close(latents, expected)
+
+
+def test_precision_counts_even_where_rounding_changes_no_weight(
+    reference: VideoMAEModel, tmp_path: Path
+) -> None:
+    rounded = {key: tensor.bfloat16() for key, tensor in original_weights(reference).items()}
+    written = write(tmp_path, rounded, reference.config.to_dict())
+    assert teacher_in(written).fingerprint != teacher_in(written, dtype="bfloat16").fingerprint
+
+
 def test_an_autocast_around_the_call_changes_nothing(folder: Path, films: Films) -> None:
     teacher, frames = teacher_in(folder), films(SMALL)
     outside = teacher.latents(frames)

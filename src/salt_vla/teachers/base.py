@@ -54,7 +54,7 @@ class TeacherRequest:
 def block_number(layer: int, depth: int, name: str) -> int:
     """`layer` of a request as 1 … depth; `ConfigError` where there is no such block."""
     block = layer if layer > 0 else depth + 1 + layer
-    if layer == 0 or not 1 <= block <= depth:
+    if not 1 <= block <= depth:
         raise ConfigError(
             f"teacher {name}: layer {layer} does not exist; it has layers 1 … {depth} "
             f"(or, from the end, -1 … -{depth})"
