@@ -101,12 +101,15 @@ def _copy(name: str, kind: Kind, revision: str | None, patterns: tuple[str, ...]
 
 
 def _require_match(name: str, kind: Kind, files: list[str], patterns: tuple[str, ...]) -> None:
-    if any(fnmatch(file, pattern) for file in files for pattern in patterns):
+    """Refuse a repository without any such file; where weights are wanted, one without weights."""
+    weights = tuple(pattern for pattern in patterns if pattern.endswith(".safetensors"))
+    if any(fnmatch(file, pattern) for file in files for pattern in weights or patterns):
         return
     held = ", ".join(files[:8]) + (", …" if len(files) > 8 else "")
+    cure = "; a pickle is fetched by hand and converted with: salt-vla teacher convert" if weights else ""
     raise HubError(
-        f"{kind} {name} holds none of the files that are read here ({', '.join(patterns)}); it holds "
-        f"{held or 'none'}"
+        f"{kind} {name} holds none of the files that are read here ({', '.join(weights or patterns)}); it "
+        f"holds {held or 'nothing'}{cure}"
     )
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from salt_vla.errors import ConfigError, RunError
 from salt_vla.geometry import ClipGeometry
+from salt_vla.models.pixels import normalise_pixels
 from salt_vla.teachers import load_teacher
 from salt_vla.teachers.image import FRAMES_AT_ONCE
 from salt_vla.teachers.image_weights import PERIODS
@@ -149,6 +150,20 @@ def reference_raw(model: Any, name: str, frames: Tensor) -> Tensor:
     run(model, name, pictures_of(frames, name))
     handle.remove()
     return seen[0][:, TOWERS[name][2] :].unflatten(0, (len(frames), -1)).flatten(1, 2)
+
+
+@pytest.mark.parametrize("name", TOWERS)
+def test_bfloat16_is_transformers_bfloat16(name: str, tmp_path: Path) -> None:
+    """Parameters in bfloat16, rotary angles in float32, to the last bit."""
+    model, geometry = build(name), native(name, tubelet=1)
+    folder, frames = saved(model, tmp_path), clips(geometry)
+    teacher = load_teacher(folder, geometry, dtype="bfloat16")
+    coarse = type(model).from_pretrained(folder, dtype=torch.bfloat16).eval()
+    pixels = normalise_pixels(frames, *TOWERS[name][3]).bfloat16().transpose(1, 2).flatten(0, 1)
+    with torch.inference_mode():
+        tokens = run(coarse, name, pixels).last_hidden_state[:, TOWERS[name][2] :]
+    expected = tokens.float().unflatten(0, (len(frames), -1)).flatten(1, 2)
+    assert torch.equal(teacher.latents(frames), expected)
 
 
 def triangle(inner: int, outer: int) -> Tensor:
@@ -374,6 +389,7 @@ def changed_config(folder: Path, **changes: Any) -> Path:
         ("dinov2", {"hidden_size": "wide"}, "is no dinov2 configuration"),
         ("dinov3", {"num_register_tokens": 2}, "register_tokens is"),
         ("dinov2", {"model_type": "dinov2_tiny"}, "image towers are dinov2, "),
+        ("dinov3", {"num_hidden_layers": 10**12}, "num_hidden_layers=1000000000000, more than any network"),
         ("siglip", {"model_type": "siglip"}, "must hold an object 'vision_config'"),
     ],
 )

@@ -174,8 +174,12 @@ def test_a_hub_id_is_asked_for_and_a_misspelt_path_is_not(
         load_teacher("org/some-model")
     with pytest.raises(RunError, match="there is no teacher 'weights/misspelt': neither a directory"):
         load_teacher("weights/misspelt")
-    with pytest.raises(RunError, match=r"there is no directory .*gone, which is to hold teacher vjepa2_vitl"):
+    with pytest.raises(
+        RunError, match=r"there is no directory .*gone', which is to hold teacher vjepa2_vitl"
+    ):
         load_teacher(f"vjepa2_vitl={tmp_path / 'gone'}")
+    with pytest.raises(RunError, match="there is no directory '', which is to hold teacher vjepa2_vitl"):
+        load_teacher("vjepa2_vitl=")
 
 
 # Random teachers.

@@ -60,7 +60,7 @@ def load_teacher(
     name = str(name_or_directory)
     claim, equals, place = name.partition("=")
     if name in names.NAMED or (equals and claim in names.NAMED):
-        return _named(names.NAMED[claim], place, request)
+        return _named(names.NAMED[claim], place if equals else None, request)
     if name.startswith("random:"):
         return cast(Teacher, resolve(TEACHERS, "random")(None, name, request))
     path = run_or_directory(name_or_directory)
@@ -75,10 +75,10 @@ def load_teacher(
     )
 
 
-def _named(claim: names.NamedTeacher, place: str, request: TeacherRequest) -> Teacher:
-    folder = Path(place) if place else claim.fetch()
-    if not folder.is_dir():
-        raise RunError(f"there is no directory {folder}, which is to hold teacher {claim.name}")
+def _named(claim: names.NamedTeacher, place: str | None, request: TeacherRequest) -> Teacher:
+    folder = claim.fetch() if place is None else Path(place)
+    if place == "" or not folder.is_dir():
+        raise RunError(f"there is no directory {place!r}, which is to hold teacher {claim.name}")
     teacher: Teacher = resolve(TEACHERS, family_of(folder))(folder, claim.name, request)
     claim.require(teacher.dim, teacher.depth, teacher.num_parameters, str(folder))
     return teacher

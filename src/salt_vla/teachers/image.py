@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +34,7 @@ from salt_vla.models.pixels import MEAN, STD
 from salt_vla.teachers import image_weights, weights
 from salt_vla.teachers.base import FrozenTeacher, TeacherRequest, require_geometry
 
+MAX_BLOCKS = 1000  # The classes write a list of them before any weight is looked at.
 FRAMES_AT_ONCE = 64  # Bounds the memory of a batch: 32 clips of 16 frames are 512 pictures.
 HALF = (0.5, 0.5, 0.5)
 
@@ -106,6 +108,10 @@ class ImageTeacher(FrozenTeacher):
             self._patches_forward if tower.model is Siglip2VisionModel else self._pictures_forward
         )
         _cut(model, self.block, self.normed)
+        if isinstance(
+            model, DINOv3ViTModel
+        ):  # Its angles stay float32 in every precision, as in its own class.
+            model.rope_embeddings = _angles(model).to(request.device)
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Normalised (batch, 3, frames, height, width) → (batch, tokens, dim), float32."""
@@ -209,6 +215,9 @@ def read_config(folder: Path) -> tuple[Tower, PreTrainedConfig]:
         raise RunError(
             f"{folder / weights.CONFIG} must hold an object {tower.part!r}: the vision tower's settings"
         )
+    depth = vision.get("num_hidden_layers")
+    if isinstance(depth, int) and depth > MAX_BLOCKS:
+        raise RunError(f"{folder / weights.CONFIG} has num_hidden_layers={depth}, more than any network")
     config = weights.build_config(tower.config, vision, folder)
     if hasattr(config, "vision_use_head"):
         config.vision_use_head = False  # The pooling head reads the tokens; it does not change them.
@@ -229,10 +238,15 @@ def _require_sizes(folder: Path, config: PreTrainedConfig, plain: Mapping[str, T
     weights.require_sizes(folder, {key: getattr(config, key) for key in found}, found)
 
 
+def _angles(model: DINOv3ViTModel) -> Any:
+    """Its rotary module as it is built: in float32. In eval mode, for in training it jitters."""
+    return type(model.rope_embeddings)(model.config).eval()
+
+
 def _restore_buffers(model: PreTrainedModel) -> None:
     """Compute again what a class computes when it is built and no file holds: meta tensors have no values."""
     if isinstance(model, DINOv3ViTModel):
-        model.rope_embeddings = type(model.rope_embeddings)(model.config)
+        model.rope_embeddings = _angles(model)
     for part in model.modules():
         for name, buffer in list(part.named_buffers(recurse=False)):
             if buffer.is_meta and name == "position_ids":
