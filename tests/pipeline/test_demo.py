@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -122,6 +123,23 @@ def test_its_report_is_one_page_that_stands_alone(whole: tuple[Any, str]) -> Non
     assert page.count("data:image/png;base64,") >= 6
     assert "<script src" not in page and "<link" not in page and 'src="http' not in page
     assert "• " in said and str(salt.root / "runs/demo/report.html") in said.replace("\n", "")
+
+
+def test_its_report_holds_the_check_of_its_teacher(whole: tuple[Any, str]) -> None:
+    """Verdict, a line for everything that was looked at, the figures, and one picture more."""
+    salt, _ = whole
+    checked = json.loads((salt.root / "runs/demo/teacher_check.json").read_text())
+    page = (salt.root / "runs/demo/report.html").read_text()
+    section = page[page.index('id="is-the-teacher-fit-to-be-one"') :]
+    section = section[: section.index("</section>")]
+    assert html.escape(f"Verdict: {checked['verdict']}.") in section
+    assert checked["findings"] and not [f for f in checked["findings"] if f["severity"] == "bad"]
+    for finding in checked["findings"]:
+        assert html.escape(finding["text"]) in section, finding
+    for words in (checked["fingerprint"], "MSE of predicting the channel means", "effective rank (RankMe"):
+        assert words in section
+    assert section.count("data:image/png;base64,") == 1
+    assert checked["stored_name"] == "demo_teacher/block1/norm" and checked["clips"] > 0
 
 
 def test_its_runs_are_runs_like_any_other(whole: tuple[Any, str]) -> None:

@@ -120,6 +120,8 @@ def test_loud_channels_are_a_warning_where_normalising_helps_and_bad_where_it_do
     assert finding.text.startswith(
         "raw residual stream: 71% of variance in 8 channels; use normalised targets"
     )
+    partly = found(with_statistics(top_share=0.71, top_share_normalised=0.6), "outlier_channels")
+    assert partly.severity == "warn" and "use normalised targets (60% after)" in partly.text
     stubborn = with_statistics(top_share=0.99, top_share_normalised=0.97)
     finding = found(stubborn, "outlier_channels")
     assert finding.severity == "bad" and "normalised targets leave 97% there" in finding.text

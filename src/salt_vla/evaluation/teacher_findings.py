@@ -19,6 +19,7 @@ SEVERITIES: tuple[Severity, ...] = ("bad", "warn", "ok")
 
 DEAD_VARIANCE = 1e-8
 OWNED_SHARE = 0.5  # of the variance: the other channels are then no more than half of a squared error
+OWNED_AFTER = 0.8  # … of the normalised variance: then normalising is no cure
 OWNED_TIMES = 3  # … and so many times what 8 channels of this width would hold by right
 BACKGROUND_SHARE = 0.5
 LOW_RANK_SHARE = 0.05
@@ -188,7 +189,9 @@ def _numbers(statistics: LatentStatistics) -> Iterator[Finding]:
 def _outliers(facts: TeacherFacts) -> Iterator[Finding]:
     statistics = facts.statistics
     by_right = TOP_CHANNELS / facts.dim
-    limit = min(max(OWNED_SHARE, OWNED_TIMES * by_right), 0.99)
+    limit, after_limit = (
+        min(max(share, OWNED_TIMES * by_right), 0.99) for share in (OWNED_SHARE, OWNED_AFTER)
+    )
     share, after = statistics.top_share, statistics.top_share_normalised
     what = "raw residual stream: " if facts.is_raw else ""
     if share <= limit:
@@ -196,7 +199,7 @@ def _outliers(facts: TeacherFacts) -> Iterator[Finding]:
         yield Finding("ok", "outlier_channels", text)
         return
     text = f"{what}{share:.0%} of variance in {TOP_CHANNELS} channels; "
-    if after <= limit:
+    if after <= after_limit:
         yield Finding("warn", "outlier_channels", f"{text}use normalised targets ({after:.0%} after)")
     else:
         cure = "take its final norm (--final-norm model), a teacher that has one, or another layer"
