@@ -10,6 +10,7 @@ from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -94,8 +95,9 @@ def stream_frames(
                 image = to_rgb(frame)
                 for number in numbers:
                     missing.remove(number)
-                    with video.deadline.paused():
-                        yield number, image
+                    began = monotonic()
+                    yield number, image
+                    video.deadline.extend(monotonic() - began)
         if not missing:
             return
     if run.last_seen < missing[0]:
@@ -124,8 +126,10 @@ class _Pass:
         self.last_seen = -1
         self._wanted = wanted  # ascending
         self._behind = 0  # wanted[:behind] lie behind us
-        self._packet_slots: set[int] = set()
+        self._packet_slots: set[int] = set()  # of a variable rate: where pictures are due
+        self._seeks = 0
         self._sought: float = -math.inf  # the key frame that was last looked for
+        self._far = math.ceil(WORTH_A_SEEK / self.fps / video.tick)
 
     def __iter__(self) -> Iterator[tuple[VideoFrame, list[int]]]:
         if not self.from_start and self._wanted[0]:
@@ -136,7 +140,7 @@ class _Pass:
 
     def slot(self, timestamp: int) -> int:
         """The first slot whose middle lies after `timestamp`."""
-        return math.floor(float(self.video.seconds(timestamp)) * self.fps + 0.5)
+        return math.floor(self.video.seconds(timestamp) * self.fps + 0.5)
 
     def _in_order(self) -> Iterator[tuple[VideoFrame, list[int]]]:
         for number, frame in enumerate(self._frames()):
@@ -152,15 +156,17 @@ class _Pass:
         """A picture is shown until the next one comes; the last one as long as it says, one slot at least."""
         held: VideoFrame | None = None
         first = at = end = 0  # `held` is shown from slot `first` on; its own is `at`
+        seeks = self._seeks
         for frame in self._frames():
             number = self._number(frame)
-            if held is None:
+            if held is None or seeks != self._seeks:
                 # Before the first picture of a file there is nothing else to show.
-                first = 0 if self.from_start else number
+                first, seeks = (0 if self.from_start else number), self._seeks
             elif number > at:
                 yield held, self._take(first, self._before_a_loss(at, number))
                 first = number
             held, at = frame, number
+            self._packet_slots = {slot for slot in self._packet_slots if slot > at}
             end = max(number + 1, self.slot((frame.pts or 0) + (frame.duration or 0)))
         if held is not None and self._next is not None:
             self.last_seen = max(self.last_seen, end - 1)
@@ -192,7 +198,7 @@ class _Pass:
         video = self.video
         for packet in video.container.demux(video.stream):
             video.deadline.check(video.path)
-            if packet.pts is not None and is_shown(packet, video):
+            if self.variable_rate and packet.pts is not None and is_shown(packet, video):
                 self._packet_slots.add(self.slot(packet.pts))
             for frame in packet.decode():
                 yield frame
@@ -205,7 +211,7 @@ class _Pass:
         """Whether the file's index names a key frame before the next wanted frame, a good way on."""
         if self.from_start or self._next is None or packet.dts is None:
             return False
-        if self._timestamp(self._next) - packet.dts < WORTH_A_SEEK / self.fps / self.video.tick:
+        if self._timestamp(self._next) - packet.dts < self._far:
             return False
         key_frame = self._key_frame_before(self._next)
         # Some seeks land before the key frame of the index: once is enough.
@@ -219,12 +225,14 @@ class _Pass:
 
     def _timestamp(self, number: int) -> int:
         """The last tick before the middle of a slot."""
-        return self.video.start + math.ceil((number + 0.5) / self.fps / self.video.tick) - 1
+        tick = self.video.tick
+        return self.video.start + math.ceil((number + 0.5) / self.fps * tick.denominator / tick.numerator) - 1
 
     def _seek(self) -> None:
         assert self._next is not None
         key_frame = self._key_frame_before(self._next)
         self._sought = self._sought if key_frame is None else key_frame
+        self._seeks += 1
         self.video.container.seek(self._timestamp(self._next), stream=self.video.stream)
 
 
@@ -252,7 +260,7 @@ def probe(path: Path) -> VideoFacts:
         if video.counted or not times:
             frames, fps, variable = count, next(iter(claims), 25.0), False
         else:
-            seconds = sorted((float(video.seconds(pts)), float(video.tick * for_)) for pts, for_ in times)
+            seconds = sorted((video.seconds(pts), float(video.tick * for_)) for pts, for_ in times)
             frames, fps, variable = _rate(seconds, claims)
         return VideoFacts(frames, fps, *shape, variable, stream.codec_context.codec.canonical_name)
 
