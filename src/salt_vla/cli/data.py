@@ -69,9 +69,11 @@ def index(
     if json:
         print_json(summary)
         return
-    print(f"{out}: {summary['clips']} clips of {summary['videos']} videos ({summary['source']})")
+    print(
+        f"{out}: {summary['clips']} clips of {summary['episodes']} episodes or videos ({summary['source']})"
+    )
     rows = [{"split": name, **counts} for name, counts in summary["splits"].items()]
-    print_table(rows, ("split", "clips", "videos"))
+    print_table(rows, ("split", "clips", "episodes", "videos"))
     if summary["unlisted_videos"]:
         print(f"{summary['unlisted_videos']} videos are in no list, and were left out")
     if summary["problems"]:

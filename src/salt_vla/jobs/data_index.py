@@ -93,10 +93,9 @@ def write_index(
         "dataset": listing.dataset,
         "source": listing.source,
         "root": str(listing.root),
-        "clips": len(table),
-        "videos": _videos(table),
+        **_counts(table),
         "splits": {
-            name: {"clips": len(part), "videos": _videos(part)}
+            name: _counts(part)
             for name in sorted(set(table.rows["split"].to_pylist()))
             for part in [table.select(split=name)]
         },
@@ -267,8 +266,14 @@ def _write_problems(problems: Sequence[Problem], out: Path) -> None:
     write_text(out, json.dumps([asdict(problem) for problem in problems], indent=1) + "\n")
 
 
-def _videos(table: ClipTable) -> int:
-    return len(set(zip(table.rows["dataset"].to_pylist(), table.rows["file"].to_pylist(), strict=True)))
+def _counts(table: ClipTable) -> dict[str, int]:
+    """Episodes are what is never divided between splits; LeRobot 3 keeps several in a video."""
+    rows = table.rows
+    return {
+        "clips": len(table),
+        "episodes": len(set(rows["episode"].to_pylist())),
+        "videos": len(set(rows["file"].to_pylist())),
+    }
 
 
 @dataclass(frozen=True)
