@@ -22,6 +22,7 @@ import tyro
 from salt_vla.cli import COMMANDS
 from salt_vla.cli.train import override
 from salt_vla.config import TrainConfig, to_json
+from salt_vla.data.segments import SourceOptions
 from salt_vla.errors import UserError
 from salt_vla.evaluation.targets import TARGETS, TASK
 from salt_vla.geometry import ClipGeometry
@@ -273,12 +274,20 @@ def vivit_teaches(names: dict[str, Any], folder: Path) -> None:
 
 
 def films_become_clips(names: dict[str, Any], folder: Path) -> None:
-    listed = "file,label,split,frames,fps\na.mp4,push,train,40,30\nb.mp4,pull,validation,8,30\n"
-    (folder / "videos.csv").write_text(listed)
-    table = names["index"](folder, num_frames=8, frame_stride=2, hop=16)
-    assert table.clip_ids == [f"{folder.name}/a.mp4/{start:06d}" for start in (0, 16)]
-    with pytest.raises(UserError, match="no video is as long"):
-        names["index"](folder, num_frames=64, frame_stride=2)
+    (folder / "v_a.mp4").touch()
+    spans = [{"segment": [1.0, 2.5], "label": "jump"}, {"segment": [3, 4], "label": "run"}]
+    films = {name: {"subset": "training", "annotations": spans} for name in "ab"}
+    assert not names["recognises"](folder)
+    (folder / names["LIST"]).write_text(json.dumps({"database": films}))
+    assert names["recognises"](folder)
+    listing = names["segments"](folder, SourceOptions())
+    assert [(s.key, s.split, s.label, s.start) for s in listing.segments] == [
+        ("activitynet/a/0", "train", "jump", 1.0),
+        ("activitynet/a/1", "train", "run", 3),
+    ]
+    assert [(problem.key, problem.file) for problem in listing.problems] == [("activitynet/b", "v_b.mp4")]
+    with pytest.raises(UserError, match="is not ActivityNet"):
+        names["segments"](folder / "nowhere", SourceOptions())
 
 
 def paths_have_lengths(names: dict[str, Any], folder: Path) -> None:
