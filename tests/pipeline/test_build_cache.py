@@ -226,3 +226,25 @@ def test_a_flipped_byte_is_located_and_exits_with_1(workshop: Any, salt: Any, tm
     assert bad["offset"] == 5 * size and "checksum" in bad["reason"]
     in_words = salt("cache", "verify", damaged)
     assert in_words.code == 1 and "36 records, 1 damaged" in in_words.out
+
+
+def test_as_many_clips_pass_the_teacher_as_memory_holds(workshop: Any, salt: Any, tmp_path: Path) -> None:
+    """A cache that has begun keeps its number: other batches may round otherwise."""
+    build = (
+        "cache",
+        "build",
+        "--teacher",
+        workshop.teacher,
+        "--data",
+        workshop.table,
+        "--out",
+        tmp_path / "c",
+    )
+    said = salt.ok(*build, "--memory-limit", "2GB").out
+    assert "64 clips pass the teacher at once" in said
+    assert salt.json("cache", "show", tmp_path / "c")["provenance"]["batch_size"] == 64
+    assert "64 clips pass" in salt.ok(*build, "--memory-limit", "1kB").out
+    other = (*build[:-1], tmp_path / "d")
+    assert "one clip of" in salt(*other, "--memory-limit", "1B").sentence
+    assert "is no amount of memory" in salt(*other, "--memory-limit", "lots").sentence
+    assert not (tmp_path / "d").exists()

@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from salt_vla.errors import ConfigError, ResourceError
-from salt_vla.jobs.resources import existing_parent, require_disk, require_memory
+from salt_vla.jobs.resources import existing_parent, parse_bytes, require_disk, require_memory
 from salt_vla.models import build_encoder, build_predictor
 from salt_vla.recipes import all_recipes, get_recipe
 
@@ -77,3 +77,24 @@ def test_workers_need_room_in_shared_memory() -> None:
 def test_an_encoder_that_does_not_exist_is_said_here_already() -> None:
     with pytest.raises(ConfigError, match=r"encoder.name 'vit_enormous' is unknown"):
         require_memory(replace(CONFIG, encoder=replace(CONFIG.encoder, name="vit_enormous")))
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("25GB", 25_000_000_000),
+        ("1.5 GiB", 1_610_612_736),
+        ("500mb", 500_000_000),
+        ("16k", 16_000),
+        ("4096", 4096),
+        ("4096B", 4096),
+    ],
+)
+def test_amounts_of_memory_are_read_as_people_write_them(text: str, size: int) -> None:
+    assert parse_bytes(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "much", "-3GB", "0GB", "25 GB free", "1e9", "9" * 40])
+def test_what_is_no_amount_of_memory_is_a_sentence(text: str) -> None:
+    with pytest.raises(ConfigError, match="is no amount of memory; write it as 25GB, 500MB or 16GiB"):
+        parse_bytes(text)

@@ -26,6 +26,7 @@ def build(
     num_views: int | None = None,
     device: str = "auto",
     dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+    memory_limit: str = "",
 ) -> None:
     """Cache a frozen teacher's latents for one split; again with the same arguments goes on.
 
@@ -47,11 +48,13 @@ def build(
         num_views: views of a clip to cache; default: the recipe's, or as the teacher was trained.
         device: where the teacher runs; `auto` is CUDA where there is one.
         dtype: what it computes in.
+        memory_limit: as 25GB: let as many clips pass the teacher at once as this holds (default: 32 clips).
     """
     from salt_vla.cli.train import override
     from salt_vla.config import TrainConfig
-    from salt_vla.jobs.build_cache import build_cache
+    from salt_vla.jobs.build_cache import BATCH_SIZE, build_cache, fitting_batch
     from salt_vla.jobs.data import open_table
+    from salt_vla.jobs.resources import parse_bytes
     from salt_vla.jobs.teacher import data_settings
     from salt_vla.recipes import get_recipe
     from salt_vla.teachers import load_teacher
@@ -66,7 +69,11 @@ def build(
     if num_views is not None:
         settings = replace(settings, view=replace(settings.view, num_views=num_views))
     table = open_table(data, settings.view, loaded.geometry).select(split=split)
-    folder = build_cache(loaded, table, split, out, settings, encoding)
+    batch_size = BATCH_SIZE
+    if memory_limit:
+        batch_size = fitting_batch(loaded, out, split, parse_bytes(memory_limit))
+        print(f"{batch_size} clips pass the teacher at once")
+    folder = build_cache(loaded, table, split, out, settings, encoding, batch_size)
     print(f"{folder}: complete")
 
 

@@ -23,6 +23,7 @@ from salt_vla.jobs.data import open_views, read_or_quarantine, refuse_too_many_b
 from salt_vla.jobs.resources import require_disk
 from salt_vla.progress import progress
 from salt_vla.teachers import Teacher
+from salt_vla.teachers.batch_size import largest_batch
 from salt_vla.view_store import ViewSource, view_keys
 
 RECORDS_PER_SHARD = 64
@@ -35,6 +36,7 @@ def latents_manifest(
     split: str,
     view: ViewConfig,
     encoding: EncodingName,
+    batch_size: int,
 ) -> Manifest:
     """What a cache of these latents must say of itself."""
     geometry = teacher.geometry
@@ -53,7 +55,7 @@ def latents_manifest(
             "files": table.files_hash,
             "view_hash": view_hash(view, geometry),
             "geometry": dataclasses.asdict(geometry),
-            "batch_size": BATCH_SIZE,
+            "batch_size": batch_size,
         },
     )
 
@@ -81,14 +83,16 @@ def build_cache(
     out: Path,
     data: DataConfig,
     encoding: EncodingName = "float16",
+    batch_size: int = BATCH_SIZE,
 ) -> Path:
     """Build (or go on building) the cache of one split; the folder it lies in.
 
-    `table` holds that split's clips only. Raises `CacheError` when the folder holds latents of another
-    teacher, table or view, naming each difference.
+    `table` holds that split's clips only. `batch_size` clips pass the teacher at once, from the first of each
+    shard on, so that a rebuild with the same number gives the same bytes. Raises `CacheError` when the folder
+    holds latents of another teacher, table, view or batch size, naming each difference.
     """
     folder = split_folder(out, split)
-    manifest = latents_manifest(teacher, table, split, data.view, encoding)
+    manifest = latents_manifest(teacher, table, split, data.view, encoding, batch_size)
     keys = view_keys(table, data.view.num_views)
     with CacheWriter(folder, manifest, keys) as writer, stop_on_signals() as stop:
         missing = writer.missing_shards()
@@ -99,11 +103,19 @@ def build_cache(
             usable = set(readable)
             with progress(f"Caching {split} latents", len(keys), "views", done=len(keys) - to_do) as advance:
                 for shard in missing:
-                    writer.write_shard(shard, _records(teacher, views, shard.keys, usable))
+                    writer.write_shard(shard, _records(teacher, views, shard.keys, usable, batch_size))
                     advance(len(shard.keys))
                     stop.check(f"while caching {split} latents")
         refuse_too_many_bad(writer.finish().num_quarantined, len(keys), folder)
     return folder
+
+
+def fitting_batch(teacher: Teacher, out: Path, split: str, limit_bytes: int) -> int:
+    """The largest batch that the teacher takes within `limit_bytes`, or that of the cache that has begun."""
+    folder = split_folder(out, split)
+    if (folder / MANIFEST).exists():
+        return int(Manifest.read(folder).provenance["batch_size"])
+    return min(largest_batch(teacher, limit_bytes), RECORDS_PER_SHARD)
 
 
 def canonical_only(data: DataConfig) -> DataConfig:
@@ -112,15 +124,15 @@ def canonical_only(data: DataConfig) -> DataConfig:
 
 
 def _records(
-    teacher: Teacher, views: ViewSource, keys: tuple[Key, ...], usable: set[str]
+    teacher: Teacher, views: ViewSource, keys: tuple[Key, ...], usable: set[str], batch_size: int
 ) -> Iterator[Record]:
     """Latents of one shard's clips, in batches whose boundaries are fixed by the shard; or why there are
     none."""
     good = [key for key in keys if key[0] in usable]
     records = read_or_quarantine(views, good)
-    for _ in range(0, len(good), BATCH_SIZE):
+    for _ in range(0, len(good), batch_size):
         seen, frames = [], []
-        for record in islice(records, BATCH_SIZE):
+        for record in islice(records, batch_size):
             if record.array is None:
                 yield record
                 continue

@@ -112,8 +112,8 @@ def _targets(
     sources = set(part.rows["source"].to_pylist())
     if not sources <= SIGNALS.keys() or len(part.roots) != 1:
         raise DataError(
-            f"{part.name} ({', '.join(sorted(sources))}): probes read recorded signals, which need one data set "
-            f"of: {', '.join(SIGNALS)}"
+            f"{part.name} ({', '.join(sorted(sources))}): probes read recorded signals, which need one data "
+            f"set of: {', '.join(SIGNALS)}"
         )
     signals = resolve(SIGNALS, min(sources))(part, geometry.num_frames, data.view)
     return build_targets(signals), signals.episodes

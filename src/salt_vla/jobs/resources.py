@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
 import psutil
 
 from salt_vla.config import TrainConfig
-from salt_vla.errors import ResourceError
+from salt_vla.errors import ConfigError, ResourceError
 from salt_vla.models.encoder import vit_size
 
 PREFETCHED_BATCHES = 2  # a worker, torch's default
@@ -68,3 +69,15 @@ def _weights(config: TrainConfig) -> float:
 def _width(config: TrainConfig) -> int:
     """Channels over all blocks that see every token: the predictor's."""
     return config.predictor.dim * config.predictor.depth
+
+
+def parse_bytes(text: str) -> int:
+    """ "25GB", "500 MB", "16GiB" or a number of bytes. Raises `ConfigError` for anything else."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", text, re.IGNORECASE)
+    size = 0
+    if match is not None:
+        power = " KMGT".index(match[2].upper() or " ")
+        size = int(float(match[1]) * (1024 if match[3] else 1000) ** power)
+    if not 0 < size < 2**63:
+        raise ConfigError(f"{text!r} is no amount of memory; write it as 25GB, 500MB or 16GiB")
+    return size
