@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -100,6 +101,14 @@ def test_measured_files_say_how_long_and_fast_they_are(write_video: Write, tmp_p
         "b.mp4": (0, 20, pytest.approx(30), False),
         "c.mp4": (0, 9, pytest.approx(5), False),
     }
+
+
+def test_a_name_that_is_no_text_costs_its_film_alone(write_video: Write, tmp_path: Path) -> None:
+    film = write_video(tmp_path / "data" / "a.mp4")
+    shutil.copy(os.fsencode(film), os.fsencode(tmp_path / "data") + b"/b\xff.mp4")
+    summary = write_index(tmp_path / "data", tmp_path / "clips.parquet", CUTTING, max_bad_share=0.5)
+    assert summary["problems"] == {"its name is not text in UTF-N": 1}
+    assert {clip.file for clip in ClipTable.read(tmp_path / "clips.parquet").clips()} == {"a.mp4"}
 
 
 def test_films_of_several_rates_give_clips_of_one_pace(write_video: Write, tmp_path: Path) -> None:

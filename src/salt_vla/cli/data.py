@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -68,19 +68,8 @@ def index(
     summary = write_index(root, out, cutting, source, options, _processes(workers), max_bad_share)
     if json:
         print_json(summary)
-        return
-    print(
-        f"{out}: {summary['clips']} clips of {summary['episodes']} episodes or videos ({summary['source']})"
-    )
-    rows = [{"split": name, **counts} for name, counts in summary["splits"].items()]
-    print_table(rows, ("split", "clips", "episodes", "videos"))
-    if summary["unlisted_videos"]:
-        print(f"{summary['unlisted_videos']} videos are in no list, and were left out")
-    if summary["problems"]:
-        print(f"left out, each named in {summary['problems_file']}:")
-        print_table(
-            [{"entries": n, "reason": kind} for kind, n in summary["problems"].items()], ("entries", "reason")
-        )
+    else:
+        _print_summary(summary)
 
 
 def check(
@@ -191,6 +180,20 @@ def simulate(
         seed=seed,
     )
     print(f"{render(config, out)}: done")
+
+
+def _print_summary(summary: dict[str, Any]) -> None:
+    of = f"{summary['clips']} clips of {summary['episodes']} episodes or videos ({summary['source']})"
+    print(f"{summary['table']}: {of}")
+    rows = [{"split": name, **counts} for name, counts in summary["splits"].items()]
+    print_table(rows, ("split", "clips", "episodes", "videos"))
+    if summary["unlisted_videos"]:
+        print(f"{summary['unlisted_videos']} videos are in no list, and were left out")
+    if summary["problems"]:
+        print(f"left out, each named in {summary['problems_file']}:")
+        print_table(
+            [{"entries": n, "reason": kind} for kind, n in summary["problems"].items()], ("entries", "reason")
+        )
 
 
 def _cutting(

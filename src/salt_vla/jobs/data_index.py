@@ -168,6 +168,8 @@ def _checked(listing: Listing) -> Listing:
     for segment in listing.segments:
         if not is_inside(segment.file):
             problems.append(Problem(segment.key, segment.file, "leaves the data set's folder"))
+        elif not _is_text(segment.key + segment.file):
+            problems.append(Problem(segment.key, segment.file, "its name is not text in UTF-8; rename it"))
         elif counts[segment.key] > 1:
             reason = f"repeated: {counts[segment.key]} entries have this key"
             problems.append(Problem(segment.key, segment.file, reason))
@@ -179,6 +181,15 @@ def _checked(listing: Listing) -> Listing:
                     f"and {segment.split or 'none'} ({segment.key!r}); a group may not be divided"
                 )
     return replace(listing, segments=tuple(kept), problems=tuple(problems))
+
+
+def _is_text(name: str) -> bool:
+    """Whether it can be written: names of files may hold any bytes."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _measured(listing: Listing, num_workers: int) -> Listing:

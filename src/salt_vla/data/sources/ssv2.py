@@ -6,6 +6,7 @@ by measuring them, never by a list.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,9 @@ def segments(root: Path, options: SourceOptions) -> Listing:
 
 def _folders(root: Path) -> list[Path]:
     """The root and the folders in it, in a fixed order."""
-    return [root, *sorted(path for path in root.iterdir() if path.is_dir() and path.name[0] != ".")]
+    with os.scandir(root) as entries:  # Its answers need no look at each of the many files.
+        below = [entry.path for entry in entries if entry.name[0] != "." and entry.is_dir()]
+    return [root, *map(Path, sorted(below))]
 
 
 def _lists(root: Path) -> dict[str, Path]:
@@ -77,13 +80,15 @@ def _lists(root: Path) -> dict[str, Path]:
 
 def _videos(root: Path) -> dict[str, str]:
     """Id → file, relative to the root; webm before other containers of the same id."""
-    found: dict[str, str] = {}
-    for ending in ENDINGS:
-        for folder in _folders(root):
-            for path in folder.iterdir():
-                if path.suffix == ending and path.stem.isdecimal():
-                    found.setdefault(path.stem, path.relative_to(root).as_posix())
-    return found
+    found: dict[str, dict[str, str]] = {ending: {} for ending in ENDINGS}
+    for folder in _folders(root):
+        place = "" if folder == root else f"{folder.name}/"
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                number, dot, ending = entry.name.partition(".")
+                if dot + ending in found and number.isdecimal():
+                    found[dot + ending].setdefault(number, place + entry.name)
+    return {number: file for ending in reversed(ENDINGS) for number, file in found[ending].items()}
 
 
 def _id(entry: Any, number: int, path: Path) -> str:
