@@ -130,7 +130,7 @@ def test_its_report_holds_the_check_of_its_teacher(whole: tuple[Any, str]) -> No
     salt, _ = whole
     checked = json.loads((salt.root / "runs/demo/teacher_check.json").read_text())
     page = (salt.root / "runs/demo/report.html").read_text()
-    section = page[page.index('id="is-the-teacher-fit-to-be-one"') :]
+    section = page[page.index('id="is-the-teacher-fit-to-teach"') :]
     section = section[: section.index("</section>")]
     assert html.escape(f"Verdict: {checked['verdict']}.") in section
     assert checked["findings"] and not [f for f in checked["findings"] if f["severity"] == "bad"]

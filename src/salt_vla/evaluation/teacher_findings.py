@@ -120,7 +120,11 @@ def _size(facts: TeacherFacts) -> Iterator[Finding]:
 def _words(dim: int, depth: int, parameters: int) -> str:
     """A size in words; zeros are left out."""
     millions = f"{parameters / 1e6:.{1 if parameters > 1e7 else 3}f} M parameters"
-    parts = (f"{dim} wide", f"{depth} blocks" if depth else "", millions if parameters else "")
+    parts = (
+        f"{dim} wide",
+        f"{depth} block{'s' if depth > 1 else ''}" if depth else "",
+        millions if parameters else "",
+    )
     return ", ".join(part for part in parts if part)
 
 

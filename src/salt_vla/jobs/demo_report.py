@@ -59,7 +59,7 @@ def write_report(demo: Demo, table: ClipTable) -> Path:
             Section("Probes in other conditions", _other_suites(demo, rows, pairs, suites)),
             Section("How the loss went, and what it means", _curve_blocks(demo)),
             *_picture_sections(demo, table),
-            Section("Is the teacher fit to be one", _teacher_blocks(demo, table)),
+            Section("Is the teacher fit to teach", _teacher_blocks(demo, table)),
             Section("What was run", _run_blocks(demo, table)),
         ],
         footer="Intervals: 95 %, bootstrap over held-out episodes, not corrected for the number of targets; "

@@ -25,7 +25,7 @@ from salt_vla.evaluation.teacher_findings import (
 from salt_vla.evaluation.teacher_inspection import position_order, query_value_biases, token_order
 from salt_vla.jobs.data import open_views, read_or_quarantine
 from salt_vla.jobs.teacher_train import EXPORT, read_export
-from salt_vla.progress import progress
+from salt_vla.progress import Advance, progress
 from salt_vla.rundir import RunDirectory, run_or_directory
 from salt_vla.teachers import Teacher, family_of, load_teacher
 from salt_vla.teachers.names import NAMED
@@ -33,6 +33,7 @@ from salt_vla.view_store import ViewSource
 
 CLIPS = 32
 BATCH_SIZE = 8
+PROBES = 12  # grey clips, for the order of tokens and positions: they count in the bar
 
 
 def teacher_and_data(name: str, layer: int | None = None) -> tuple[Teacher, DataConfig]:
@@ -159,12 +160,13 @@ def check_teacher(
     if not readable:
         raise DataError(f"there are no clips to check a teacher with in {table.name}")
     places = np.linspace(0, len(readable) - 1, min(clips, len(readable))).astype(int)
-    statistics, film, tokens, unreadable = _measure(
-        inspected, views, [readable[i] for i in np.unique(places)]
-    )
-    with torch.inference_mode():
-        order = token_order(teacher.latents, teacher.geometry)
-        positions = position_order(teacher.latents, teacher.module, teacher.geometry)
+    chosen = [readable[place] for place in np.unique(places)]
+    with progress(f"Checking {inspected.name}", len(chosen) + PROBES, "clips") as advance:
+        statistics, film, tokens, unreadable = _measure(teacher, views, chosen, advance)
+        with torch.inference_mode():
+            order = token_order(teacher.latents, teacher.geometry)
+            positions = position_order(teacher.latents, teacher.module, teacher.geometry)
+        advance(PROBES)
     facts = TeacherFacts(
         dim=teacher.dim,
         depth=teacher.depth,
@@ -182,24 +184,22 @@ def check_teacher(
 
 
 def _measure(
-    inspected: Inspected, views: ViewSource, chosen: Sequence[str]
+    teacher: Teacher, views: ViewSource, chosen: Sequence[str], advance: Advance
 ) -> tuple[LatentStatistics, np.ndarray, np.ndarray, int]:
     """Statistics over the clips that can be read; the first one's film and tokens; how many cannot."""
-    teacher = inspected.teacher
     sums = LatentSums(teacher.geometry.num_tokens, teacher.dim)
     first: tuple[np.ndarray, np.ndarray] | None = None
     reasons = []
-    with progress(f"Checking {inspected.name}", len(chosen), "clips") as advance:
-        for start in range(0, len(chosen), BATCH_SIZE):
-            keys = [(clip, 0) for clip in chosen[start : start + BATCH_SIZE]]
-            records = list(read_or_quarantine(views, keys))
-            reasons += [record.reason for record in records if record.array is None]
-            films = [record.array for record in records if record.array is not None]
-            if films:
-                latents = teacher.latents(torch.from_numpy(np.stack(films)))
-                sums.add(latents)
-                first = first or (films[0], latents[0].float().cpu().numpy())
-            advance(len(keys))
+    for start in range(0, len(chosen), BATCH_SIZE):
+        keys = [(clip, 0) for clip in chosen[start : start + BATCH_SIZE]]
+        records = list(read_or_quarantine(views, keys))
+        reasons += [record.reason for record in records if record.array is None]
+        films = [record.array for record in records if record.array is not None]
+        if films:
+            latents = teacher.latents(torch.from_numpy(np.stack(films)))
+            sums.add(latents)
+            first = first or (films[0], latents[0].float().cpu().numpy())
+        advance(len(keys))
     if first is None:
         raise DataError(f"none of the {len(chosen)} chosen clips can be read; the first: {reasons[0]}")
     return sums.statistics(), *first, len(reasons)
