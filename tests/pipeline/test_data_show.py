@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from salt_vla.data.clip_table import ClipTable
 from salt_vla.errors import DataError
 from salt_vla.jobs.data_show import Choice, choose, look_at, show
 from salt_vla.recipes import get_recipe
+from salt_vla.registry import SOURCES
 
 
 def size_of(picture: Path) -> tuple[int, int]:
@@ -132,3 +134,18 @@ def test_what_cannot_be_shown_is_a_sentence_and_no_file(
     out = tmp_path / "s.png"
     assert named in salt("data", "show", workshop.table, *arguments, "--out", out).sentence
     assert not out.exists()
+
+
+@pytest.mark.parametrize("layout", [*SOURCES, "lerobot-v2.1"])
+def test_clips_of_every_source_can_be_shown_indexed_or_not(
+    salt: Any, write_layout: Callable[..., Path], tmp_path: Path, layout: str
+) -> None:
+    dataset = write_layout(layout, tmp_path / "data")
+    table = tmp_path / "clips.parquet"
+    cut = ("--num-frames", 4, "--frame-stride", 2)
+    salt.ok("data", "index", dataset, "--out", table, *cut, "--hop", 8)
+    said = salt.ok("data", "show", table, "--random", 4, "--out", tmp_path / "a.png").out
+    assert "4 clips, 0 of them unreadable" in said
+    said = salt.ok("data", "show", dataset, *cut, "--random", 4, "--out", tmp_path / "b.png").out
+    assert "4 clips, 0 of them unreadable" in said
+    assert size_of(tmp_path / "a.png")[0] == size_of(tmp_path / "b.png")[0] == 1280
