@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from salt_vla.errors import ConfigError, RunError
+from salt_vla.evaluation.teacher_inspection import QueryValueBiases, query_value_biases
 from salt_vla.geometry import ClipGeometry
 from salt_vla.models.pixels import normalise_pixels
 from salt_vla.teachers import load_teacher
@@ -359,12 +360,12 @@ def test_query_and_value_biases_arrive_and_their_loss_shows(tmp_path: Path) -> N
     model = build("dinov3")
     teacher = load_teacher(saved(model, tmp_path / "a"), native("dinov3"))
     attention = [layer.attention for layer in model.model.layer]
-    largest = max(float(p.bias.detach().abs().max()) for a in attention for p in (a.q_proj, a.v_proj))
-    assert teacher.qv_bias == pytest.approx(largest)
+    assert query_value_biases(teacher.module) == QueryValueBiases(2 * len(attention), 0)
     with torch.no_grad():
         for a in attention:
             a.q_proj.bias.zero_(), a.v_proj.bias.zero_()
-    assert load_teacher(saved(model, tmp_path / "b"), native("dinov3")).qv_bias == 0
+    without = load_teacher(saved(model, tmp_path / "b"), native("dinov3"))
+    assert query_value_biases(without.module) == QueryValueBiases(2 * len(attention), 2 * len(attention))
 
 
 # What is not whole, or not what it says.

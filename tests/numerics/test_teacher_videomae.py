@@ -22,6 +22,7 @@ from transformers import (
 from transformers.models.videomae.modeling_videomae import VideoMAEEncoder
 
 from salt_vla.errors import ConfigError, RunError
+from salt_vla.evaluation.teacher_inspection import QueryValueBiases, query_value_biases
 from salt_vla.geometry import ClipGeometry
 from salt_vla.targets import PixelTargets
 from salt_vla.teachers.base import TeacherRequest
@@ -352,7 +353,7 @@ def test_query_and_value_biases_arrive(reference: VideoMAEModel, folder: Path, f
     biases = [state[key] for key in state if key.endswith(("query.bias", "value.bias"))]
     assert len(biases) == 2 * DEPTH
     teacher = teacher_in(folder)
-    assert teacher.qv_bias == max(bias.abs().max().item() for bias in biases) > 0
+    assert query_value_biases(teacher.module) == QueryValueBiases(2 * DEPTH, 0)
     for key, parameter in teacher.module.state_dict().items():
         assert torch.equal(parameter, state[key]), key
 
@@ -364,7 +365,7 @@ def test_biases_that_are_zero_in_the_file_are_told(
     zeroed = {k: torch.zeros_like(t) if k.endswith(("q_bias", "v_bias")) else t for k, t in tensors.items()}
     assert sum(key.endswith(("q_bias", "v_bias")) for key in tensors) == 2 * DEPTH
     teacher = teacher_in(write(tmp_path, zeroed, reference.config.to_dict()))
-    assert teacher.qv_bias == 0
+    assert query_value_biases(teacher.module) == QueryValueBiases(2 * DEPTH, 2 * DEPTH)
     healthy = teacher_in(folder)
     assert teacher.fingerprint != healthy.fingerprint
     assert not close(teacher.latents(films(SMALL)), healthy.latents(films(SMALL)))

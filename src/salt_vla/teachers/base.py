@@ -78,11 +78,8 @@ class FrozenTeacher(ABC):
     `name` is "<base>/block<k>/<norm|raw>", so that what is stored says which block was read and whether the
     final norm was applied. `num_parameters` counts the whole encoder that was loaded, also the blocks behind
     the one read. `fingerprint` hashes those parameters, `facts` and what a request can change about the
-    numbers; neither device nor path is in it. `qv_bias` is the largest |query or value bias| (None: the
-    network has none): zero means that a loader lost them.
+    numbers; neither device nor path is in it.
     """
-
-    qv_bias: float | None = None
 
     def __init__(
         self,

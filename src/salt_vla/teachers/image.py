@@ -194,11 +194,9 @@ def load(path: Path, name: str, request: TeacherRequest) -> ImageTeacher:
     side = config.image_size if tower.fixed_size else patch * max(1, round(geometry.image_size / patch))
     has_processor = any((path / file).is_file() for file in weights.PROCESSORS)
     statistics = weights.pixel_statistics(path) if has_processor else (tower.mean, tower.std)
-    teacher = ImageTeacher(
+    return ImageTeacher(
         name, model, request, geometry=geometry, tower=tower, side=side, statistics=statistics
     )
-    teacher.qv_bias = weights.largest(plain, r"attn\.(q|v)\.bias")
-    return teacher
 
 
 def read_config(folder: Path) -> tuple[Tower, PreTrainedConfig]:

@@ -48,8 +48,4 @@ def load(path: Path, name: str, request: TeacherRequest) -> EncoderTeacher:
     """
     encoder = load_encoder(path)
     require_geometry(encoder.geometry, request.geometry, name)
-    teacher = EncoderTeacher(encoder, name, request)
-    biases = [tensor for key, tensor in encoder.state_dict().items() if key.endswith("attn.qkv.bias")]
-    queries_and_values = [part for bias in biases for part in bias.chunk(3)[::2]]
-    teacher.qv_bias = max(float(part.abs().max()) for part in queries_and_values)
-    return teacher
+    return EncoderTeacher(encoder, name, request)

@@ -105,7 +105,6 @@ def load(path: Path, name: str, request: TeacherRequest) -> VideoMAETeacher:
         mean=mean,
         std=std,
     )
-    teacher.qv_bias = weights.largest(tensors, r"attention\.(query|value)\.bias")
     model.encoder.layer = model.encoder.layer[: teacher.block]
     if not teacher.normed:
         model.layernorm = None

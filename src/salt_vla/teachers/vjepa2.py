@@ -82,7 +82,6 @@ def load(path: Path, name: str, request: TeacherRequest) -> VJEPA2Teacher:
         mean=mean,
         std=std,
     )
-    teacher.qv_bias = weights.largest(tensors, r"attention\.(query|value)\.bias")
     encoder.layer = encoder.layer[: teacher.block]
     if not teacher.normed:
         encoder.layernorm = nn.Identity()  # type: ignore[assignment]  # Declared as the norm it was.

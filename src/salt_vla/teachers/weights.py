@@ -246,12 +246,6 @@ def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], folder: Path)
             raise RunError(f"{key} did not arrive in the network as it is in {folder}")
 
 
-def largest(tensors: Mapping[str, Tensor], pattern: str) -> float | None:
-    """The largest absolute value among tensors whose name ends so; None where there are none."""
-    found = [tensor.abs().max().item() for key, tensor in tensors.items() if re.search(f"{pattern}$", key)]
-    return max(found, default=None)
-
-
 def _some(names: Iterable[str], most: int = 4) -> str:
     listed = sorted(names)
     more = f" and {len(listed) - most} more" if len(listed) > most else ""
