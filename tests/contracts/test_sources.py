@@ -202,11 +202,22 @@ def test_a_camera_that_is_not_there_is_no_clip(dataset: Path, source: str, table
     cameras = sorted(set(table.rows["camera"].to_pylist()))
     if source not in RECORDED:
         assert cameras == [""]
+        with pytest.raises(UserError, match="does not tell cameras apart; leave out --camera"):
+            index_data(dataset, CUTTING, source, SourceOptions(cameras=("nose",)))
         return
     one, _ = index_data(dataset, CUTTING, source, SourceOptions(cameras=(cameras[0],)))
     assert one.clip_ids == table.select(camera=cameras[0]).clip_ids
     with pytest.raises(UserError, match="no camera 'nose'"):
         index_data(dataset, CUTTING, source, SourceOptions(cameras=("nose",)))
+
+
+def test_another_folder_for_the_films_is_the_lists_affair(dataset: Path, source: str) -> None:
+    options = SourceOptions(videos=str(dataset if dataset.is_dir() else dataset.parent))
+    if source == "table":
+        assert index_data(dataset, CUTTING, source, options)[1] == []
+        return
+    with pytest.raises(UserError, match=f"--videos is for lists of videos; .* is read as {source}"):
+        index_data(dataset, CUTTING, source, options)
 
 
 def test_a_place_without_such_a_data_set_is_a_sentence(source: str, tmp_path: Path) -> None:

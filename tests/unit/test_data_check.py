@@ -8,6 +8,7 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from salt_vla.config import ViewConfig
@@ -63,6 +64,14 @@ def test_a_clip_that_reaches_beyond_its_video_is_bad(table: ClipTable) -> None:
         clip.clip_id for clip in table.clips() if clip.start_in_episode + 16 > clip.episode_frames
     }
     assert all("index the data set for these clips" in clip.reason for clip in bad)
+
+
+def test_a_clip_whose_file_leaves_the_root_is_one_bad_clip(table: ClipTable) -> None:
+    rows = table.rows
+    files = [file if file != "a.mp4" else "../a.mp4" for file in rows["file"].to_pylist()]
+    hostile = table.filtered(rows.set_column(rows.column_names.index("file"), "file", pa.array(files)))
+    bad = check_table(hostile, CUTTING).bad
+    assert {(clip.file, "leaves the data set's root" in clip.reason) for clip in bad} == {("../a.mp4", True)}
 
 
 def test_a_sample_is_always_the_same_clips(table: ClipTable, films: Path) -> None:

@@ -183,8 +183,7 @@ def simulate(
 
 
 def _print_summary(summary: dict[str, Any]) -> None:
-    of = f"{summary['clips']} clips of {summary['episodes']} episodes or videos ({summary['source']})"
-    print(f"{summary['table']}: {of}")
+    print(f"{summary['table']}: {summary['clips']} clips of {summary['videos']} videos ({summary['source']})")
     rows = [{"split": name, **counts} for name, counts in summary["splits"].items()]
     print_table(rows, ("split", "clips", "episodes", "videos"))
     if summary["unlisted_videos"]:

@@ -114,6 +114,7 @@ def _reasons(reader: ViewReader, clip_ids: Sequence[str]) -> dict[str, str]:
         try:
             reader.read(clip_id)
         except DataError as error:
+            clip = reader.table.clip(clip_id)
             said = DataError(str(error).removeprefix(f"clip {clip_id!r}, view 0: "))
-            found[clip_id] = without_path(said, reader.table.video(reader.table.clip(clip_id)))
+            found[clip_id] = without_path(said, reader.table.roots[clip.dataset] / clip.file)
     return found

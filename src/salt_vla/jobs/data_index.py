@@ -24,7 +24,7 @@ from salt_vla.data.decode import VideoFacts, probe
 from salt_vla.data.segments import Cutting, Listing, Problem, Segment, SourceOptions, cut_clips
 from salt_vla.data.sources.files import is_inside
 from salt_vla.data.workers import Lost, map_in_workers
-from salt_vla.errors import DataError
+from salt_vla.errors import ConfigError, DataError
 from salt_vla.progress import progress
 from salt_vla.registry import SOURCES, resolve
 from salt_vla.rundir import write_text
@@ -149,7 +149,12 @@ def list_segments(
     path: Path, source: str = "", options: SourceOptions = DEFAULTS, num_workers: int = 0
 ) -> Listing:
     """What the source lists, checked and measured: segments of which frames and rate are known."""
-    listing: Listing = resolve(SOURCES, source or find_source(path))(path, options)
+    source = source or find_source(path)
+    if options.videos and source != "table":
+        raise ConfigError(f"--videos is for lists of videos; {path} is read as {source}")
+    listing: Listing = resolve(SOURCES, source)(path, options)
+    if options.cameras and not any(segment.camera for segment in listing.segments):
+        raise ConfigError(f"{path} ({source}) does not tell cameras apart; leave out --camera")
     return _measured(_checked(listing), num_workers)
 
 
