@@ -109,6 +109,24 @@ def test_a_table_of_random_numbers_is_no_permuted_one(seed: int) -> None:
     assert position_order(model.latents, nn.Identity(), GEOMETRY).judgement == "unknown"
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_bits_that_fell_the_other_way_are_no_permutation(dtype: torch.dtype) -> None:
+    """In half precision the faint trace of rotary positions is noise: one bit differs in tokens anywhere."""
+    model = encoder("rope").to(dtype)
+    found = position_order(lambda frames: model(normalise_pixels(frames).to(dtype)).float(), model, GEOMETRY)
+    assert found.judgement == "unknown" and found.spread < found.least_spread
+    generator = torch.Generator().manual_seed(0)
+    step = torch.randn(DIM, generator=generator).repeat(GEOMETRY.tokens_per_step, 1)
+    step[:, :3] += 5e-3 * torch.randint(0, 2, (len(step), 3), generator=generator)
+    tokens = step.repeat(GEOMETRY.token_grid[0], 1)
+
+    def judged(module: nn.Module) -> str:
+        return position_order(lambda clips: tokens.expand(len(clips), -1, -1), module, GEOMETRY).judgement
+
+    assert judged(nn.Linear(3, 3).to(dtype)) == "unknown"
+    assert judged(nn.Linear(3, 3)) == "shuffled"  # What it would be taken for in float32.
+
+
 def test_tokens_that_know_no_place_cannot_be_judged() -> None:
     model = WithTable(torch.zeros(GEOMETRY.tokens_per_step, DIM))
     assert position_order(model.latents, model, GEOMETRY).judgement == "unknown"

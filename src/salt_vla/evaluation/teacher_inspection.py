@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -25,12 +25,13 @@ Latents = Callable[[Tensor], Tensor]  # uint8 (batch, frames, height, width, 3) 
 GREY = 128
 MARKS = 8
 # Of positions: places of a time step below which chance and order look alike; the least spread of vectors
-# (relative to their size) that is more than rounding; and the borders of a judgement. Measured: `neighbours`
+# (relative to their size; in units of the dtype's rounding) that can be judged: bits that fell the other way
+# look like a shuffled table; and the borders of a judgement. Measured: `neighbours`
 # of sinusoids 0.1 … 0.65, of shuffled ones 0.94 … 1.1, of random tables 0.9 … 1; `nearest` ÷ `chance` of the
 # former two 0.2 … 1, of the latter above 1.05; `directions` of the former two 0.04 … 0.6, of the latter
 # above 0.9.
 FEWEST_PLACES = 16
-LEAST_SPREAD = 1e-5
+LEAST_SPREAD, ROUNDINGS = 1e-5, 4
 ORDERED, SHUFFLED, CLUSTERED, FEW_DIRECTIONS = 0.8, 0.88, 0.75, 0.7
 
 
@@ -64,6 +65,7 @@ class PositionOrder:
     (Σλ)² ÷ Σλ², as a share of what independent ones would. `spread`: how much they differ, as a share of
     their size. An ordered table has close neighbours; a shuffled one still has close companions and few
     directions, which shuffling does not change, but they are not neighbours; random numbers have neither.
+    Below `least_spread` what differs may be rounding.
     """
 
     neighbours: float
@@ -73,6 +75,7 @@ class PositionOrder:
     spread: float
     places: int
     of_table: bool
+    least_spread: float = LEAST_SPREAD
 
     @property
     def judgement(self) -> str:
@@ -80,7 +83,7 @@ class PositionOrder:
 
         Directions are looked at in tables only: a network can squeeze the tokens of any table into few.
         """
-        if self.places < FEWEST_PLACES or self.spread < LEAST_SPREAD:
+        if self.places < FEWEST_PLACES or self.spread < self.least_spread:
             return "unknown"
         if self.neighbours < ORDERED:
             return "ordered"
@@ -140,7 +143,9 @@ def position_order(latents: Latents, module: nn.Module, geometry: ClipGeometry) 
         order = _measure(table, of_table=True)
         if order.judgement != "unknown":
             return order
-    return _measure(_tokens_of_grey(latents, geometry), of_table=False)
+    rounding = max((torch.finfo(p.dtype).eps for p in module.parameters()), default=0.0)
+    order = _measure(_tokens_of_grey(latents, geometry), of_table=False)
+    return replace(order, least_spread=max(LEAST_SPREAD, ROUNDINGS * rounding))
 
 
 def _position_tables(
