@@ -30,6 +30,11 @@ def root() -> Path:
     return Path(os.environ.get("SALT_VLA_ROOT") or ".").expanduser().resolve()
 
 
+def wanted_decoder() -> str:
+    """Which library reads video: `SALT_VLA_DECODER`, or `auto`."""
+    return os.environ.get("SALT_VLA_DECODER") or "auto"
+
+
 def run_or_directory(name: str | os.PathLike[str]) -> Path:
     """The folder that a command's argument means: a directory as it is, else the run of that name."""
     path = Path(name)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from salt_vla.data import torchcodec_decode
 from salt_vla.data.video_file import (
     Deadline,
     Rgb,
@@ -80,10 +82,34 @@ def stream_frames(
     missing = sorted(set(indices))
     if missing and missing[0] < 0:
         raise DataError(f"video {path} has no frame {missing[0]}: frames are numbered from 0")
+    deadline = deadline or Deadline()
+    codecs = torchcodec_decode.trusted_codecs(read_through_pyav)
+    if missing and codecs and not variable_rate:
+        # What it does not give, PyAV does, or says why nobody can.
+        with suppress(torchcodec_decode.NotForTorchcodec):
+            for number, image in torchcodec_decode.stream(path, list(missing), fps, codecs, deadline):
+                missing.remove(number)
+                began = monotonic()
+                yield number, image
+                deadline.extend(monotonic() - began)
+    if missing:
+        yield from _through_pyav(path, missing, (fps, variable_rate), deadline)
+
+
+def read_through_pyav(path: Path, indices: Sequence[int], fps: float) -> np.ndarray:
+    """`read_frames` of a constant-rate file, whatever decoder is chosen."""
+    found = dict(_through_pyav(path, sorted(set(indices)), (fps, False), Deadline()))
+    return np.stack([found[index] for index in indices])
+
+
+def _through_pyav(
+    path: Path, missing: list[int], rate: tuple[float, bool], deadline: Deadline
+) -> Iterator[tuple[int, np.ndarray]]:
+    """`missing`, ascending, is emptied of the frames that were given."""
     # Some files cannot be entered in the middle: their seek lands too late, or on half a picture.
     for from_start in (False, True):
         with open_video(path, deadline) as video:
-            run = _Pass(video, list(missing), (fps, variable_rate), from_start)
+            run = _Pass(video, list(missing), rate, from_start)
             to_rgb = Rgb(path)
             for frame, numbers in run:
                 if not numbers:
@@ -106,7 +132,7 @@ def stream_frames(
         )
     raise DataError(
         f"video {path} lacks frame {missing[0]} though it has later ones: it is damaged, or has another rate "
-        f"than {fps:g} a second"
+        f"than {rate[0]:g} a second"
     )
 
 

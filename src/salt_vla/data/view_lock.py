@@ -16,7 +16,7 @@ import xxhash
 
 from salt_vla.config import ViewConfig
 from salt_vla.data.clip_table import Clip, ClipTable
-from salt_vla.data.decode import read_frames, stream_frames
+from salt_vla.data.decode import read_through_pyav, stream_frames
 from salt_vla.data.golden import GOLDEN_CLIPS, GOLDEN_FRAMES, golden_path
 from salt_vla.data.sampling import clip_span, sampled_frames
 from salt_vla.data.video_file import Deadline, TooSlow
@@ -65,10 +65,10 @@ def _decides(field: Field[Any], view: ViewConfig) -> bool:
 @lru_cache(maxsize=1)
 def golden_pixels() -> str:
     """Hash of the golden clips' pixels as this process decodes, converts, cuts and resizes them (some 30 ms,
-    once)."""
+    once). Through PyAV: torchcodec is used only where its frames are equal."""
     digest = xxhash.xxh3_128()
     for name, fps in GOLDEN_CLIPS.items():
-        for picture in read_frames(golden_path(name), GOLDEN_FRAMES, fps):
+        for picture in read_through_pyav(golden_path(name), GOLDEN_FRAMES, fps):
             for crop, size in (((0.39, 0.0, 1.0), 32), ((0.31, 0.11, 0.57), 48)):
                 digest.update(cut(picture, crop, size).tobytes())
     return digest.hexdigest()
