@@ -130,8 +130,9 @@ def test_a_clip_table_is_written_whole_or_not_at_all(workshop: Any, salt: Any, t
     out = tmp_path / "deep" / "clips.parquet"
     arguments = ("data", "index", workshop.dataset, "--out", out, "--num-frames", 4, "--frame-stride", 2)
     answer = salt.ok(*arguments, "--camera", "observation.images.side")
-    assert answer.out == f"{out}: 13 clips\n"
+    assert answer.out.startswith(f"{out}: 13 clips of 1 videos (lerobot)\n")
     before = out.read_bytes()
     assert "no camera 'nose'" in salt(*arguments, "--camera", "nose").sentence
     assert out.read_bytes() == before
-    assert [path.name for path in out.parent.iterdir()] == ["clips.parquet"]
+    beside = {path.name for path in out.parent.iterdir()}
+    assert beside == {"clips.parquet", "clips.parquet.problems.json"}
