@@ -22,6 +22,7 @@ import psutil
 from salt_vla.errors import ResourceError, RunError
 
 T = TypeVar("T")
+DECODER = "SALT_VLA_DECODER"
 _NAME = re.compile(r"(?=.{1,100}\Z)[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -31,8 +32,8 @@ def root() -> Path:
 
 
 def wanted_decoder() -> str:
-    """Which library reads video: `SALT_VLA_DECODER`, or `auto`."""
-    return os.environ.get("SALT_VLA_DECODER") or "auto"
+    """Which library reads video: the variable `DECODER`, or `auto`."""
+    return os.environ.get(DECODER) or "auto"
 
 
 def run_or_directory(name: str | os.PathLike[str]) -> Path:

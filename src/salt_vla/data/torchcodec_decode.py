@@ -19,12 +19,11 @@ import numpy as np
 from salt_vla.data.golden import GOLDEN_CLIPS, golden_path
 from salt_vla.data.video_file import MAX_PIXELS, Deadline, refuse_unreadable
 from salt_vla.errors import ConfigError
-from salt_vla.rundir import wanted_decoder
+from salt_vla.rundir import DECODER, wanted_decoder
 
 if TYPE_CHECKING:
     from jaxtyping import UInt8
 
-VARIABLE = "SALT_VLA_DECODER"
 CHOICES = ("auto", "pyav", "torchcodec")
 AT_ONCE = 8  # pictures that torchcodec decodes in one call, all in memory together
 # For others, for odd sizes and for turned pictures its conversion to RGB differs from PyAV's.
@@ -74,17 +73,17 @@ def _complaints() -> _Complaints:
 
 
 def trusted_codecs(read_through_pyav: ReadFrames) -> frozenset[str]:
-    """Codecs that this process reads through torchcodec: `SALT_VLA_DECODER`, or `auto` (the default), which
+    """Codecs that this process reads through torchcodec: the decoder wanted, or `auto` (the default), which
     means wherever it passes its examination. Raises `ConfigError` for another choice, or where torchcodec is
     chosen and passes none."""
     choice = wanted_decoder()
     if choice not in CHOICES:
-        raise ConfigError(f"{VARIABLE} is {choice!r}; choose one of {', '.join(CHOICES)}")
+        raise ConfigError(f"{DECODER} is {choice!r}; choose one of {', '.join(CHOICES)}")
     if choice == "pyav":
         return frozenset()
     codecs, trouble = examine(read_through_pyav)
     if trouble and choice == "torchcodec":
-        raise ConfigError(f"{VARIABLE} is torchcodec, but {trouble}; unset it to read through PyAV")
+        raise ConfigError(f"{DECODER} is torchcodec, but {trouble}; unset it to read through PyAV")
     return codecs
 
 
