@@ -9,7 +9,9 @@ from typing import Annotated, Literal
 import tyro
 
 from salt_vla.cli.printing import print_json, print_table
+from salt_vla.config import TrainConfig
 from salt_vla.errors import CacheError
+from salt_vla.geometry import ClipGeometry
 
 
 def build(
@@ -50,21 +52,13 @@ def build(
         dtype: what it computes in.
         memory_limit: as 25GB: let as many clips pass the teacher at once as this holds (default: 32 clips).
     """
-    from salt_vla.cli.train import override
-    from salt_vla.config import TrainConfig
     from salt_vla.jobs.build_cache import BATCH_SIZE, build_cache, fitting_batch
     from salt_vla.jobs.data import open_table
     from salt_vla.jobs.resources import parse_bytes
-    from salt_vla.jobs.teacher import data_settings
-    from salt_vla.recipes import get_recipe
     from salt_vla.teachers import load_teacher
-    from salt_vla.training.runtime import resolve_device
 
-    base = TrainConfig(data=data_settings(teacher)) if recipe is None else get_recipe(recipe).config
-    base = replace(base, runtime=replace(base.runtime, device=device))
-    config = resolve_device(override(base, overrides))
-    wanted = config.geometry if recipe is not None or config.geometry != base.geometry else None
-    loaded = load_teacher(teacher, wanted, config.runtime.device, dtype, layer, final_norm)
+    config, geometry = _wanted(teacher, recipe, overrides, device)
+    loaded = load_teacher(teacher, geometry, config.runtime.device, dtype, layer, final_norm)
     settings = config.data
     if num_views is not None:
         settings = replace(settings, view=replace(settings.view, num_views=num_views))
@@ -75,6 +69,21 @@ def build(
         print(f"{batch_size} clips pass the teacher at once")
     folder = build_cache(loaded, table, split, out, settings, encoding, batch_size)
     print(f"{folder}: complete")
+
+
+def _wanted(
+    teacher: str, recipe: str | None, overrides: tuple[str, ...], device: str
+) -> tuple[TrainConfig, ClipGeometry | None]:
+    """Which clips to cache: the recipe's, or those that the teacher was trained with; None: its geometry."""
+    from salt_vla.cli.train import override
+    from salt_vla.jobs.teacher import data_settings
+    from salt_vla.recipes import get_recipe
+    from salt_vla.training.runtime import resolve_device
+
+    base = TrainConfig(data=data_settings(teacher)) if recipe is None else get_recipe(recipe).config
+    base = replace(base, runtime=replace(base.runtime, device=device))
+    config = resolve_device(override(base, overrides))
+    return config, None if recipe is None and config.geometry == base.geometry else config.geometry
 
 
 def show(path: Annotated[Path, tyro.conf.Positional], json: bool = False) -> None:
