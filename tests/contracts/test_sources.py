@@ -18,7 +18,7 @@ from salt_vla.data.view_lock import ViewReader
 from salt_vla.errors import DataError, UserError
 from salt_vla.geometry import ClipGeometry
 from salt_vla.jobs.data_index import find_source, index_data, list_segments
-from salt_vla.registry import SOURCES, resolve
+from salt_vla.registry import SIGNALS, SOURCES, resolve
 
 VIEW = ViewConfig(frame_stride=2)
 CUTTING = Cutting(VIEW, num_frames=4, hop=8)
@@ -209,6 +209,16 @@ def test_a_camera_that_is_not_there_is_no_clip(dataset: Path, source: str, table
     assert one.clip_ids == table.select(camera=cameras[0]).clip_ids
     with pytest.raises(UserError, match="no camera 'nose'"):
         index_data(dataset, CUTTING, source, SourceOptions(cameras=("nose",)))
+
+
+def test_what_was_recorded_belongs_to_the_clips(source: str, table: ClipTable) -> None:
+    """A row of actions and states for every file frame of each clip; or the source says that it has none."""
+    assert (source in SIGNALS) == (source in RECORDED)
+    if source in SIGNALS:
+        signals = resolve(SIGNALS, source)(table, 4, VIEW)
+        assert signals.clip_ids == tuple(table.clip_ids)
+        assert signals.episodes.tolist() == table.rows["episode"].to_pylist()
+        assert signals.signals["action"].shape == (len(table), 7, 4)
 
 
 def test_another_folder_for_the_films_is_the_lists_affair(dataset: Path, source: str) -> None:

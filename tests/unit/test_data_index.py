@@ -73,6 +73,13 @@ def test_what_a_folder_could_not_give_is_counted_on_stderr(
     assert "left out: 1 × list missing, 1 × is empty" in err and "`salt-vla data index` names each" in err
 
 
+def test_a_folder_with_too_many_bad_ones_says_what_names_them(write_layout: Write, tmp_path: Path) -> None:
+    path = write_layout("ssv2", tmp_path / "data", films=1)
+    (path / "20bn-something-something-v2" / "1.webm").unlink()
+    with pytest.raises(DataError, match=r"ssv2/1 \(missing: .*; `salt-vla data index` names each"):
+        open_table(str(path), ViewConfig(frame_stride=2), GEOMETRY)
+
+
 def test_the_embedded_data_set_is_what_it_was() -> None:
     """The hash that the demo's caches and views are named by; rows of an earlier version."""
     table, problems = index_data(embedded_dataset(), Cutting(ViewConfig(frame_stride=2), 8))

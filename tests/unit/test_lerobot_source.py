@@ -278,6 +278,30 @@ def test_a_column_missing_from_the_episodes_is_named(dataset, name):
     assert f"{dataset}/meta/episodes" in said and repr(name) in said
 
 
+def test_a_stretch_of_film_that_is_too_short_for_its_episode_is_a_problem(dataset):
+    """Its last frames would be the next episode's."""
+
+    def shorten(rows: pa.Table) -> pa.Table:
+        ends = rows[f"videos/{SIDE}/to_timestamp"].to_pylist()
+        ends[2] -= 5 / 30
+        ends[3] -= 1 / 30  # A frame is a matter of rounding.
+        return rows.set_column(
+            rows.column_names.index(f"videos/{SIDE}/to_timestamp"),
+            f"videos/{SIDE}/to_timestamp",
+            pa.array(ends),
+        )
+
+    whole = index(dataset, 8, 2)
+    edit_table(dataset / EPISODES, shorten)
+    table, problems = index_data(
+        dataset, Cutting(VIEW, 8), "lerobot", SourceOptions("tiny"), max_bad_share=0.1
+    )
+    assert table.clip_ids == [clip for clip in whole.clip_ids if not clip.startswith(f"tiny/000002/{SIDE}")]
+    (problem,) = problems
+    assert problem.key == f"tiny/000002/{SIDE}"
+    assert problem.reason == "film too short: it lacks 5 of the 32 frames of the episode"
+
+
 def test_an_unknown_camera_is_answered_with_the_known_ones(tiny_dataset):
     said = sentence(lambda: index(tiny_dataset, 8, 2, cameras=("wrist",)))
     assert said == f"{tiny_dataset} has no camera 'wrist'; it has: {FRONT}, {SIDE}"

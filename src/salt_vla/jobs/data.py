@@ -19,7 +19,7 @@ from salt_vla.data.view_lock import ViewReader
 from salt_vla.errors import DataError
 from salt_vla.geometry import ClipGeometry
 from salt_vla.interrupts import stop_on_signals
-from salt_vla.jobs.data_index import MAX_BAD_SHARE, index_data, kinds_of, recognised_by
+from salt_vla.jobs.data_index import MAX_BAD_SHARE, TooManyBad, index_data, kinds_of, recognised_by
 from salt_vla.jobs.resources import require_disk
 from salt_vla.progress import progress
 from salt_vla.rundir import root
@@ -42,7 +42,10 @@ def open_table(spec: str, view: ViewConfig, geometry: ClipGeometry) -> ClipTable
     path = embedded_dataset() if spec == EMBEDDED else Path(spec)
     if not path.is_dir() and not recognised_by(path):
         return ClipTable.read(path)
-    table, problems = index_data(path, Cutting(view, geometry.num_frames))
+    try:
+        table, problems = index_data(path, Cutting(view, geometry.num_frames))
+    except TooManyBad as error:
+        raise DataError(f"{error}; `salt-vla data index` names each") from error
     if problems:
         said = ", ".join(f"{n} × {kind}" for kind, n in kinds_of(each.reason for each in problems).items())
         print(f"{spec}: left out: {said}; `salt-vla data index` names each", file=sys.stderr)

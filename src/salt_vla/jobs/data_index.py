@@ -203,12 +203,13 @@ def _measured(listing: Listing, num_workers: int) -> Listing:
     facts = _facts(
         listing.root, sorted({s.file for s in listing.segments if not is_known[s.key]}), num_workers
     )
+    is_there = {file: (listing.root / file).is_file() for file in {s.file for s in listing.segments}}
     found: list[Segment] = []
     problems = list(listing.problems)
     for segment in listing.segments:
         placed: Segment | str = segment
         if is_known[segment.key]:
-            if not (listing.root / segment.file).is_file():
+            if not is_there[segment.file]:
                 placed = "missing: the data set's tables name it, but it is not there"
         else:
             said = facts[segment.file]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from salt_vla.data.segments import Listing, Segment, SourceOptions
+from salt_vla.data.segments import Listing, Problem, Segment, SourceOptions
 from salt_vla.data.sources.lerobot_meta import INFO, LeRobotMeta, read_meta
 from salt_vla.errors import DataError
 from salt_vla.hub import is_hub_id, local_folder
@@ -30,16 +30,17 @@ def segments(root: Path, options: SourceOptions) -> Listing:
     meta = read_meta(folder)
     _refuse_without_films(meta, options.cameras)
     dataset = options.dataset or name
-    return Listing(
-        dataset=dataset,
-        source="lerobot",
-        root=folder,
-        segments=tuple(
-            _segment(meta, dataset, episode, camera)
-            for episode in meta.episodes
-            for camera in options.cameras or meta.cameras
-        ),
-    )
+    found: list[Segment] = []
+    problems: list[Problem] = []
+    for episode in meta.episodes:
+        for camera in options.cameras or meta.cameras:
+            segment = _segment(meta, dataset, episode, camera)
+            if missing := meta.missing_frames(episode, camera):
+                reason = f"film too short: it lacks {missing} of the {segment.frames} frames of the episode"
+                problems.append(Problem(segment.key, segment.file, reason))
+            else:
+                found.append(segment)
+    return Listing(dataset, "lerobot", folder, tuple(found), tuple(problems))
 
 
 def _fetch(name: Path, options: SourceOptions) -> Path:

@@ -88,6 +88,16 @@ class LeRobotMeta:
         file = self._place("video_path", {**self._shared(episode, prefix), "video_key": camera})
         return file, round(self.number(episode, f"{prefix}/from_timestamp") * self.fps)
 
+    def missing_frames(self, episode: dict[str, Any], camera: str) -> int:
+        """Frames of an episode that its stretch of the film is too short for; what would be read in their
+        place is the next episode. Only version 3 says where a stretch ends, and a frame is rounding."""
+        begin, end = (f"videos/{camera}/{name}_timestamp" for name in ("from", "to"))
+        if self.info["codebase_version"] in ONE_FILE_AN_EPISODE or end not in episode:
+            return 0
+        filmed = (self.number(episode, end) - self.number(episode, begin)) * self.fps
+        missing = round(self.number(episode, "length") - filmed)
+        return missing if missing > 1 else 0
+
     def data_file(self, episode: dict[str, Any]) -> str:
         """The Parquet file that holds an episode's rows."""
         one = self.info["codebase_version"] in ONE_FILE_AN_EPISODE
