@@ -95,7 +95,6 @@ def test_the_same_data_set_gives_the_same_table_wherever_it_lies(
     assert index_data(dataset, CUTTING, source)[0].hash == table.hash
     moved, _ = index_data(copy, CUTTING, source)
     assert moved.hash == table.hash and moved.root != table.root
-    assert index_data(copy, CUTTING, source, num_workers=2)[0].hash == table.hash
 
 
 def test_clips_lie_within_their_videos_and_those_within_the_root(table: ClipTable) -> None:
