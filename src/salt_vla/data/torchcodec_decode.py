@@ -130,6 +130,10 @@ def stream(
     """(number, picture) of the wanted frames of a constant-rate file, ascending. Raises `NotForTorchcodec` at
     the first that it cannot vouch for, and `DataError` for what is no readable file."""
     refuse_unreadable(path)
+    with path.open("rb") as file:
+        head = file.read(12)
+    if head[:4] == b"RIFF" and head[8:] == b"AVI ":
+        raise NotForTorchcodec("AVI has no display times, and those that FFmpeg makes up are in disorder")
     yield from _pictures(path, numbers, fps, codecs, deadline)
 
 
