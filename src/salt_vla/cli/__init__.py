@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"salt-vla: {stopped}", file=sys.stderr)
         return 128 + stopped.signal_number
     except KeyboardInterrupt:
-        print("salt-vla: interrupted; the same command goes on from the last finished piece", file=sys.stderr)
+        print("salt-vla: interrupted; run the same command again: what was finished is kept", file=sys.stderr)
         return 130
     except BrokenPipeError:
         # The reader of our output has left (`| head`); nothing is left to say, also at shutdown.
