@@ -127,6 +127,8 @@ def is_shown(packet: Packet[Any], video: Video) -> bool:
 def _why(error: av.FFmpegError | EOFError) -> str:
     if isinstance(error, av.error.ExitError):
         return f"reading took longer than {TIME_LIMIT:g} s"
+    if isinstance(error, av.error.ArgumentError):
+        return "its header claims a size or setting that no film has"
     return getattr(error, "strerror", None) or str(error)
 
 
