@@ -5,8 +5,8 @@ Knows a teacher's `latents` and where its memory lies, not what the batches are 
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import psutil
 import torch
@@ -17,7 +17,7 @@ from salt_vla.teachers.base import FrozenTeacher
 
 MAX_BATCH = 1024  # Beyond it no device is better used.
 CPU_SHARE = 0.5  # Of the memory that is free, where no limit is given: other work goes on there.
-SAMPLE_SECONDS = 0.001
+CLEAR_REFS, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
 
 def largest_batch(teacher: FrozenTeacher, limit_bytes: int | None = None) -> int:
@@ -71,28 +71,21 @@ def _peak_of_gpu(work: Callable[[], Tensor], device: str) -> int | None:
 
 
 def _peak_of_process(work: Callable[[], Tensor], device: str) -> int | None:
-    """The same by the process' resident memory, sampled while it works; None when an allocation fails."""
-    process, done = psutil.Process(), threading.Event()
-    before = peak = process.memory_info().rss
-
-    def watch() -> None:
-        nonlocal peak
-        while not done.wait(SAMPLE_SECONDS):
-            peak = max(peak, process.memory_info().rss)
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
+    """The same by the high-water mark that Linux keeps of resident memory; None when an allocation fails."""
+    before = psutil.Process().memory_info().rss
     try:
-        result = work()
-        peak = max(peak, process.memory_info().rss)
-        del result
+        CLEAR_REFS.write_text("5")  # Sets the mark back to what is resident now: proc_pid_clear_refs(5).
+    except OSError as error:
+        raise ResourceError(
+            f"memory cannot be measured here ({CLEAR_REFS}: {error.strerror}); leave the limit out"
+        ) from error
+    try:
+        work()
     except MemoryError:
         return None
     except RuntimeError as error:  # What torch's allocator raises on a CPU.
         if "memory" not in str(error):
             raise
         return None
-    finally:
-        done.set()
-        watcher.join()
-    return peak - before
+    mark = next(line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM:"))
+    return int(mark.split()[1]) * 1024 - before
