@@ -15,8 +15,9 @@ from salt_vla.data.clip_table import ClipTable
 from salt_vla.data.segments import Cutting
 from salt_vla.errors import ConfigError, DataError, UserError
 from salt_vla.geometry import ClipGeometry
-from salt_vla.jobs.data import embedded_dataset, open_table
+from salt_vla.jobs.data import open_table
 from salt_vla.jobs.data_index import (
+    EMBEDDED,
     TooManyBad,
     find_source,
     index_data,
@@ -82,7 +83,7 @@ def test_a_folder_with_too_many_bad_ones_says_what_names_them(write_layout: Writ
 
 def test_the_embedded_data_set_is_what_it_was() -> None:
     """The hash that the demo's caches and views are named by; rows of an earlier version."""
-    table, problems = index_data(embedded_dataset(), Cutting(ViewConfig(frame_stride=2), 8))
+    table, problems = index_data(Path(EMBEDDED), Cutting(ViewConfig(frame_stride=2), 8))
     assert table.clip_ids[0] == "metaworld-mini/000000/observation.images.front/000000"
     assert (len(table), problems, table.hash) == (3730, [], "7c95509c8d1409caf8427570426ffca2")
 

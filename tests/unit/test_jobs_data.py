@@ -17,12 +17,12 @@ from salt_vla.geometry import ClipGeometry
 from salt_vla.jobs.data import (
     HELD_OUT_EVERY,
     MAX_BAD_SHARE,
-    embedded_dataset,
     open_table,
     open_views,
     refuse_too_many_bad,
     split_table,
 )
+from salt_vla.jobs.data_index import EMBEDDED, place_of
 from salt_vla.view_store import StoredViews
 
 GEOMETRY = ClipGeometry(num_frames=8, image_size=32, tubelet_size=2, patch_size=16)
@@ -76,7 +76,7 @@ def test_a_table_is_found_by_file_folder_or_name(
     tiny_table.write(tmp_path / "clips.parquet")
     for spec in (tmp_path / "clips.parquet", tiny_dataset):
         assert open_table(str(spec), DATA.view, GEOMETRY).hash == tiny_table.hash
-    assert open_table("metaworld-mini", DATA.view, GEOMETRY).root == embedded_dataset()
+    assert open_table("metaworld-mini", DATA.view, GEOMETRY).root == place_of(EMBEDDED)
     with pytest.raises(DataError, match="no data: give --data a clip table"):
         open_table("", DATA.view, GEOMETRY)
     with pytest.raises(DataError, match="there is no clip table at nowhere"):

@@ -40,8 +40,8 @@ def index(
     Example: salt-vla data index ~/datasets/ssv2 --out ssv2.parquet --clips-per-video 1
 
     Args:
-        root: the data set's folder, a list of videos (CSV, Parquet, JSON lines), or a hub id with
-            --source lerobot.
+        root: the data set's folder, metaworld-mini, a list of videos (CSV, Parquet, JSON lines), or a hub id
+            with --source lerobot.
         out: the Parquet file to write.
         source: the data set's layout (default: found out): folder, intphys2, lerobot, sim, ssv2 or table.
         dataset: the name its clips' ids begin with (default: the source's or the folder's own).

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 
-import salt_vla
 from salt_vla.cache import CacheWriter
 from salt_vla.cache.writer import Key, Record
 from salt_vla.config import DataConfig, ViewConfig
@@ -19,19 +18,13 @@ from salt_vla.data.view_lock import ViewReader
 from salt_vla.errors import DataError
 from salt_vla.geometry import ClipGeometry
 from salt_vla.interrupts import stop_on_signals
-from salt_vla.jobs.data_index import MAX_BAD_SHARE, TooManyBad, index_data, kinds_of, recognised_by
+from salt_vla.jobs.data_index import MAX_BAD_SHARE, TooManyBad, index_data, kinds_of, place_of, recognised_by
 from salt_vla.jobs.resources import require_disk
 from salt_vla.progress import progress
 from salt_vla.rundir import root
 from salt_vla.view_store import StoredViews, ViewSource, store_manifest, view_keys
 
-EMBEDDED = "metaworld-mini"
 HELD_OUT_EVERY = 10  # of the training episodes, where a data set has no validation split
-
-
-def embedded_dataset() -> Path:
-    """The data set that comes with the package."""
-    return Path(salt_vla.__file__).parent / "assets" / EMBEDDED
 
 
 def open_table(spec: str, view: ViewConfig, geometry: ClipGeometry) -> ClipTable:
@@ -39,7 +32,7 @@ def open_table(spec: str, view: ViewConfig, geometry: ClipGeometry) -> ClipTable
     then indexed for this view and not kept; what it cannot give is counted on stderr."""
     if not spec:
         raise DataError("no data: give --data a clip table, a data set's folder, or metaworld-mini")
-    path = embedded_dataset() if spec == EMBEDDED else Path(spec)
+    path = place_of(spec)
     if not path.is_dir() and not recognised_by(path):
         return ClipTable.read(path)
     try:

@@ -18,6 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+import salt_vla
 from salt_vla.config import from_json, to_json
 from salt_vla.data.clip_table import ClipTable
 from salt_vla.data.decode import VideoFacts, probe
@@ -34,7 +35,14 @@ MAX_BAD_SHARE = 0.05
 MEASURING_TIME_LIMIT = 300.0  # seconds for a file; `probe` itself gives up far earlier
 FILES_WORTH_A_PROCESS = 32  # Its start takes as long as measuring so many small ones.
 FALLBACK = "folder"  # Any data set is a folder of videos too: it is one only if it is nothing else.
+EMBEDDED = "metaworld-mini"  # the data set that comes with the package
 CUTTING = b"salt_vla.cutting"  # of the Parquet file: how its clips were cut, as JSON
+
+
+def place_of(spec: str | Path) -> Path:
+    """Where the data set that a command's argument names lies."""
+    is_embedded = str(spec) == EMBEDDED and not Path(spec).exists()
+    return Path(salt_vla.__file__).parent / "assets" / EMBEDDED if is_embedded else Path(spec)
 
 
 class TooManyBad(DataError):
@@ -149,6 +157,7 @@ def list_segments(
     path: Path, source: str = "", options: SourceOptions = DEFAULTS, num_workers: int = 0
 ) -> Listing:
     """What the source lists, checked and measured: segments of which frames and rate are known."""
+    path = place_of(path)
     source = source or find_source(path)
     if options.videos and source != "table":
         raise ConfigError(f"--videos is for lists of videos; {path} is read as {source}")

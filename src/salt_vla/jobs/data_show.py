@@ -13,8 +13,8 @@ from salt_vla.data.clip_table import Clip, ClipTable
 from salt_vla.data.view_lock import ViewReader
 from salt_vla.errors import ConfigError, DataError
 from salt_vla.geometry import ClipGeometry
-from salt_vla.jobs.data import EMBEDDED, open_table, read_or_quarantine
-from salt_vla.jobs.data_index import read_cutting, recognised_by
+from salt_vla.jobs.data import open_table, read_or_quarantine
+from salt_vla.jobs.data_index import EMBEDDED, read_cutting, recognised_by
 from salt_vla.masks import build_masks
 from salt_vla.progress import progress
 from salt_vla.recipes import get_recipe

@@ -18,7 +18,8 @@ import psutil
 
 from salt_vla.config import TrainConfig
 from salt_vla.data.clip_table import ClipTable
-from salt_vla.jobs.data import EMBEDDED, split_table
+from salt_vla.jobs.data import split_table
+from salt_vla.jobs.data_index import EMBEDDED
 from salt_vla.jobs.evaluate import check_seed, load_model, random_model
 from salt_vla.jobs.train import with_paths
 from salt_vla.recipes import get_recipe

@@ -11,7 +11,8 @@ import torch
 from rich.console import Console
 
 from salt_vla.data.clip_table import ClipTable
-from salt_vla.jobs.data import EMBEDDED, open_views, split_table
+from salt_vla.jobs.data import open_views, split_table
+from salt_vla.jobs.data_index import EMBEDDED
 from salt_vla.jobs.demo_plan import Demo, demo_models, machine_facts, read_stages, splits_facts
 from salt_vla.jobs.teacher import check_teacher, load_to_inspect
 from salt_vla.masks import build_masks

@@ -14,7 +14,8 @@ from salt_vla.config import TrainConfig
 from salt_vla.data.clip_table import ClipTable
 from salt_vla.errors import CacheError, ConfigError
 from salt_vla.jobs.build_cache import check_cache, find_split
-from salt_vla.jobs.data import EMBEDDED, Splits, open_table, open_views, split_table, training_clips
+from salt_vla.jobs.data import Splits, open_table, open_views, split_table, training_clips
+from salt_vla.jobs.data_index import EMBEDDED
 from salt_vla.jobs.resources import require_memory
 from salt_vla.masks import build_masks
 from salt_vla.rundir import RunDirectory, Status, read_json, root, write_text
