@@ -171,6 +171,9 @@ class Rgb:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._converter = VideoReformatter()
+        # By the rotation: a frame's side data is looked at rarely, since it then lives until Python's cyclic
+        # garbage collection.
+        self._orientations: dict[int, tuple[int, bool]] = {}
 
     def __call__(self, frame: VideoFrame) -> UInt8[np.ndarray, "height width 3"]:
         refuse_absurd_size(self.path, frame.height, frame.width)
@@ -181,7 +184,9 @@ class Rgb:
         (plane,) = rgb.planes
         rows = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)
         image = rows[: rgb.height, : 3 * rgb.width].reshape(rgb.height, rgb.width, 3)
-        return turned(image, *orientation(frame, self.path))
+        if frame.rotation not in self._orientations:
+            self._orientations[frame.rotation] = orientation(frame, self.path)
+        return turned(image, *self._orientations[frame.rotation])
 
 
 def orientation(frame: VideoFrame, path: Path) -> tuple[int, bool]:
