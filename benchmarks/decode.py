@@ -60,7 +60,7 @@ class Films:
 KINDS = {
     "vp9": Films(
         "VP9 240 lines", "libvpx-vp9", "webm", 240, 426, 12, 60, 12, 2, 0,
-        (("g", "128"), ("crf", "34"), ("b", "0"), ("cpu-used", "5"), ("deadline", "good")),
+        (("g", "128"), ("crf", "29"), ("b", "0"), ("cpu-used", "5"), ("deadline", "good")),
     ),
     "h264": Films(
         "H.264 480 lines", "libx264", "mp4", 480, 640, 30, 300, 2, 4, 32,
