@@ -2,7 +2,7 @@
 
 The bare loop seeks, decodes forward and converts a clip's frames to RGB, and does nothing else; the view
 reader also cuts, resizes and checks. Films are made here: 240 lines at 12 frames a second as in SSv2, and
-480 lines at 30 with far key frames and several overlapping clips, as in LeRobot data sets. One decoder thread.
+480 lines at 30 with far key frames and overlapping clips, as in LeRobot data sets. One decoder thread.
 Run it on an otherwise idle machine: `python benchmarks/decode.py [--decoder torchcodec]`.
 """
 
