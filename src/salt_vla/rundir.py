@@ -49,18 +49,35 @@ def writing_to(path: Path) -> Iterator[None]:
         yield
     except PermissionError as error:
         raise ResourceError(
-            f"cannot write {error.filename or path}: permission denied; choose another folder"
+            f"cannot write {_named(error, path)}: permission denied; choose another folder"
         ) from error
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)
         raise ResourceError(
-            f"cannot write {error.filename or path}: {reason}; make space or choose another folder"
+            f"cannot write {_named(error, path)}: {reason}; make space or choose another folder"
         ) from error
+
+
+def _named(error: OSError, path: Path) -> str | Path:
+    """The place that the system names, unless it is a temporary file, which nobody asked for."""
+    said = str(error.filename or path)
+    return path if said.endswith(".part") else said
+
+
+def require_place(path: Path) -> None:
+    """Refuse to write a file where a folder, a device or a pipe is: a rename would take its place."""
+    folder = os.path.realpath(path.parent)
+    if os.path.isdir(path):
+        raise ResourceError(f"cannot write {path}: it is a folder; give the name of a file in it")
+    is_device = folder == "/dev" or f"{folder}/".startswith("/proc/")  # Their links may lead to files.
+    if is_device or (os.path.exists(path) and not os.path.isfile(path)):
+        raise ResourceError(f"cannot write {path}: it is a device or a pipe; give the name of a file")
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a temporary file beside `path`, flush it to disk and rename it into place."""
     with writing_to(path):
+        require_place(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
         os.close(handle)

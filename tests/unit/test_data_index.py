@@ -115,7 +115,7 @@ def test_a_name_that_is_no_text_costs_its_film_alone(write_video: Write, tmp_pat
     film = write_video(tmp_path / "data" / "a.mp4")
     shutil.copy(os.fsencode(film), os.fsencode(tmp_path / "data") + b"/b\xff.mp4")
     summary = write_index(tmp_path / "data", tmp_path / "clips.parquet", CUTTING, max_bad_share=0.5)
-    assert summary["problems"] == {"its name is not text in UTF-N": 1}
+    assert summary["problems"] == {"its name is not text in UTF-8": 1}
     assert {clip.file for clip in ClipTable.read(tmp_path / "clips.parquet").clips()} == {"a.mp4"}
 
 

@@ -100,7 +100,10 @@ def check(
     from salt_vla.data.segments import Cutting
     from salt_vla.jobs.data_check import check_table, write_bad
     from salt_vla.jobs.data_index import read_cutting
+    from salt_vla.jobs.outputs import REASONS, require_output
 
+    if out is not None:
+        require_output(out, REASONS, [table])
     clips = ClipTable.read(table)
     cut = read_cutting(table) or Cutting()
     if frame_stride:

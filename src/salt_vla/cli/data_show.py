@@ -42,10 +42,12 @@ def show(
     """
     from salt_vla.jobs.data_show import Choice, look_at
     from salt_vla.jobs.data_show import show as draw
+    from salt_vla.jobs.outputs import PICTURE, require_output
     from salt_vla.rundir import void, write_atomically
 
     if masks is not None and len(masks) > 1:
         raise ConfigError(f"--masks takes one recipe, not {len(masks)}")
+    require_output(out, PICTURE, [Path(table)])
     recipe = masks[0] if masks else None
     look = look_at(table, recipe, masks is not None, view, num_frames, frame_stride, image_size)
     shown = draw(table, Choice(clip, random, seed), look)

@@ -45,10 +45,13 @@ def check(
     from dataclasses import replace
 
     from salt_vla.jobs.data import open_table
+    from salt_vla.jobs.outputs import PICTURE, require_output
     from salt_vla.jobs.teacher import check_teacher, data_settings, load_to_inspect
     from salt_vla.reports.teacher_check import plain
     from salt_vla.rundir import void, write_atomically, write_text
 
+    if out is not None:
+        require_output(out / "tokens.png", PICTURE)
     inspected = load_to_inspect(name, layer, final_norm, device, dtype, num_frames)
     settings = replace(data_settings(name), store_views=False)
     if frame_stride is not None:

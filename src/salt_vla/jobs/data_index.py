@@ -26,6 +26,7 @@ from salt_vla.data.segments import Cutting, Listing, Problem, Segment, SourceOpt
 from salt_vla.data.sources.files import is_inside
 from salt_vla.data.workers import Lost, map_in_workers
 from salt_vla.errors import ConfigError, DataError
+from salt_vla.jobs.outputs import CLIP_TABLE, REASONS, require_output
 from salt_vla.progress import progress
 from salt_vla.registry import SOURCES, resolve
 from salt_vla.rundir import write_text
@@ -87,6 +88,8 @@ def write_index(
     if not 0 <= max_bad_share <= 1:
         raise DataError(f"--max-bad-share must lie in 0..1, not {max_bad_share}")
     beside = problems_file(out)
+    require_output(out, CLIP_TABLE, [path])
+    require_output(beside, REASONS, [path])
     listing = list_segments(path, source, options, num_workers)
     try:
         _refuse_too_many_bad(listing, max_bad_share)
@@ -169,7 +172,7 @@ def list_segments(
 
 def kinds_of(reasons: Any) -> dict[str, int]:
     """How often each kind of reason occurs, the most frequent first: its words before details and numbers."""
-    kinds = Counter(re.sub(r"\d+", "N", re.split(r"[:;(]", reason)[0]).strip() for reason in reasons)
+    kinds = Counter(re.sub(r"(?<![\w-])\d+", "N", re.split(r"[:;(]", reason)[0]).strip() for reason in reasons)
     return dict(kinds.most_common())
 
 
@@ -313,6 +316,8 @@ class Weighted:
 def write_mix(parts: Sequence[Weighted], out: Path) -> list[dict[str, Any]]:
     """Several tables as one, each with its weight; a row a data set. Raises `DataError` when their clips were
     cut for different views: one run reads them all with one."""
+    require_output(out, CLIP_TABLE, [part.path for part in parts])
+    tables = [(ClipTable.read(part.path), part.weight) for part in parts]
     cuttings: dict[str, list[str]] = defaultdict(list)
     for part in parts:
         cutting = read_cutting(part.path)
@@ -320,7 +325,7 @@ def write_mix(parts: Sequence[Weighted], out: Path) -> list[dict[str, Any]]:
     if len(cuttings) > 1:
         said = "; ".join(f"{' and '.join(paths)}: {how}" for how, paths in cuttings.items())
         raise DataError(f"the tables were cut for different clips ({said}); index them alike")
-    table = ClipTable.mix([(ClipTable.read(part.path), part.weight) for part in parts])
+    table = ClipTable.mix(tables)
     write_cut_table(table, read_cutting(parts[0].path), out)
     total = sum(table.weights.values())
     places = zip(table.rows["dataset"].to_pylist(), table.rows["source"].to_pylist(), strict=True)
@@ -335,5 +340,5 @@ def _cut(cutting: Cutting | None) -> str:
     if cutting is None:
         return "not said"
     view = cutting.view
-    how = {"stride": f"stride {view.frame_stride}", "fps": f"{view.target_fps:g} fps", "uniform": "uniform"}
+    how = {"stride": f"stride {view.frame_stride}", "fps": f"{view.target_fps} fps", "uniform": "uniform"}
     return f"{cutting.num_frames} frames, {how[view.sampling]}, short videos: {view.short}"
