@@ -51,6 +51,15 @@ KINDS = {
     "transport.ts": ("libx264", Fraction(25), {"g": "15", "bf": "2"}),
     "milliseconds.webm": ("libvpx-vp9", Fraction(12), {"g": "20", "deadline": "realtime", "cpu-used": "8"}),
     "old.avi": ("mpeg4", Fraction(24), {"g": "12", "qscale": "2", "b": "2000000"}),
+    "program_stream.mpg": ("mpeg2video", Fraction(30), {"g": "15", "bf": "2", "b": "900000"}),
+    "program_stream_1.mpg": ("mpeg1video", Fraction(25), {"g": "12", "b": "900000"}),
+    "mpeg2.ts": ("mpeg2video", Fraction(25), {"g": "12", "bf": "2", "b": "900000"}),
+    "flash.flv": ("flv", Fraction(25), {"g": "12", "b": "900000"}),
+    "windows.wmv": ("wmv2", Fraction(25), {"g": "12", "b": "900000"}),
+    "hidden_frames.mkv": ("libvpx", Fraction(25), {"g": "20", "auto-alt-ref": "1", "lag-in-frames": "12"}),
+    "hevc.mp4": ("libx265", Fraction(25), {"preset": "ultrafast", "x265-params": "keyint=15:log-level=none"}),
+    "av1.mkv": ("libsvtav1", Fraction(25), {"g": "15", "preset": "12"}),
+    "mpeg4.mov": ("mpeg4", Fraction(25), {"g": "12", "bf": "2", "b": "900000"}),
 }
 
 

@@ -151,6 +151,11 @@ CONSTANT = {
     "raw.mjpeg": ("mjpeg", {}, VideoFacts(20, 25.0, HEIGHT, WIDTH, False, "mjpeg")),
     "b_frames.avi": ("libx264", {"bf": "3"}, VideoFacts(20, 10.0, HEIGHT, WIDTH, False, "h264")),
     "b_frames_mpeg4.avi": ("mpeg4", {"bf": "2"}, VideoFacts(20, 10.0, HEIGHT, WIDTH, False, "mpeg4")),
+    "program_stream.mpg": (
+        "mpeg2video",
+        {"bf": "2"},
+        VideoFacts(20, 25.0, HEIGHT, WIDTH, False, "mpeg2video"),
+    ),
     "picture.gif": ("gif", {}, VideoFacts(20, 10.0, HEIGHT, WIDTH, False, "gif")),
 }
 
@@ -160,7 +165,7 @@ def test_frames_and_facts_of_every_container(name, tmp_path):
     """Raw streams and AVI have no display times: their pictures are numbered in their order."""
     codec, options, facts = CONSTANT[name]
     pixels = {"gif": "rgb8", "mjpeg": "yuvj420p"}.get(codec, "yuv420p")
-    path = write(tmp_path / name, codec, pixels=pixels, **options)
+    path = write(tmp_path / name, codec, pixels=pixels, rate=25 if codec == "mpeg2video" else 10, **options)
     assert probe(path) == facts
     assert shown(path, facts.fps, False, 20) == list(range(20))
     assert number_of(read_frames(path, [13], facts.fps)[0]) == 13
@@ -270,10 +275,12 @@ def test_turned_and_mirrored_films_are_shown_upright(quarters, matrix, standing,
     assert "".join(names[tuple(int(v > 128) * 255 for v in corner)] for corner in corners) == standing
 
 
-def test_a_film_turned_by_no_quarter_is_refused(quarters, tmp_path):
-    path = with_matrix(quarters, tmp_path / "v.mp4", 0.8, 0.6, -0.6, 0.8)
-    with pytest.raises(DataError, match="turned by no multiple of 90°; write it anew"):
-        read_frames(path, [0], 10.0)
+@pytest.mark.parametrize("matrix", [(0.8, 0.6, -0.6, 0.8), (1, 1, 0, 1), (0, 0, 0, 0)])
+def test_a_film_turned_by_no_quarter_is_refused(quarters, matrix, tmp_path):
+    path = with_matrix(quarters, tmp_path / "v.mp4", *matrix)
+    for read in (lambda path: read_frames(path, [0], 10.0), probe):
+        with pytest.raises(DataError, match="turned by no multiple of 90°; write it anew"):
+            read(path)
 
 
 def test_stretches_nobody_wants_are_not_decoded(tmp_path, monkeypatch):

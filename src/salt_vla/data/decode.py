@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from salt_vla.data import torchcodec_decode
+from salt_vla.data.video_damage import Damage, damaged, refuse_lost_packets
 from salt_vla.data.video_file import (
     Deadline,
     Rgb,
@@ -114,9 +115,9 @@ def _through_pyav(
             for frame, numbers in run:
                 if not numbers:
                     continue
-                if frame.is_corrupt:
+                if frame.is_corrupt or frame.pts in run.suspect:
                     if run.from_start:
-                        raise DataError(f"video {path} is damaged at frame {numbers[0]}; restore the file")
+                        raise damaged(video, numbers[0])
                     continue
                 image = to_rgb(frame)
                 for number in numbers:
@@ -148,8 +149,10 @@ class _Pass:
     ) -> None:
         self.video = video
         self.fps, self.variable_rate = rate
-        self.from_start = from_start or video.counted
+        self.from_start = from_start or not video.is_seekable
         self.last_seen = -1
+        self.suspect: set[int | None] = set()  # times of pictures that may show damage
+        self._damage = Damage(video)
         self._wanted = wanted  # ascending
         self._behind = 0  # wanted[:behind] lie behind us
         self._packet_slots: set[int] = set()  # of a variable rate: where pictures are due
@@ -222,11 +225,15 @@ class _Pass:
     def _frames(self) -> Iterator[VideoFrame]:
         """Pictures until nothing is wanted any more."""
         video = self.video
-        for packet in video.container.demux(video.stream):
+        for packet in video.packets():
             video.deadline.check(video.path)
             if self.variable_rate and packet.pts is not None and is_shown(packet, video):
                 self._packet_slots.add(self.slot(packet.pts))
-            for frame in packet.decode():
+            frames = video.decode(packet)
+            self._damage.follow(packet)
+            for frame in frames:
+                if self._damage.reaches(frame.pts):
+                    self.suspect.add(frame.pts)
                 yield frame
                 if self._next is None:
                     return
@@ -259,20 +266,21 @@ class _Pass:
         key_frame = self._key_frame_before(self._next)
         self._sought = self._sought if key_frame is None else key_frame
         self._seeks += 1
-        self.video.container.seek(self._timestamp(self._next), stream=self.video.stream)
+        self.video.seek(self._timestamp(self._next))
 
 
 def probe(path: Path) -> VideoFacts:
-    """Read through a file's packets, and decode its first picture. Raises `DataError` naming the file."""
+    """Read through a file's packets, and decode its first picture. Raises `DataError` naming the file for
+    what cannot be read, and for what contradicts its own header."""
     shape: tuple[int, int] | None = None
     times: list[tuple[int, int]] = []
     count = 0
     with open_video(path) as video:
         stream = video.stream
-        for packet in video.container.demux(stream):
+        for packet in video.packets():
             video.deadline.check(path)
             if shape is None:
-                for frame in packet.decode()[:1]:
+                for frame in video.decode(packet)[:1]:
                     quarters, _ = orientation(frame, path)
                     shape = (frame.width, frame.height) if quarters % 2 else (frame.height, frame.width)
             if packet.size and is_shown(packet, video):
@@ -282,13 +290,15 @@ def probe(path: Path) -> VideoFacts:
         if shape is None:
             raise DataError(f"video {path} holds no picture that can be decoded")
         refuse_absurd_size(path, *shape)
+        codec = stream.codec_context.codec.canonical_name
+        refuse_lost_packets(video, times, codec)
         claims = [float(rate) for rate in (stream.average_rate, stream.guessed_rate) if rate]
         if video.counted or not times:
             frames, fps, variable = count, next(iter(claims), 25.0), False
         else:
             seconds = sorted((video.seconds(pts), float(video.tick * for_)) for pts, for_ in times)
             frames, fps, variable = _rate(seconds, claims)
-        return VideoFacts(frames, fps, *shape, variable, stream.codec_context.codec.canonical_name)
+        return VideoFacts(frames, fps, *shape, variable, codec)
 
 
 def _rate(pictures: list[tuple[float, float]], claims: list[float]) -> tuple[int, float, bool]:

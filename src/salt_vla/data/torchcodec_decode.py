@@ -132,8 +132,8 @@ def stream(
     refuse_unreadable(path)
     with path.open("rb") as file:
         head = file.read(12)
-    if head[:4] == b"RIFF" and head[8:] == b"AVI ":
-        raise NotForTorchcodec("AVI has no display times, and those that FFmpeg makes up are in disorder")
+    if head[:4] != b"\x1a\x45\xdf\xa3" and head[4:8] != b"ftyp":  # Matroska and WebM; MP4
+        raise NotForTorchcodec("a container whose times after a seek may be made up, or that has none")
     yield from _pictures(path, numbers, fps, codecs, deadline)
 
 

@@ -5,17 +5,19 @@ Knows packets, pictures and clocks; which pictures anybody wants is `decode.py`'
 
 from __future__ import annotations
 
+import logging
 import os
 import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import av
+import av.logging
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
@@ -31,8 +33,12 @@ if TYPE_CHECKING:
 MAX_PIXELS = 8192 * 8192  # of a picture: twice an 8K film's; a header that claims more is damaged
 TIME_LIMIT = 60.0  # seconds of decoding for one clip
 NO_TIMESTAMPS = 0x0080  # AVFMT_NOTIMESTAMPS, FFmpeg's avformat.h: raw streams have no clock
-# Its packets have no display times, and those that FFmpeg makes up are out of order with B-frames.
-COUNTED_FORMATS = {"avi"}
+# AVI's packets have no display times, an MPEG program stream's only some (ISO/IEC 13818-1, 2.7.4); those that
+# FFmpeg makes up are out of order with B-frames, and begin anew after a seek.
+COUNTED_FORMATS = {"avi", "mpeg"}
+# Their index, or every packet, holds exact times, so that a seek lands where it says. Elsewhere the times
+# after a seek may be made up, and a file is read from its start.
+SEEKABLE_FORMATS = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"}
 DISPLAY_ONE = 0x10000  # 1.0 in the fixed-point entries of a display matrix
 
 
@@ -63,7 +69,9 @@ class Video:
     """An open file: its first video stream, and the clock that its pictures are shown by.
 
     `start` is the time of the first picture in ticks of `tick` seconds; a `counted` file has no clock, so
-    that its pictures are numbered in the order in which they come.
+    that its pictures are numbered in the order in which they come. `complaints` grows by what FFmpeg logs as
+    errors of the file (`broken_structure`: of the container) while its packets are read and decoded: much
+    damage is skipped or patched up from older pictures without any other sign.
     """
 
     path: Path
@@ -73,6 +81,42 @@ class Video:
     start: int
     counted: bool
     deadline: Deadline
+    complaints: list[str] = field(default_factory=list)
+    broken_structure: list[str] = field(default_factory=list)
+
+    @property
+    def is_seekable(self) -> bool:
+        return not self.counted and self.container.format.name in SEEKABLE_FORMATS
+
+    def packets(self) -> Iterator[Packet[Any]]:
+        packets = self.container.demux(self.stream)
+        while True:
+            with self._listening():
+                packet = next(packets, None)
+            if packet is None:
+                return
+            yield packet
+
+    def decode(self, packet: Packet[Any]) -> list[VideoFrame]:
+        with self._listening():
+            return packet.decode()
+
+    def seek(self, timestamp: int) -> None:
+        with self._listening():
+            self.container.seek(timestamp, stream=self.stream)
+
+    @contextmanager
+    def _listening(self) -> Iterator[None]:
+        """Around each call: a reader that is waited for in between would hear what others cause."""
+        with av.logging.Capture() as logged:
+            yield
+        for level, speaker, text in logged:
+            is_container = speaker == self.container.format.name
+            # Other speakers are sound tracks, say, which nobody listens to.
+            codec = self.stream.codec_context
+            if level > av.logging.ERROR or not (is_container or speaker in (codec.name, codec.codec.name)):
+                continue
+            (self.broken_structure if is_container else self.complaints).append(text.strip().rstrip("."))
 
     def seconds(self, timestamp: int) -> float:
         """Since the first picture; the division of integers is exact to the last bit."""
@@ -83,6 +127,7 @@ class Video:
 def open_video(path: Path, deadline: Deadline | None = None) -> Iterator[Video]:
     """The file, ready to be read with one thread. Whatever goes wrong within becomes a `DataError`."""
     refuse_unreadable(path)
+    _hear_errors()
     # The limit reaches the decoder that looks at the first pictures too, before they have room.
     limits = {"max_pixels": str(MAX_PIXELS)}
     patience = (TIME_LIMIT, TIME_LIMIT)
@@ -113,6 +158,15 @@ def open_video(path: Path, deadline: Deadline | None = None) -> Iterator[Video]:
         raise DataError(f"video {path} cannot be decoded: {_why(error)}") from error
     except MemoryError as error:
         raise DataError(f"video {path} cannot be decoded: it asks for more memory than there is") from error
+
+
+def _hear_errors() -> None:
+    """Let PyAV pass FFmpeg's errors on, all of them; who wants to see them asks the logger "libav"."""
+    level = av.logging.get_level()
+    if level is None or level < av.logging.ERROR:
+        av.logging.set_level(av.logging.ERROR)
+        logging.getLogger("libav").addHandler(logging.NullHandler())
+    av.logging.set_skip_repeated(False)  # else one file's error would hide the same one of the next
 
 
 def is_shown(packet: Packet[Any], video: Video) -> bool:
@@ -203,7 +257,7 @@ def orientation(frame: VideoFrame, path: Path) -> tuple[int, bool]:
     turns = {(1, 0): 0, (0, -1): 1, (-1, 0): 2, (0, 1): 3}  # where the second axis is not mirrored
     mirrored = a * d - b * c < 0
     right = (-a, -b) if mirrored else (a, b)
-    if not exact or abs(a * d - b * c) != 1:
+    if not exact or abs(a * d - b * c) != 1 or right not in turns:
         raise DataError(f"video {path} is turned by no multiple of 90°; write it anew, upright")
     return turns[right], mirrored
 
