@@ -67,10 +67,10 @@ def _named(error: OSError, path: Path) -> str | Path:
 def require_place(path: Path) -> None:
     """Refuse to write a file where a folder, a device or a pipe is: a rename would take its place."""
     folder = os.path.realpath(path.parent)
-    if os.path.isdir(path):
+    if path.is_dir():
         raise ResourceError(f"cannot write {path}: it is a folder; give the name of a file in it")
     is_device = folder == "/dev" or f"{folder}/".startswith("/proc/")  # Their links may lead to files.
-    if is_device or (os.path.exists(path) and not os.path.isfile(path)):
+    if is_device or (path.exists() and not path.is_file()):
         raise ResourceError(f"cannot write {path}: it is a device or a pipe; give the name of a file")
 
 

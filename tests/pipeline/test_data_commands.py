@@ -195,6 +195,57 @@ def test_what_cannot_be_mixed_is_a_sentence(salt: Any, mixture: Path, tmp_path: 
 
 def test_choices_that_exclude_each_other_are_refused(salt: Any, tmp_path: Path) -> None:
     index = ("data", "index", tmp_path, "--out", tmp_path / "x.parquet")
-    assert "give one" in salt(*index, "--fps", 5, "--uniform").sentence
+    for flags in (
+        ("--fps", 5, "--uniform"),
+        ("--fps", 5, "--frame-stride", 3),
+        ("--uniform", "--frame-stride", 3),
+        ("--hop", 3, "--clips-per-video", 2),
+        ("--uniform", "--clips-per-video", 3),
+        ("--uniform", "--hop", 3),
+    ):
+        said = salt(*index, *flags).sentence
+        names = [flag for flag in flags if str(flag).startswith("--")]
+        assert all(name in said for name in names) and "give one" in said
     assert "--frame-stride must be at least 1" in salt(*index, "--frame-stride", 0).sentence
+    assert "--workers must be 0 (one a core) or more" in salt(*index, "--workers", -3).sentence
+    for fps in ("nan", "1e300", "1e-300", "0", "-1"):
+        assert salt(*index, "--fps", fps).sentence.startswith("--fps must lie in 0.001..1000, not ")
     assert "has no layout that is known here; say which with --source (" in salt(*index).sentence
+
+
+def test_absurd_numbers_are_refused_at_once(salt: Any, tiny_dataset: Path, tmp_path: Path) -> None:
+    index = ("data", "index", tiny_dataset, "--out", tmp_path / "x.parquet")
+    assert "at most 4096, not 1000000000" in salt(*index, "--num-frames", 10**9).sentence
+    assert "at most 10000, not 1000000000" in salt(*index, "--clips-per-video", 10**9).sentence
+    assert "at most 1000000, not" in salt(*index, "--frame-stride", 10**21, "--short", "hold").sentence
+    assert salt("data", "index", "x" * 5000, "--out", "y").sentence.endswith(
+        "File name too long; check the path"
+    )
+
+
+def test_no_command_writes_over_what_it_reads_or_what_is_not_its_own(
+    salt: Any, mixture: Path, write_layout: Write, tmp_path: Path, tree: Callable[[Path], dict[str, bytes]]
+) -> None:
+    films = write_layout("table", tmp_path / "data")
+    robots, other = mixture.parent / "robots.parquet", mixture.parent / "films.parquet"
+    film = films.parent / ClipTable.read(other).clips()[0].file
+    film.parent.mkdir(parents=True, exist_ok=True)
+    film.write_bytes(b"a film of somebody's")
+    before = tree(tmp_path), tree(mixture.parent)
+    for command in (
+        ("data", "index", films, "--out", films),
+        ("data", "index", films, "--out", film),
+        ("data", "index", films.parent, "--source", "folder", "--out", film),
+        ("data", "check", robots, "--out", robots),
+        ("data", "check", robots, "--out", film),
+        ("data", "show", robots, "--out", robots),
+        ("data", "show", films, "--out", films),
+        ("data", "mix", robots, other, "--out", other),
+        ("data", "mix", robots, other, "--out", films),
+    ):
+        said = salt(*command).sentence
+        assert "is what the command reads" in said or "is there already and is not" in said
+    for out in (tmp_path, "/dev/full", "/dev/stdout"):
+        for verb in (("index", films), ("check", robots), ("show", robots), ("mix", robots, other)):
+            assert "cannot write" in salt("data", *verb, "--out", out).sentence
+    assert (tree(tmp_path), tree(mixture.parent)) == before

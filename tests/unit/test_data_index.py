@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import pytest
 
 from salt_vla.config import ViewConfig
 from salt_vla.data.clip_table import ClipTable
-from salt_vla.data.segments import Cutting
+from salt_vla.data.segments import Cutting, SourceOptions
 from salt_vla.errors import ConfigError, DataError, UserError
 from salt_vla.geometry import ClipGeometry
 from salt_vla.jobs.data import open_table
@@ -119,6 +121,75 @@ def test_a_name_that_is_no_text_costs_its_film_alone(write_video: Write, tmp_pat
     assert {clip.file for clip in ClipTable.read(tmp_path / "clips.parquet").clips()} == {"a.mp4"}
 
 
+def test_a_link_in_a_circle_costs_its_film_alone(write_video: Write, tmp_path: Path) -> None:
+    write_video(tmp_path / "data" / "a.mp4")
+    for one, other in (("l1.mp4", "l2.mp4"), ("l2.mp4", "l1.mp4"), ("metadata.csv", "metadata.csv")):
+        (tmp_path / "data" / one).symlink_to(other)
+    assert recognised_by(tmp_path / "data") == ["folder"]
+    table, problems = index_data(tmp_path / "data", CUTTING, max_bad_share=0.7)
+    assert set(table.rows["file"].to_pylist()) == {"a.mp4"}
+    assert [problem.key for problem in problems] == ["data/l1.mp4", "data/l2.mp4"]
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
+@pytest.mark.parametrize("layout", ["folder", "ssv2"])
+def test_what_may_not_be_read_costs_itself_alone(write_layout: Write, tmp_path: Path, layout: str) -> None:
+    """A closed file, and a closed folder beside the others, for a user who is not root."""
+    path = write_layout(layout, tmp_path / "data", **({"films": 1} if layout == "ssv2" else {}))
+    film = min(path.rglob("*.webm"))
+    film.chmod(0)
+    (path / "closed").mkdir(mode=0)
+    for folder in (tmp_path, *tmp_path.parents[:2]):
+        folder.chmod(0o755)
+    code = """
+import os, sys
+from pathlib import Path
+from salt_vla.config import ViewConfig
+from salt_vla.data.segments import Cutting
+from salt_vla.jobs.data_index import index_data
+data, cutting = Path(sys.argv[1]), Cutting(ViewConfig(frame_stride=2), 4)
+assert index_data(data, cutting)[1] == []  # Root may read all; what is imported late is there afterwards.
+os.setuid(65534)
+table, problems = index_data(data, cutting, max_bad_share=0.7)
+assert len(table) > 3
+for problem in problems:
+    print(problem.file, problem.reason)
+"""
+    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True)
+    name = str(film.relative_to(path))
+    assert sorted(done.stdout.splitlines()) == sorted(
+        [
+            "closed the folder cannot be listed: Permission denied",
+            f"{name} may not be read by this user; change its permissions",
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "x.parquet is not a Parquet file, or a damaged one"),
+        (b"PAR1 half of it", "x.parquet is not a Parquet file, or a damaged one"),
+        (None, "x.parquet is a clip table already; give it as --data"),
+    ],
+)
+def test_a_parquet_file_that_is_no_list_is_told_apart(
+    tiny_table: ClipTable, tmp_path: Path, content: bytes | None, said: str
+) -> None:
+    path = tmp_path / "x.parquet"
+    tiny_table.write(path) if content is None else path.write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        find_source(path)
+    assert said in str(caught.value)
+
+
+def test_a_revision_is_for_what_is_not_here(write_layout: Write, tmp_path: Path) -> None:
+    for layout in ("folder", "lerobot"):
+        path = write_layout(layout, tmp_path / layout)
+        with pytest.raises(ConfigError, match="--revision is for a hub id"):
+            list_segments(path, options=SourceOptions(revision="main"))
+
+
 def test_films_of_several_rates_give_clips_of_one_pace(write_video: Write, tmp_path: Path) -> None:
     """At 5 a second a clip of 4 frames spans 0.6 s: 7 frames of 12 a second, 18 or 19 of 30."""
     write_video(tmp_path / "data" / "slow.mp4", frames=24, fps=12)
@@ -201,11 +272,13 @@ def test_kinds_are_reasons_without_their_details() -> None:
         "is empty (0 bytes); restore it",
         "says that its pictures are 9 × 9, more than 5",
         "says that its pictures are 10 × 9, more than 5",
+        "its label is not text in UTF-8; mend it",
     ]
     assert list(kinds_of(reasons).items()) == [
         ("too short", 2),
         ("says that its pictures are N × N, more than N", 2),
         ("is empty", 1),
+        ("its label is not text in UTF-8", 1),
     ]
 
 

@@ -67,7 +67,7 @@ def test_devices_are_refused_even_where_they_lead_to_a_file(place: str) -> None:
     for refuse in (lambda: require_output(Path(place), REASONS), lambda: write_text(Path(place), "text")):
         with pytest.raises(ResourceError, match="it is a device or a pipe; give the name of a file"):
             refuse()
-    assert stat.S_ISCHR(os.stat("/dev/full").st_mode)
+    assert stat.S_ISCHR(Path("/dev/full").stat().st_mode)
 
 
 def test_pipes_and_folders_are_refused(tmp_path: Path) -> None:

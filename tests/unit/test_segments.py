@@ -15,6 +15,7 @@ from salt_vla.data.segments import (
     Listing,
     Problem,
     Segment,
+    SourceOptions,
     clip_starts,
     cut_clips,
     drawn_split,
@@ -119,6 +120,14 @@ def test_a_split_of_the_sources_own_is_kept():
     [
         ({"hop": 0}, "hop is 0"),
         ({"clips_per_video": -1}, "clips_per_video -1"),
+        ({"num_frames": 10**9}, "num_frames must be at least 1 and at most 4096"),
+        ({"clips_per_video": 10**9}, "clips_per_video must be at most 10000"),
+        ({"view": ViewConfig(frame_stride=10**21)}, "frame_stride must be at most 1000000"),
+        (
+            {"view": ViewConfig(sampling="fps", target_fps=1e-300)},
+            "target_fps must lie in 0.001..1000, not 1e-300",
+        ),
+        ({"view": ViewConfig(sampling="fps", target_fps=1e300)}, "target_fps must lie in"),
         ({"num_frames": 0}, "num_frames must be at least 1"),
         ({"validation_share": 1.0}, "validation_share must lie in"),
     ],
@@ -126,3 +135,9 @@ def test_a_split_of_the_sources_own_is_kept():
 def test_cuts_that_make_no_sense_are_refused(changes, message):
     with pytest.raises(ConfigError, match=message):
         Cutting(**changes)
+
+
+@pytest.mark.parametrize("name", ["/", "a/b", "a/../b", "..", ".", "a\nb", "a\ud800"])
+def test_a_data_sets_name_is_one_word(name: str) -> None:
+    with pytest.raises(ConfigError, match="a data set's name is one word"):
+        SourceOptions(dataset=name)

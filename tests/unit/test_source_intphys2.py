@@ -123,3 +123,12 @@ def test_what_is_not_this_data_set_is_a_sentence(dataset: Path, tmp_path: Path) 
         listed(tmp_path / "other")
     with pytest.raises(DataError, match=r"is not IntPhys 2: no metadata\.csv there, nor in Debug, Main"):
         listed(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfeS\0c\0", b"path,label\nx,caf\xe9\n", b""])
+def test_another_metadata_list_makes_no_intphys2(tmp_path: Path, content: bytes) -> None:
+    """A folder of films with a list of its own, in any encoding, is a folder of films."""
+    (tmp_path / "metadata.csv").write_bytes(content)
+    assert not recognises(tmp_path)
+    (tmp_path / "metadata.csv").write_bytes(b"\xef\xbb\xbfSceneIndex,name,file_name\n" + content)
+    assert recognises(tmp_path)

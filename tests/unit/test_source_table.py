@@ -109,7 +109,9 @@ def test_a_wrong_value_is_named_with_its_line(
         ("t.csv", "file,label\nx,y\n", "lacks the column(s) path; its first line names: file, label"),
         ("t.csv", "path,label\nx.mp4\n", "line 2, does not have 2 values"),
         ("t.csv", "path,label\nx.mp4,a,b\n", "line 2, does not have 2 values"),
-        ("t.csv", 'path,label\nx.mp4,"a\n', "is not CSV"),
+        ("t.csv", 'path,label\nx.mp4,a\n\ny.mp4,"a\n\n\n', "the row that begins in line 3 is not CSV"),
+        ("t.csv", "path,label\nx.mp4,a\ny.mp4," + "b" * 140_000, "the row that begins in line 3 is not CSV"),
+        ("t.csv", "path,label,path\nx,y,z\n", "has the column 'path' more than once"),
         ("t.csv", "path\n", "lists no video"),
         ("t.csv", "path,lable\nx,y\n", "has a column 'lable'; if it means 'label', call it so"),
         ("t.jsonl", '{"path": "x"}\n{', "line 2, is not valid JSON"),
@@ -117,6 +119,7 @@ def test_a_wrong_value_is_named_with_its_line(
         ("t.jsonl", '{"path": 1.5}', "path is 1.5, not text"),
         ("t.jsonl", '{"path": "x", "start": true}', "start is True, not a number of seconds"),
         ("t.jsonl", '{"label": "x"}', "the path is empty"),
+        ("t.jsonl", f'{{"path": "x", "start": {"9" * 400}}}', "line 1: start is 999"),
         ("t.parquet", "PAR1 no more", "is not a Parquet file, or a damaged one"),
         ("t.txt", "path\nx\n", "a list of videos ends in .csv, .jsonl, .parquet, not '.txt'"),
     ],
@@ -131,7 +134,7 @@ def test_a_list_that_is_none_is_a_sentence(tmp_path: Path, name: str, content: s
 
 def test_binary_and_missing_lists_are_sentences(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_bytes(b"\xff\xfe\x00path")
-    with pytest.raises(DataError, match=r"t\.csv cannot be read"):
+    with pytest.raises(DataError, match=r"t\.csv cannot be read as text \(.*\); save it as UTF-8"):
         listed(tmp_path / "t.csv")
     with pytest.raises(DataError, match="must be a file"):
         listed(tmp_path / "u.csv")
@@ -172,7 +175,7 @@ def test_stretches_without_frames_and_paths_that_leave_are_problems(
     assert {clip.rpartition("/")[0] for clip in table.clip_ids} == {"t/a.mp4"}
     reasons = [problem.reason for problem in problems]
     assert reasons.count("leaves the data set's folder") == 2
-    assert reasons.count("repeated: 2 entries have this key") == 2
+    assert reasons.count("repeated: 2 entries have this key, and none is taken; name each apart") == 2
     assert reasons.count("empty: of the file's 2.5 s no frame lies in this stretch") == 2
 
 
@@ -182,3 +185,91 @@ def test_a_group_in_two_splits_is_refused(write_video: Callable[..., Path], tmp_
     path = write(tmp_path / "t.csv", rows, ("path", "start", "end", "split"))
     with pytest.raises(DataError, match=r"'t/a\.mp4' is in the splits train and validation"):
         index_data(path, Cutting(ViewConfig(frame_stride=1), 4))
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+def test_only_line_ends_end_lines(tmp_path: Path, ending: str) -> None:
+    """JSON and CSV may hold what Unicode calls a line separator inside a value."""
+    labels = ["a\u2028b", "a\x85b", "a\x0cb", "a\x1cb"]
+    rows = [{"path": f"{number}.mp4", "label": label} for number, label in enumerate(labels)]
+    path = tmp_path / f"t.{ending}"
+    if ending == "jsonl":
+        path.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows))
+    else:
+        write(path, rows, ("path", "label"))
+    assert [segment.label for segment in listed(path)] == labels
+
+
+def test_one_film_has_one_name(tmp_path: Path) -> None:
+    """However its place is written: it may not be in two splits by another spelling."""
+    rows = [{"path": said} for said in ("a.mp4", "./a.mp4", "x/../a.mp4", "x//b.mp4", ".//x/./b.mp4")]
+    found = listed(write(tmp_path / "t.csv", rows, ("path",)))
+    assert [segment.file for segment in found] == ["a.mp4"] * 3 + ["x/b.mp4"] * 2
+    assert {segment.group for segment in found} == {"t/a.mp4", "t/x/b.mp4"}
+    assert {segment.key for segment in found} == {"t/a.mp4", "t/x/b.mp4"}
+
+
+def test_a_film_in_two_splits_by_two_spellings_is_refused(
+    write_video: Callable[..., Path], tmp_path: Path
+) -> None:
+    write_video(tmp_path / "a.mp4")
+    rows = [
+        {"path": "a.mp4", "split": "train", "id": "one"},
+        {"path": "./a.mp4", "split": "val", "id": "two"},
+    ]
+    path = write(tmp_path / "t.csv", rows, ("path", "split", "id"))
+    with pytest.raises(DataError, match=r"'t/a\.mp4' is in the splits train and validation"):
+        index_data(path, Cutting(ViewConfig(frame_stride=1), 4))
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "key"),
+    [
+        (1000.001, 1001.001, "@1000.001-1001.001"),
+        (1000.002, 1001.002, "@1000.002-1001.002"),
+        (0.5, None, "@0.5-"),
+        (None, 3, "@0-3"),
+        (1e-5, 123456.0, "@1e-05-123456"),
+        (0, 1234567.5, "@0-1234567.5"),
+    ],
+)
+def test_stretches_are_told_apart_by_every_digit(
+    tmp_path: Path, start: float | None, end: float | None, key: str
+) -> None:
+    path = write(tmp_path / "t.jsonl", [{"path": "a.mp4", "start": start, "end": end}])
+    assert [segment.key for segment in listed(path)] == [f"t/a.mp4{key}"]
+
+
+def test_single_precision_names_stretches_as_double_does(tmp_path: Path) -> None:
+    columns = {"path": ["a.mp4"] * 2, "start": [0.1, None], "end": [2.7, 1000.5]}
+    keys = []
+    for kind in (pa.float32(), pa.float64()):
+        table = pa.table({n: pa.array(v, pa.string() if n == "path" else kind) for n, v in columns.items()})
+        pq.write_table(table, tmp_path / "t.parquet")
+        keys.append([segment.key for segment in listed(tmp_path / "t.parquet")])
+    assert keys[0] == keys[1] == ["t/a.mp4@0.1-2.7", "t/a.mp4@0-1000.5"]
+
+
+@pytest.mark.parametrize("field", ["id", "path", "label", "split", "group"])
+def test_halves_of_characters_cost_their_row_alone(
+    write_video: Callable[..., Path], tmp_path: Path, field: str
+) -> None:
+    write_video(tmp_path / "a.mp4")
+    rows = [{"path": "a.mp4"}, {"path": "a.mp4", "id": "other", field: "x\ud800"}]
+    table, problems = index_data(
+        write(tmp_path / "t.jsonl", rows), Cutting(ViewConfig(frame_stride=1), 4), max_bad_share=0.5
+    )
+    said = field if field in ("label", "split", "group") else "name"
+    assert [problem.reason.partition(";")[0] for problem in problems] == [f"its {said} is not text in UTF-8"]
+    assert set(table.rows["file"].to_pylist()) == {"a.mp4"}
+
+
+@pytest.mark.parametrize("name", ["x" * 300 + ".mp4", "y/" * 3000 + "z.mp4", "loop.mp4", "a\0b.mp4"])
+def test_names_that_no_system_holds_cost_their_row_alone(
+    write_video: Callable[..., Path], tmp_path: Path, name: str
+) -> None:
+    write_video(tmp_path / "a.mp4")
+    (tmp_path / "loop.mp4").symlink_to("loop.mp4")
+    path = write(tmp_path / "t.jsonl", [{"path": "a.mp4"}, {"path": name}])
+    table, problems = index_data(path, Cutting(ViewConfig(frame_stride=1), 4), max_bad_share=0.5)
+    assert set(table.rows["file"].to_pylist()) == {"a.mp4"} and len(problems) == 1

@@ -5,6 +5,7 @@ Imports torch only inside the command that needs it, so that `--help` answers at
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
@@ -77,16 +78,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         where = error.filename or "a file"
         print(f"salt-vla: {where}: {error.strerror}; check the path and its permissions", file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        # The reader of our output has left (`| head`); nothing is left to say, also at shutdown.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except OSError as error:
+        if error.errno not in (errno.ENAMETOOLONG, errno.ELOOP):
+            raise
+        print(f"salt-vla: {str(error.filename)[:200]}: {error.strerror}; check the path", file=sys.stderr)
+        return 2
     except Stopped as stopped:
         print(f"salt-vla: {stopped}", file=sys.stderr)
         return 128 + stopped.signal_number
     except KeyboardInterrupt:
         print("salt-vla: interrupted; run the same command again: what was finished is kept", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        # The reader of our output has left (`| head`); nothing is left to say, also at shutdown.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
 
 
 def _dispatch(args: list[str]) -> int:

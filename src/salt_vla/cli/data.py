@@ -14,6 +14,8 @@ from salt_vla.errors import ConfigError
 if TYPE_CHECKING:
     from salt_vla.data.segments import Cutting
 
+DEFAULT_STRIDE, DEFAULT_HOP = 4, 16
+
 
 def index(
     root: Annotated[Path, tyro.conf.Positional],
@@ -21,11 +23,11 @@ def index(
     source: str = "",
     dataset: str = "",
     num_frames: int = 16,
-    frame_stride: int = 4,
-    fps: float = 0.0,
+    frame_stride: int | None = None,
+    fps: float | None = None,
     uniform: bool = False,
-    hop: int = 16,
-    clips_per_video: int = 0,
+    hop: int | None = None,
+    clips_per_video: int | None = None,
     short: Literal["skip", "hold"] = "skip",
     validation_share: float = 0.0,
     camera: tuple[str, ...] = (),
@@ -46,10 +48,10 @@ def index(
         source: the data set's layout (default: found out): folder, intphys2, lerobot, sim, ssv2 or table.
         dataset: the name its clips' ids begin with (default: the source's or the folder's own).
         num_frames: frames of a clip.
-        frame_stride: file frames from one of a clip's frames to the next.
+        frame_stride: file frames from one of a clip's frames to the next (default: 4).
         fps: instead of a stride: take the frames nearest to so many a second, whatever a file's own rate.
         uniform: instead of a stride: spread a clip's frames over the whole video.
-        hop: file frames from one clip's start to the next.
+        hop: file frames from one clip's start to the next (default: 16).
         clips_per_video: instead of a hop: so many clips a video, evenly spread (1: the middle).
         short: videos shorter than a clip: skip them, or hold their last frame.
         validation_share: of the videos without a split, so many become `validation`, by a hash of their name.
@@ -200,30 +202,44 @@ def _print_summary(summary: dict[str, Any]) -> None:
 
 def _cutting(
     num_frames: int,
-    frame_stride: int,
-    fps: float,
+    frame_stride: int | None,
+    fps: float | None,
     uniform: bool,
     short: Literal["skip", "hold"],
-    hop: int,
-    clips_per_video: int,
+    hop: int | None,
+    clips_per_video: int | None,
     validation_share: float,
 ) -> Cutting:
     from salt_vla.config import ViewConfig
-    from salt_vla.data.segments import Cutting
+    from salt_vla.data.segments import FPS_RANGE, Cutting
 
-    for name, value in (("num-frames", num_frames), ("frame-stride", frame_stride), ("hop", hop)):
-        if value < 1:
-            raise ConfigError(f"--{name} must be at least 1, not {value}")
-    if fps and uniform:
-        raise ConfigError("--fps and --uniform are two ways to choose frames; give one")
+    frames = {"--frame-stride": frame_stride, "--fps": fps, "--uniform": uniform or None}
+    _only_one(frames, "ways to choose a clip's frames")
+    starts = {"--hop": hop, "--clips-per-video": clips_per_video, "--uniform": uniform or None}
+    _only_one(starts, "ways to choose where clips begin")
+    counts = {"--num-frames": num_frames, **frames, **starts}
+    del counts["--fps"], counts["--uniform"]
+    for name, value in counts.items():
+        if value is not None and value < 1:
+            raise ConfigError(f"{name} must be at least 1, not {value}")
+    if fps is not None and not FPS_RANGE[0] <= fps <= FPS_RANGE[1]:
+        raise ConfigError(f"--fps must lie in {FPS_RANGE[0]}..{FPS_RANGE[1]:g}, not {fps}")
     view = ViewConfig(
-        frame_stride=frame_stride,
+        frame_stride=frame_stride or DEFAULT_STRIDE,
         sampling="uniform" if uniform else "fps" if fps else "stride",
-        target_fps=fps,
+        target_fps=fps or 0.0,
         short=short,
     )
-    return Cutting(view, num_frames, hop, clips_per_video, validation_share)
+    return Cutting(view, num_frames, hop or DEFAULT_HOP, clips_per_video or 0, validation_share)
+
+
+def _only_one(choices: dict[str, Any], what: str) -> None:
+    given = [name for name, value in choices.items() if value is not None]
+    if len(given) > 1:
+        raise ConfigError(f"{' and '.join(given)} are {len(given)} {what}; give one")
 
 
 def _processes(workers: int) -> int:
+    if workers < 0:
+        raise ConfigError(f"--workers must be 0 (one a core) or more, not {workers}")
     return workers or len(os.sched_getaffinity(0))

@@ -16,6 +16,11 @@ from salt_vla.data.sampling import clip_span
 from salt_vla.errors import ConfigError, DataError
 
 HASH_STEPS = 2**32
+# Far beyond what anybody trains on; without them a typing error is a hang.
+MAX_FRAMES = 4096  # of a clip
+MAX_CLIPS = 10_000  # of a video
+MAX_STRIDE = 1_000_000
+FPS_RANGE = (0.001, 1000.0)
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,10 @@ class SourceOptions:
     videos: str = ""
     revision: str = ""
 
+    def __post_init__(self) -> None:
+        if "/" in self.dataset or self.dataset in (".", "..") or not self.dataset.isprintable():
+            raise ConfigError(f"a data set's name is one word for its clips' ids, not {self.dataset!r:.60}")
+
 
 @dataclass(frozen=True)
 class Cutting:
@@ -91,8 +100,17 @@ class Cutting:
     validation_share: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.num_frames < 1:
-            raise ConfigError(f"num_frames must be at least 1, not {self.num_frames}")
+        if not 1 <= self.num_frames <= MAX_FRAMES:
+            raise ConfigError(
+                f"num_frames must be at least 1 and at most {MAX_FRAMES}, not {self.num_frames}"
+            )
+        if self.clips_per_video > MAX_CLIPS:
+            raise ConfigError(f"clips_per_video must be at most {MAX_CLIPS}, not {self.clips_per_video}")
+        if self.view.frame_stride > MAX_STRIDE:
+            raise ConfigError(f"frame_stride must be at most {MAX_STRIDE}, not {self.view.frame_stride}")
+        low, high = FPS_RANGE
+        if self.view.sampling == "fps" and not low <= self.view.target_fps <= high:
+            raise ConfigError(f"target_fps must lie in {low}..{high:g}, not {self.view.target_fps}")
         if self.clips_per_video < 0 or (self.hop < 1 and not self.clips_per_video):
             raise ConfigError(
                 f"hop is {self.hop} and clips_per_video {self.clips_per_video}; clips must be at least one "

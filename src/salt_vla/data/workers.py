@@ -137,4 +137,7 @@ def _work(connection: Connection, function: Callable[[Item], Result]) -> None:
             answer: tuple[bool, Result | Exception] = (False, function(item))
         except Exception as error:  # noqa: BLE001 (raised where the results are read)
             answer = (True, error)
-        connection.send(answer)
+        try:
+            connection.send(answer)
+        except BrokenPipeError:
+            return  # Who asked was killed; there is nobody left to tell.

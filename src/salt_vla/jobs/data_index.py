@@ -23,7 +23,7 @@ from salt_vla.config import from_json, to_json
 from salt_vla.data.clip_table import ClipTable
 from salt_vla.data.decode import VideoFacts, probe
 from salt_vla.data.segments import Cutting, Listing, Problem, Segment, SourceOptions, cut_clips
-from salt_vla.data.sources.files import is_inside
+from salt_vla.data.sources.files import is_file, is_inside, is_text
 from salt_vla.data.workers import Lost, map_in_workers
 from salt_vla.errors import ConfigError, DataError
 from salt_vla.jobs.outputs import CLIP_TABLE, REASONS, require_output
@@ -152,8 +152,21 @@ def find_source(path: Path) -> str:
     found = recognised_by(path)
     if len(found) == 1:
         return found[0]
+    if not found and path.suffix.lower() == ".parquet" and path.is_file():
+        raise DataError(f"{path} {_no_list(path)}")
     what = f"could be read as {' or '.join(found)}" if found else "has no layout that is known here"
     raise DataError(f"{path} {what}; say which with --source ({known})")
+
+
+def _no_list(path: Path) -> str:
+    """Why a Parquet file is no list of videos."""
+    try:
+        names = pq.read_schema(path).names
+    except (pa.ArrowException, OSError) as error:
+        return f"is not a Parquet file, or a damaged one: {(str(error).splitlines() or [''])[0]}"
+    if "clip_id" in names:
+        return "is a clip table already; give it as --data, or to data check, show and mix"
+    return f"lists no videos: it lacks the column 'path'; it has: {', '.join(names)[:200]}"
 
 
 def list_segments(
@@ -162,6 +175,8 @@ def list_segments(
     """What the source lists, checked and measured: segments of which frames and rate are known."""
     path = place_of(path)
     source = source or find_source(path)
+    if options.revision and (source != "lerobot" or path.exists()):
+        raise ConfigError(f"--revision is for a hub id; {path} is read as it lies there")
     if options.videos and source != "table":
         raise ConfigError(f"--videos is for lists of videos; {path} is read as {source}")
     listing: Listing = resolve(SOURCES, source)(path, options)
@@ -172,7 +187,8 @@ def list_segments(
 
 def kinds_of(reasons: Any) -> dict[str, int]:
     """How often each kind of reason occurs, the most frequent first: its words before details and numbers."""
-    kinds = Counter(re.sub(r"(?<![\w-])\d+", "N", re.split(r"[:;(]", reason)[0]).strip() for reason in reasons)
+    words = (re.split(r"[:;(]", reason)[0].strip() for reason in reasons)
+    kinds = Counter(re.sub(r"(?<![\w-])\d+", "N", said) for said in words)
     return dict(kinds.most_common())
 
 
@@ -185,10 +201,12 @@ def _checked(listing: Listing) -> Listing:
     for segment in listing.segments:
         if not is_inside(segment.file):
             problems.append(Problem(segment.key, segment.file, "leaves the data set's folder"))
-        elif not _is_text(segment.key + segment.file):
-            problems.append(Problem(segment.key, segment.file, "its name is not text in UTF-8; rename it"))
+        elif said := _not_text(segment):
+            problems.append(Problem(segment.key, segment.file, said))
         elif counts[segment.key] > 1:
-            reason = f"repeated: {counts[segment.key]} entries have this key"
+            reason = (
+                f"repeated: {counts[segment.key]} entries have this key, and none is taken; name each apart"
+            )
             problems.append(Problem(segment.key, segment.file, reason))
         else:
             kept.append(segment)
@@ -200,13 +218,13 @@ def _checked(listing: Listing) -> Listing:
     return replace(listing, segments=tuple(kept), problems=tuple(problems))
 
 
-def _is_text(name: str) -> bool:
-    """Whether it can be written: names of files may hold any bytes."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+def _not_text(segment: Segment) -> str:
+    """What is wrong with a segment's words: a table holds text only."""
+    if not is_text(segment.key + segment.file):
+        return "its name is not text in UTF-8; rename it"
+    others = ("group", "split", "label", "camera")
+    wrong = [name for name in others if not is_text(getattr(segment, name))]
+    return f"its {wrong[0]} is not text in UTF-8; mend it" if wrong else ""
 
 
 def _measured(listing: Listing, num_workers: int) -> Listing:
@@ -215,7 +233,7 @@ def _measured(listing: Listing, num_workers: int) -> Listing:
     facts = _facts(
         listing.root, sorted({s.file for s in listing.segments if not is_known[s.key]}), num_workers
     )
-    is_there = {file: (listing.root / file).is_file() for file in {s.file for s in listing.segments}}
+    is_there = {file: is_file(listing.root / file) for file in {s.file for s in listing.segments}}
     found: list[Segment] = []
     problems = list(listing.problems)
     for segment in listing.segments:

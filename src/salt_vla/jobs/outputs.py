@@ -60,17 +60,19 @@ PICTURE = Kind("a PNG picture", _is_picture)
 def require_output(out: Path, kind: Kind, inputs: Iterable[Path] = ()) -> None:
     """Raises `ConfigError` when `out` is one of the command's `inputs` or a file of another kind, and
     `ResourceError` when nothing can be written there. A file of its kind, or an empty one, is overwritten."""
-    with writing_to(out):
+    with writing_to(out):  # Looking may be refused, too.
         require_place(out)
-    folder = next(place for place in out.absolute().parents if os.path.exists(place))
-    if not os.path.isdir(folder):
-        raise ResourceError(f"cannot write {out}: {folder} is no folder; choose another one")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise ResourceError(f"cannot write {out}: permission denied; choose another folder")
-    if not os.path.exists(out):
-        return
-    for path in inputs:
-        if os.path.exists(path) and os.path.samefile(path, out):
-            raise ConfigError(f"--out {out} is what the command reads; give another name")
-    if out.stat().st_size and not kind.is_one(out):
-        raise ConfigError(f"{out} is there already and is not {kind.name}; remove it, or give another name")
+        folder = next(place for place in out.absolute().parents if place.exists())
+        if not folder.is_dir():
+            raise ResourceError(f"cannot write {out}: {folder} is no folder; choose another one")
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise ResourceError(f"cannot write {out}: permission denied; choose another folder")
+        if not out.exists():
+            return
+        for path in inputs:
+            if path.exists() and path.samefile(out):
+                raise ConfigError(f"--out {out} is what the command reads; give another name")
+        if out.stat().st_size and not kind.is_one(out):
+            raise ConfigError(
+                f"{out} is there already and is not {kind.name}; remove it, or give another name"
+            )

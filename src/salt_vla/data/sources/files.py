@@ -5,9 +5,12 @@ Opens no video. Knows no data set.
 
 from __future__ import annotations
 
+import codecs
 import csv
+import io
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -47,13 +50,45 @@ def video_files(root: Path, unreadable: Callable[[OSError], None]) -> Iterator[P
 
 
 def holds_video(root: Path) -> bool:
-    return root.is_dir() and next(video_files(root, lambda error: None), None) is not None
+    return is_folder(root) and next(video_files(root, lambda error: None), None) is not None
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is one that can be looked at. Names too long for the system, links in a circle and closed
+    folders are no error, as they are to `Path.is_file`."""
+    return os.path.isfile(path)  # noqa: PTH113
+
+
+def is_folder(path: Path | str) -> bool:
+    """As `is_file`."""
+    return os.path.isdir(path)  # noqa: PTH112
+
+
+def is_text(name: str) -> bool:
+    """Whether it can be written: names of files may hold any bytes, and JSON halves of characters."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def begins_with(path: Path, text: str) -> bool:
+    """Whether a file does, after its byte-order mark if there is one; reads no more than that."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(len(codecs.BOM_UTF8) + len(text.encode()))
+    except OSError:
+        return False
+    return head.removeprefix(codecs.BOM_UTF8).startswith(text.encode())
 
 
 def read_text(path: Path) -> str:
     """The text of a UTF-8 file (a byte-order mark is dropped). Raises `DataError` naming the file."""
     try:
         return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} cannot be read as text ({error}); save it as UTF-8") from error
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise DataError(f"{path} cannot be read: {reason}") from error
@@ -73,7 +108,7 @@ def read_json(path: Path, kind: type) -> Any:
 def read_json_lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
     """(line number, object) of every line that is not blank."""
     rows = []
-    for number, line in enumerate(read_text(path).splitlines(), 1):
+    for number, line in enumerate(read_text(path).split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -88,20 +123,23 @@ def read_json_lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
 
 def read_csv(path: Path, required: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
     """(line number, row) of every row of a CSV file with a header that names the `required` columns."""
-    reader = csv.DictReader(read_text(path).splitlines(keepends=True), strict=True)
-    rows = []
+    reader = csv.DictReader(io.StringIO(read_text(path), newline="\n"), strict=True)
+    rows: list[tuple[int, dict[str, str]]] = []
     try:
-        columns = reader.fieldnames or []
+        columns = list(reader.fieldnames or [])
         missing = [name for name in required if name not in columns]
         if missing:
             raise DataError(
                 f"{path} lacks the column(s) {', '.join(missing)}; its first line names: "
                 f"{', '.join(columns)[:200] or 'nothing'}"
             )
+        if repeated := [name for name, count in Counter(columns).items() if name and count > 1]:
+            raise DataError(f"{path} has the column {repeated[0]!r} more than once")
         for row in reader:
             if None in row or None in row.values():
                 raise DataError(f"{path}, line {reader.line_num}, does not have {len(columns)} values")
             rows.append((reader.line_num, row))
     except csv.Error as error:
-        raise DataError(f"{path}, line {reader.line_num}, is not CSV: {error}") from error
+        first = rows[-1][0] + 1 if rows else reader.line_num + 1
+        raise DataError(f"{path}: the row that begins in line {first} is not CSV: {error}") from error
     return rows

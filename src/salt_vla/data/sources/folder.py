@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path, PurePosixPath
 
 from salt_vla.data.segments import Listing, Problem, Segment, SourceOptions
-from salt_vla.data.sources.files import SPLIT_NAMES, holds_video, video_files
+from salt_vla.data.sources.files import SPLIT_NAMES, holds_video, is_folder, video_files
 from salt_vla.errors import DataError
 
 
@@ -19,7 +19,7 @@ def recognises(path: Path) -> bool:
 def segments(root: Path, options: SourceOptions) -> Listing:
     """Every video file is a segment: key data set / path. The path keeps its ending: without it a film would
     take another's id when a file of the same name in another container comes or goes."""
-    if not root.is_dir():
+    if not is_folder(root):
         raise DataError(f"{root} is not a folder of videos: it is missing, or a file")
     dataset = options.dataset or root.resolve().name
     problems: list[Problem] = []

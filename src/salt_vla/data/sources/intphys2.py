@@ -9,7 +9,7 @@ from collections import Counter, defaultdict
 from pathlib import Path
 
 from salt_vla.data.segments import Listing, Problem, Segment, SourceOptions
-from salt_vla.data.sources.files import is_inside, read_csv, read_text
+from salt_vla.data.sources.files import begins_with, is_file, is_inside, read_csv
 from salt_vla.errors import DataError
 
 SPLITS = ("Debug", "Main", "HeldOut")
@@ -20,17 +20,17 @@ KINDS = ("Possible", "Impossible")
 
 def recognises(path: Path) -> bool:
     lists = [path / LIST, *(path / split / LIST for split in SPLITS)]
-    return any(file.is_file() and read_text(file)[:10] == COLUMNS[0] for file in lists)
+    return any(is_file(file) and begins_with(file, COLUMNS[0]) for file in lists)
 
 
 def segments(root: Path, options: SourceOptions) -> Listing:
     """Every listed film is a segment: key intphys2 / split / name, label its type (`1_Possible`), group its
     scene: the four films of a scene differ in a moment only. `root` holds the splits' folders, or is one."""
     dataset = options.dataset or "intphys2"
-    if (root / LIST).is_file():
+    if is_file(root / LIST):
         splits = {root.resolve().name if root.resolve().name in SPLITS else "Main": root}
     else:
-        splits = {name: root / name for name in SPLITS if (root / name / LIST).is_file()}
+        splits = {name: root / name for name in SPLITS if is_file(root / name / LIST)}
     if not splits:
         raise DataError(f"{root} is not IntPhys 2: no {LIST} there, nor in {', '.join(SPLITS)}")
     found: list[Segment] = []
@@ -42,7 +42,7 @@ def segments(root: Path, options: SourceOptions) -> Listing:
             file = _file(root, folder, row["file_name"])
             if not is_inside(file):
                 problems.append(Problem(key, file, "leaves the data set's folder"))
-            elif not (root / file).is_file():
+            elif not is_file(root / file):
                 broken = f"; its pair in scene {row['SceneIndex']} is broken" if row.get("type") else ""
                 problems.append(Problem(key, file, f"missing: listed in {LIST} but not there{broken}"))
             else:
@@ -57,7 +57,7 @@ def _file(root: Path, folder: Path, said: str) -> str:
     name. The first place that has it, or the first."""
     name = Path(said).name
     places = [folder / said, root / said, folder / "Videos" / name, folder / name]
-    inside = [place for place in places if is_inside(said) and place.is_file()]
+    inside = [place for place in places if is_inside(said) and is_file(place)]
     if not inside:
         return (folder.relative_to(root) / said).as_posix()
     return inside[0].relative_to(root).as_posix()

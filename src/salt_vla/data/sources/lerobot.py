@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from salt_vla.data.segments import Listing, Problem, Segment, SourceOptions
+from salt_vla.data.sources.files import is_file
 from salt_vla.data.sources.lerobot_meta import INFO, LeRobotMeta, read_meta
 from salt_vla.errors import DataError
 from salt_vla.hub import is_hub_id, local_folder
@@ -17,7 +18,7 @@ TABLES = ("meta/*.json", "meta/*.jsonl", "meta/*.parquet", "data/*.parquet")
 
 
 def recognises(path: Path) -> bool:
-    return (path / INFO).is_file()
+    return is_file(path / INFO)
 
 
 def segments(root: Path, options: SourceOptions) -> Listing:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from salt_vla.data.segments import Listing, Problem, Segment, SourceOptions
-from salt_vla.data.sources.files import read_json
+from salt_vla.data.sources.files import is_file, is_folder, read_json
 from salt_vla.errors import DataError
 
 SPLITS = ("train", "validation", "test")
@@ -20,13 +20,13 @@ ENDINGS = (".webm", ".mp4")  # as published; as often re-encoded
 
 
 def recognises(path: Path) -> bool:
-    return path.is_dir() and any(_lists(path))
+    return is_folder(path) and any(_lists(path))
 
 
 def segments(root: Path, options: SourceOptions) -> Listing:
     """Every listed video is a segment: key ssv2 / id. Listed ones without a file, missing lists, and how many
     files no list names are problems."""
-    if not root.is_dir():
+    if not is_folder(root):
         raise DataError(f"{root} is not a folder; give the one that holds the webm files and the lists")
     lists = _lists(root)
     if not lists:
@@ -35,10 +35,10 @@ def segments(root: Path, options: SourceOptions) -> Listing:
             "folder of it)"
         )
     dataset = options.dataset or "ssv2"
-    files = _videos(root)
+    problems: list[Problem] = []
+    files = _videos(root, dataset, problems)
     place = Path(min(files.values(), default="")).parent  # where one that is missing would be looked for
     found: list[Segment] = []
-    problems: list[Problem] = []
     for split in SPLITS:
         if split not in lists:
             name = f"{PREFIX}{split}.json"
@@ -61,7 +61,12 @@ def segments(root: Path, options: SourceOptions) -> Listing:
 def _folders(root: Path) -> list[Path]:
     """The root and the folders in it, in a fixed order."""
     with os.scandir(root) as entries:  # Its answers need no look at each of the many files.
-        below = [entry.path for entry in entries if entry.name[0] != "." and entry.is_dir()]
+        below = [
+            entry.path
+            for entry in entries
+            if entry.name[0] != "."
+            and (entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and is_folder(entry.path)))
+        ]
     return [root, *map(Path, sorted(below))]
 
 
@@ -69,25 +74,32 @@ def _lists(root: Path) -> dict[str, Path]:
     """Split → its list. Bare names count only beside a labels.json: any project has a train.json."""
     found: dict[str, Path] = {}
     for folder in _folders(root):
-        prefixes = [PREFIX] + ([""] if (folder / "labels.json").is_file() else [])
+        prefixes = [PREFIX] + ([""] if is_file(folder / "labels.json") else [])
         for prefix in prefixes:
             for split in SPLITS:
                 path = folder / f"{prefix}{split}.json"
-                if path.is_file():
+                if is_file(path):
                     found.setdefault(split, path)
     return found
 
 
-def _videos(root: Path) -> dict[str, str]:
-    """Id → file, relative to the root; webm before other containers of the same id."""
+def _videos(root: Path, dataset: str, problems: list[Problem]) -> dict[str, str]:
+    """Id → file, relative to the root; webm before other containers of the same id. Folders that cannot be
+    listed are added to the problems."""
     found: dict[str, dict[str, str]] = {ending: {} for ending in ENDINGS}
     for folder in _folders(root):
         place = "" if folder == root else f"{folder.name}/"
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                number, dot, ending = entry.name.partition(".")
-                if dot + ending in found and number.isdecimal():
-                    found[dot + ending].setdefault(number, place + entry.name)
+        try:
+            with os.scandir(folder) as entries:
+                names = [entry.name for entry in entries]
+        except OSError as error:
+            reason = f"the folder cannot be listed: {error.strerror}"
+            problems.append(Problem(f"{dataset}/{folder.name}", folder.name, reason))
+            continue
+        for name in names:
+            number, dot, ending = name.partition(".")
+            if dot + ending in found and number.isdecimal():
+                found[dot + ending].setdefault(number, place + name)
     return {number: file for ending in reversed(ENDINGS) for number, file in found[ending].items()}
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import posixpath
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from salt_vla.data.segments import Listing, Segment, SourceOptions
-from salt_vla.data.sources.files import SPLIT_NAMES, read_csv, read_json_lines
+from salt_vla.data.sources.files import SPLIT_NAMES, is_file, read_csv, read_json_lines
 from salt_vla.errors import DataError
 
 COLUMNS = ("path", "start", "end", "label", "split", "group", "id")
@@ -23,13 +24,13 @@ Rows = list[tuple[int, dict[str, Any]]]
 
 
 def recognises(path: Path) -> bool:
-    if path.suffix.lower() == ".parquet" and path.is_file():
+    if path.suffix.lower() == ".parquet" and is_file(path):
         try:
             names = pq.read_schema(path).names
         except (pa.ArrowException, OSError):
             return False
         return "path" in names and "clip_id" not in names  # A clip table is no list of videos.
-    return path.suffix.lower() in ENDINGS and path.is_file()
+    return path.suffix.lower() in ENDINGS and is_file(path)
 
 
 def segments(root: Path, options: SourceOptions) -> Listing:
@@ -45,7 +46,7 @@ def segments(root: Path, options: SourceOptions) -> Listing:
 
 def _rows(path: Path) -> tuple[Rows, str]:
     """The rows with their numbers, and what the numbers count."""
-    if not path.is_file():
+    if not is_file(path):
         raise DataError(f"{path} is not a list of videos: it must be a file, {', '.join(ENDINGS)}")
     ending = path.suffix.lower()
     if ending == ".csv":
@@ -67,10 +68,17 @@ def _parquet(path: Path) -> Rows:
         _refuse_misspelt(set(table.column_names), path)
         if "path" not in known:
             raise DataError(f"{path} lacks the column 'path'; it has: {', '.join(table.column_names)}")
-        return list(enumerate(table.select(known).to_pylist(), 1))
+        columns = {name: _shortest(table[name]) for name in known}
+        return list(enumerate(pa.table(columns).to_pylist(), 1))
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = (str(error).splitlines() or [""])[0]
         raise DataError(f"{path} is not a Parquet file, or a damaged one: {reason}") from error
+
+
+def _shortest(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Numbers of half precision or single as they would be written: 0.1, not 0.10000000149011612."""
+    is_coarse = pa.types.is_float16(column.type) or pa.types.is_float32(column.type)
+    return column.cast(pa.string()) if is_coarse else column
 
 
 def _refuse_misspelt(names: set[str], path: Path) -> None:
@@ -81,13 +89,14 @@ def _refuse_misspelt(names: set[str], path: Path) -> None:
 
 
 def _segment(row: dict[str, Any], dataset: str, where: str) -> Segment:
-    file = _text(row, "path", where)
-    if not file:
+    said = _text(row, "path", where)
+    if not said:
         raise DataError(f"{where}: the path is empty")
+    file = posixpath.normpath(said)  # Two ways to write a film's place are one film.
     start, end = (_seconds(row, name, where) for name in ("start", "end"))
     if end is not None and end <= (start or 0.0):
-        raise DataError(f"{where}: end is {end:g} s, not after start, {start or 0.0:g} s")
-    stretch = f"@{start or 0:g}-" + ("" if end is None else f"{end:g}")
+        raise DataError(f"{where}: end is {_plain(end)} s, not after start, {_plain(start)} s")
+    stretch = f"@{_plain(start)}-" + ("" if end is None else _plain(end))
     place = file if start is None and end is None else file + stretch
     group = _text(row, "group", where) or file
     split = _text(row, "split", where)
@@ -102,12 +111,17 @@ def _segment(row: dict[str, Any], dataset: str, where: str) -> Segment:
     )
 
 
+def _plain(seconds: float | None) -> str:
+    """The shortest decimal that is this number: no two stretches share one."""
+    return repr(seconds or 0.0).removesuffix(".0")
+
+
 def _text(row: dict[str, Any], name: str, where: str) -> str:
     value = row.get(name)
     if value is None:
         return ""
     if isinstance(value, bool) or not isinstance(value, str | int):
-        raise DataError(f"{where}: {name} is {value!r}, not text")
+        raise DataError(f"{where}: {name} is {value!r:.60}, not text")
     return str(value).strip()
 
 
@@ -117,8 +131,8 @@ def _seconds(row: dict[str, Any], name: str, where: str) -> float | None:
         return None
     try:
         seconds = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         seconds = math.nan
     if not 0 <= seconds < math.inf:
-        raise DataError(f"{where}: {name} is {value!r}, not a number of seconds")
+        raise DataError(f"{where}: {name} is {value!r:.60}, not a number of seconds")
     return seconds
