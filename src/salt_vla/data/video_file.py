@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import av
-import av.logging
 import numpy as np
+from av.logging import ERROR, Capture, get_level, set_level, set_skip_repeated
 from av.video.reformatter import VideoReformatter
 
 from salt_vla.errors import DataError
@@ -91,32 +91,34 @@ class Video:
     def packets(self) -> Iterator[Packet[Any]]:
         packets = self.container.demux(self.stream)
         while True:
-            with self._listening():
+            # Around each call: a reader that is waited for in between would hear what others cause.
+            with Capture() as logged:
                 packet = next(packets, None)
+            if logged:
+                self._heed(logged)
             if packet is None:
                 return
             yield packet
 
     def decode(self, packet: Packet[Any]) -> list[VideoFrame]:
-        with self._listening():
-            return packet.decode()
+        with Capture() as logged:
+            frames = packet.decode()
+        if logged:
+            self._heed(logged)
+        return frames
 
     def seek(self, timestamp: int) -> None:
-        with self._listening():
+        with Capture() as logged:
             self.container.seek(timestamp, stream=self.stream)
+        self._heed(logged)
 
-    @contextmanager
-    def _listening(self) -> Iterator[None]:
-        """Around each call: a reader that is waited for in between would hear what others cause."""
-        with av.logging.Capture() as logged:
-            yield
+    def _heed(self, logged: list[tuple[int, str, str]]) -> None:
+        codec = self.stream.codec_context
         for level, speaker, text in logged:
             is_container = speaker == self.container.format.name
             # Other speakers are sound tracks, say, which nobody listens to.
-            codec = self.stream.codec_context
-            if level > av.logging.ERROR or not (is_container or speaker in (codec.name, codec.codec.name)):
-                continue
-            (self.broken_structure if is_container else self.complaints).append(text.strip().rstrip("."))
+            if level <= ERROR and (is_container or speaker in (codec.name, codec.codec.name)):
+                (self.broken_structure if is_container else self.complaints).append(text.strip().rstrip("."))
 
     def seconds(self, timestamp: int) -> float:
         """Since the first picture; the division of integers is exact to the last bit."""
@@ -162,11 +164,11 @@ def open_video(path: Path, deadline: Deadline | None = None) -> Iterator[Video]:
 
 def _hear_errors() -> None:
     """Let PyAV pass FFmpeg's errors on, all of them; who wants to see them asks the logger "libav"."""
-    level = av.logging.get_level()
-    if level is None or level < av.logging.ERROR:
-        av.logging.set_level(av.logging.ERROR)
+    level = get_level()
+    if level is None or level < ERROR:
+        set_level(ERROR)
         logging.getLogger("libav").addHandler(logging.NullHandler())
-    av.logging.set_skip_repeated(False)  # else one file's error would hide the same one of the next
+    set_skip_repeated(False)  # else one file's error would hide the same one of the next
 
 
 def is_shown(packet: Packet[Any], video: Video) -> bool:
