@@ -19,6 +19,7 @@ MODEL_FILES = (
     "config.json",
     "preprocessor_config.json",
     "video_preprocessor_config.json",
+    "processor_config.json",
     "model.safetensors",
     "model-*.safetensors",
     "model.safetensors.index.json",

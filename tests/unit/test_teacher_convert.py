@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import Dinov2Config, Dinov2Model
 
@@ -92,23 +93,33 @@ class Burglar:
 
 
 @pytest.mark.parametrize(
-    "make",
+    ("make", "sentence"),
     [
-        lambda file: torch.save({"model": {"a": torch.ones(2)}, "x": Burglar()}, file),
-        lambda file: torch.save(nn.Linear(2, 2), file),
-        lambda file: file.write_bytes(b""),
-        lambda file: file.write_bytes(b"\x80\x02nonsense"),
-        lambda file: (torch.save({"a": torch.ones(99)}, file), file.write_bytes(file.read_bytes()[:300])),
+        (
+            lambda file: torch.save({"model": {"a": torch.ones(2)}, "x": Burglar()}, file),
+            r"would run code when it is opened \(it asks for posix\.system\); .*save its state_dict alone",
+        ),
+        (lambda file: torch.save(nn.Linear(2, 2), file), "would run code .*it asks for torch.nn.modules"),
+        (lambda file: file.write_bytes(b""), "is empty; fetch it again"),
+        (lambda file: file.write_bytes(b"\x80\x02nonsense"), "is damaged, or holds more than tensors"),
+        (
+            lambda file: (torch.save({"a": torch.ones(99)}, file), file.write_bytes(file.read_bytes()[:300])),
+            "is damaged, or holds more than tensors",
+        ),
+        (lambda file: file.write_text("Not found"), "is no checkpoint of torch"),
+        (lambda file: file.write_text("version https://git-lfs.github.com/spec/v1\n"), "is a Git LFS po"),
+        (lambda file: save_file({"a": torch.ones(1)}, file), "is a safetensors file, which needs no conver"),
     ],
-    ids=["code", "a-module", "empty", "damaged", "truncated"],
+    ids=["code", "a-module", "empty", "damaged", "truncated", "text", "lfs", "safetensors"],
 )
-def test_what_weights_only_refuses_is_a_sentence(
-    make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_what_torch_does_not_open_is_a_sentence_without_its_advice(
+    make: Any, sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     make(tmp_path / "a.pth")
-    with pytest.raises(RunError, match=r"a\.pth is not opened: .*would run code.*save its state_dict alone"):
+    with pytest.raises(RunError, match=rf"a\.pth {sentence}") as caught:
         convert(tmp_path / "a.pth", tmp_path / "out")
+    assert "weights_only" not in str(caught.value) and "\x1b" not in str(caught.value)
     assert not (tmp_path / "stolen").exists() and not (tmp_path / "out").exists()
 
 
@@ -120,7 +131,7 @@ def test_what_cannot_be_converted_is_a_sentence(model: Dinov2Model, tmp_path: Pa
     with pytest.raises(RunError, match="holds a list, not a dictionary of tensors"):
         convert(file, out)
     torch.save({"epoch": 3}, file)
-    with pytest.raises(RunError, match="holds no tensors; choose with --key one of: none"):
+    with pytest.raises(RunError, match="holds no tensors, neither by name nor in a container"):
         convert(file, out)
     torch.save({"a": torch.ones(2)}, file)
     (tmp_path / "config.json").write_text("[]")
@@ -134,6 +145,60 @@ def test_what_cannot_be_converted_is_a_sentence(model: Dinov2Model, tmp_path: Pa
     convert(file, out)
     with pytest.raises(RunError, match=r"model\.safetensors exists already; choose another folder"):
         convert(file, out)
+
+
+def test_tensors_beside_a_container_are_not_left_out_in_silence(tmp_path: Path) -> None:
+    torch.save({"ema": {"a": torch.zeros(2)}, "a": torch.ones(2)}, tmp_path / "a.pt")
+    with pytest.raises(
+        RunError, match=r"several containers; choose with --key one of: \., ema \(\.: the tens"
+    ):
+        convert(tmp_path / "a.pt", tmp_path / "out")
+    assert convert(tmp_path / "a.pt", tmp_path / "out", key=".").left_out == ("ema",)
+    assert load_file(tmp_path / "out" / "model.safetensors")["a"].tolist() == [1, 1]
+
+
+def test_settings_that_are_there_are_kept_and_a_cut_short_conversion_can_be_run_again(
+    model: Dinov2Model, tmp_path: Path
+) -> None:
+    torch.save(model.state_dict(), settings(model, tmp_path / "old").parent / "a.pt")
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "config.json").write_text('{"mine": 1}')
+    with pytest.raises(
+        RunError, match=r"out/config\.json exists already and is not .*old/config\.json; choose"
+    ):
+        convert(tmp_path / "old" / "a.pt", out)
+    assert (out / "config.json").read_text() == '{"mine": 1}' and len(list(out.iterdir())) == 1
+    shutil.copyfile(tmp_path / "old" / "config.json", out / "config.json")  # As after a kill.
+    assert convert(tmp_path / "old" / "a.pt", out).has_config
+    in_place = convert(tmp_path / "old" / "a.pt", tmp_path / "old")
+    assert in_place.has_config and (tmp_path / "old" / "model.safetensors").is_file()
+    shutil.move(tmp_path / "old" / "a.pt", tmp_path / "a.pt")
+    (out / "model.safetensors").unlink()
+    assert convert(tmp_path / "a.pt", out).has_config  # The config.json that was laid there beforehand.
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.ones(3).to_sparse(),
+        torch.ones(3, dtype=torch.complex64),
+        torch.ones(3, device="meta"),
+    ],
+    ids=["sparse", "complex", "meta"],
+)
+def test_tensors_that_are_not_plain_are_refused(tensor: torch.Tensor, tmp_path: Path) -> None:
+    torch.save({"good": torch.ones(1), "odd": tensor}, tmp_path / "a.pt")
+    with pytest.raises(RunError, match=r"a\.pt (holds 'odd', which is no plain tensor|would run code)"):
+        convert(tmp_path / "a.pt", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_few_numbers_that_claim_to_be_many_take_no_memory(tmp_path: Path) -> None:
+    torch.save({"a": torch.zeros(1).expand(10**13)}, tmp_path / "a.pt")
+    with pytest.raises(RunError, match=r"would become 4\.0e\+13 bytes, more than 16 times its size"):
+        convert(tmp_path / "a.pt", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_command_converts_and_says_what_it_did(

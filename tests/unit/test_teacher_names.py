@@ -103,7 +103,7 @@ def tiny(folder: Path, **changes: Any) -> Path:
 def claim(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> NamedTeacher:
     """A name for what `tiny` makes."""
     made = load_teacher(tiny(tmp_path / "counted"))
-    claim = NamedTeacher("tiny_base", "org/tiny", "videomae", 32, 2, made.num_parameters, None, "Look twice")
+    claim = NamedTeacher("tiny_base", "org/tiny", "image", 32, 2, 2, made.num_parameters, None, "Look twice")
     monkeypatch.setitem(named.NAMED, "tiny_base", claim)
     return claim
 
@@ -129,7 +129,7 @@ def test_another_network_under_a_name_is_refused(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    other = NamedTeacher("tiny_base", "org/tiny", "videomae", *sizes, claim.parameters)
+    other = NamedTeacher("tiny_base", "org/tiny", "image", *sizes, 2, claim.parameters)
     monkeypatch.setitem(named.NAMED, "tiny_base", other)
     with pytest.raises(RunError, match=sentence):
         load_teacher(f"tiny_base={tmp_path / 'counted'}")

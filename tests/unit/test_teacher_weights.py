@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from salt_vla.errors import RunError
+from salt_vla.hub import MODEL_FILES
 from salt_vla.models.pixels import MEAN, STD
 from salt_vla.teachers import weights
 
@@ -246,8 +247,78 @@ def test_pixel_statistics_are_the_processors_or_imagenets(tmp_path: Path) -> Non
     assert weights.pixel_statistics(tmp_path) == ((0.0, 0.0, 0.5), (1.0, 1.0, 2.0))
 
 
-@pytest.mark.parametrize(("mean", "std"), [([0.5], [1, 1, 1]), ("grey", [1, 1, 1]), ([0, 0, 0], [1, 0, 1])])
+@pytest.mark.parametrize(
+    ("mean", "std"),
+    [
+        ([0.5], [1, 1, 1]),
+        ("grey", [1, 1, 1]),
+        ([0, 0, 0], [1, 0, 1]),
+        ([True, False, True], [1, 1, 1]),
+        ([123.6, 116.3, 103.5], [58.4, 57.1, 57.4]),
+        ([0.5, 0.5, 10**400], [1, 1, 1]),
+    ],
+    ids=["one", "text", "zero", "truths", "of 255", "400 digits"],
+)
 def test_statistics_that_cannot_be_are_a_sentence(mean: Any, std: Any, tmp_path: Path) -> None:
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_mean": mean, "image_std": std}))
     with pytest.raises(RunError, match="must be three numbers"):
         weights.pixel_statistics(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("said", "sentence"),
+    [
+        ({"image_mean": [0, 0, 0]}, "has image_mean alone; give image_mean and image_std, or neither"),
+        ({"do_normalize": False}, "has do_normalize=False; pixels are divided by 255 and normalised here"),
+        ({"do_rescale": False}, "has do_rescale=False; pixels"),
+        ({"rescale_factor": 1 / 127.5, "offset": True}, "has offset=True, rescale_factor=0.0078"),
+        ({"image_mean": [float("nan")] * 3, "image_std": [1, 1, 1]}, "NaN is no finite number"),
+    ],
+)
+def test_what_a_processor_does_and_we_do_not_is_refused(
+    said: dict[str, Any], sentence: str, tmp_path: Path
+) -> None:
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(said))
+    with pytest.raises(RunError, match=sentence):
+        weights.pixel_statistics(tmp_path)
+
+
+def test_nested_settings_count_and_a_familys_own_statistics_stand_where_there_are_none(
+    tmp_path: Path,
+) -> None:
+    half = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    (tmp_path / "preprocessor_config.json").write_text('{"do_resize": true, "rescale_factor": 0.00392156862}')
+    assert weights.pixel_statistics(tmp_path, half) == half
+    nested = {"image_processor": {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.4, 0.4]}}
+    (tmp_path / "processor_config.json").write_text(json.dumps(nested))
+    assert weights.pixel_statistics(tmp_path, half) == ((0.1, 0.2, 0.3), (0.4, 0.4, 0.4))
+    assert set(weights.PROCESSORS) < set(MODEL_FILES)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ('{"a":' * 3000 + "1" + "}" * 3000, "cannot be read as JSON"),
+        ('{"a": 1e400}', "1e400 is no finite number"),
+        (
+            "version https://git-lfs.github.com/spec/v1",
+            "is a Git LFS pointer, not the file; run: git lfs pull",
+        ),
+    ],
+    ids=["deep", "infinite", "lfs"],
+)
+def test_a_config_that_is_no_json_of_finite_numbers_is_a_sentence(
+    text: str, sentence: str, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(RunError, match=sentence):
+        weights.read_config(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.bool])
+def test_weights_that_are_no_floating_point_are_refused(dtype: torch.dtype) -> None:
+    module = torch.nn.Linear(2, 2)
+    held = {"weight": torch.ones(2, 2, dtype=dtype), "bias": torch.ones(2)}
+    kind = str(dtype).removeprefix("torch.")
+    with pytest.raises(RunError, match=rf"are {kind} numbers \(weight\): quantised or damaged"):
+        weights.load_weights(module, held, Path("teacher"))

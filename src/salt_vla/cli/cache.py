@@ -57,7 +57,11 @@ def build(
     from salt_vla.jobs.resources import parse_bytes
     from salt_vla.teachers import load_teacher
 
-    config, geometry = _wanted(teacher, recipe, overrides, device)
+    own = None
+    if recipe is None and any(name.startswith("encoder.geometry") for name in overrides):
+        # Overrides change the clips that the teacher takes by itself, not those of our defaults.
+        own = load_teacher(teacher, layer=layer, final_norm=final_norm).geometry
+    config, geometry = _wanted(teacher, recipe, overrides, device, own)
     loaded = load_teacher(teacher, geometry, config.runtime.device, dtype, layer, final_norm)
     settings = config.data
     if num_views is not None:
@@ -72,9 +76,12 @@ def build(
 
 
 def _wanted(
-    teacher: str, recipe: str | None, overrides: tuple[str, ...], device: str
+    teacher: str, recipe: str | None, overrides: tuple[str, ...], device: str, own: ClipGeometry | None
 ) -> tuple[TrainConfig, ClipGeometry | None]:
-    """Which clips to cache: the recipe's, or those that the teacher was trained with; None: its geometry."""
+    """Which clips to cache: the recipe's, or those that the teacher was trained with; None: its geometry.
+
+    `own`: that geometry, where overrides without a recipe change it.
+    """
     from salt_vla.cli.train import override
     from salt_vla.jobs.teacher import data_settings
     from salt_vla.recipes import get_recipe
@@ -82,8 +89,10 @@ def _wanted(
 
     base = TrainConfig(data=data_settings(teacher)) if recipe is None else get_recipe(recipe).config
     base = replace(base, runtime=replace(base.runtime, device=device))
+    if own is not None:
+        base = replace(base, encoder=replace(base.encoder, geometry=own))
     config = resolve_device(override(base, overrides))
-    return config, None if recipe is None and config.geometry == base.geometry else config.geometry
+    return config, None if recipe is None and own is None else config.geometry
 
 
 def show(path: Annotated[Path, tyro.conf.Positional], json: bool = False) -> None:

@@ -24,7 +24,7 @@ def convert(
         file: the checkpoint.
         out: the folder to write.
         config: its config.json; default: the one beside the file.
-        key: which container to take, where the file holds several.
+        key: which container to take, where the file holds several; . for tensors outside of any.
     """
     from salt_vla.teachers.convert import convert as convert_file
 

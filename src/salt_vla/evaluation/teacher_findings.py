@@ -15,6 +15,7 @@ from salt_vla.evaluation.teacher_inspection import PositionOrder, QueryValueBias
 from salt_vla.teachers.names import TOLERANCE
 
 Severity = Literal["ok", "warn", "bad"]
+SPOILT = ("finite", "variance")  # Latents with such a finding have no other figures.
 SEVERITIES: tuple[Severity, ...] = ("bad", "warn", "ok")
 
 DEAD_VARIANCE = 1e-8
@@ -45,6 +46,7 @@ class Claim:
     dim: int
     parameters: int = 0
     depth: int = 0
+    heads: int = 0
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,8 @@ class TeacherFacts:
     positions: PositionOrder
     claim: Claim | None = None
     unreadable: int = 0
+    heads: int = 0
+    dtype: str = "float32"
 
 
 def claim_in(name: str) -> Claim | None:
@@ -84,11 +88,11 @@ def findings_of(facts: TeacherFacts) -> list[Finding]:
     found = [
         *_size(facts),
         *_biases(facts),
-        *_places(facts),
-        *_numbers(facts.statistics),
-        *_outliers(facts),
-        *_background(facts),
+        *_numbers(facts),
     ]
+    if not any(finding.topic in SPOILT for finding in found):  # Else figures of nothing would be judged.
+        found += [*_places(facts), *_outliers(facts), *_background(facts)]
+    found += _clips(facts)
     return sorted(found, key=lambda finding: SEVERITIES.index(finding.severity))
 
 
@@ -102,14 +106,15 @@ def verdict_of(findings: Sequence[Finding]) -> str:
 
 def _size(facts: TeacherFacts) -> Iterator[Finding]:
     claim = facts.claim
-    own = _words(facts.dim, facts.depth, facts.parameters)
+    own = _words(facts.dim, facts.depth, facts.parameters, facts.heads)
     if claim is None:
         yield Finding("ok", "size", f"{own}; its name claims no size")
         return
     apart = abs(facts.parameters - claim.parameters) > TOLERANCE * claim.parameters
     differs = claim.dim != facts.dim or claim.depth not in (0, facts.depth)
+    differs |= 0 not in (claim.heads, facts.heads) and claim.heads != facts.heads
     if differs or (claim.parameters and apart):
-        wanted = _words(claim.dim, claim.depth, claim.parameters)
+        wanted = _words(claim.dim, claim.depth, claim.parameters, claim.heads)
         yield Finding(
             "bad", "size", f"another model than its name says: {own}, but {claim.name!r} means {wanted}"
         )
@@ -117,12 +122,13 @@ def _size(facts: TeacherFacts) -> Iterator[Finding]:
         yield Finding("ok", "size", f"{own}, as {claim.name!r} claims")
 
 
-def _words(dim: int, depth: int, parameters: int) -> str:
+def _words(dim: int, depth: int, parameters: int, heads: int) -> str:
     """A size in words; zeros are left out."""
     millions = f"{parameters / 1e6:.{1 if parameters > 1e7 else 3}f} M parameters"
     parts = (
         f"{dim} wide",
         f"{depth} block{'s' if depth > 1 else ''}" if depth else "",
+        f"{heads} head{'s' if heads > 1 else ''}" if heads else "",
         millions if parameters else "",
     )
     return ", ".join(part for part in parts if part)
@@ -152,7 +158,9 @@ def _biases(facts: TeacherFacts) -> Iterator[Finding]:
 def _places(facts: TeacherFacts) -> Iterator[Finding]:
     order, positions = facts.token_order, facts.positions
     share = f"{order.found} of {order.tried} repainted places"
-    if 2 * order.found < order.tried:
+    if not order.tried:
+        yield Finding("ok", "token_order", "the order of its tokens cannot be judged: its own grid is coarse")
+    elif 2 * order.found < order.tried:
         yield Finding(
             "bad",
             "token_order",
@@ -179,13 +187,18 @@ def _places(facts: TeacherFacts) -> Iterator[Finding]:
             yield Finding("ok", "positions", "positions cannot be judged: its tokens show no order in space")
 
 
-def _numbers(statistics: LatentStatistics) -> Iterator[Finding]:
+def _numbers(facts: TeacherFacts) -> Iterator[Finding]:
+    statistics = facts.statistics
     if statistics.finite_share < 1:
-        yield Finding(
-            "bad",
-            "finite",
-            f"{1 - statistics.finite_share:.2%} of its numbers are NaN or infinite: load it as float32",
+        cure = (
+            "its weights or its config.json are damaged: fetch it again"
+            if facts.dtype == "float32"
+            else f"load it as float32, not {facts.dtype}"
         )
+        yield Finding(
+            "bad", "finite", f"{1 - statistics.finite_share:.2%} of its numbers are NaN or infinite: {cure}"
+        )
+        return
     if statistics.mean_mse_normalised < DEAD_VARIANCE or statistics.mean_mse < DEAD_VARIANCE:
         yield Finding("bad", "variance", "its latents do not vary between clips or tokens")
 
@@ -206,7 +219,11 @@ def _outliers(facts: TeacherFacts) -> Iterator[Finding]:
     if after <= after_limit:
         yield Finding("warn", "outlier_channels", f"{text}use normalised targets ({after:.0%} after)")
     else:
-        cure = "take its final norm (--final-norm model), a teacher that has one, or another layer"
+        cure = (
+            "take its final norm (--final-norm model), a teacher that has one, or another layer"
+            if facts.is_raw
+            else "take its raw stream (--final-norm none), another layer or another teacher"
+        )
         yield Finding(
             "bad", "outlier_channels", f"{text}normalised targets leave {after:.0%} there, so {cure}"
         )
@@ -224,5 +241,8 @@ def _background(facts: TeacherFacts) -> Iterator[Finding]:
     rank = statistics.effective_rank_normalised
     if 0 < rank < LOW_RANK_SHARE * facts.dim:
         yield Finding("warn", "rank", f"its latents fill about {rank:.0f} of {facts.dim} dimensions")
+
+
+def _clips(facts: TeacherFacts) -> Iterator[Finding]:
     if facts.unreadable:
         yield Finding("warn", "clips", f"{facts.unreadable} of the chosen clips could not be read")

@@ -47,8 +47,9 @@ class QueryValueBiases:
 class TokenOrder:
     """Of `tried` places that were repainted one by one, at how many the token of that place changed most.
 
-    On grids of six rows and more a neighbour of the same time step counts too: image towers of another patch
-    size are resampled to the clip's grid.
+    On grids of six rows and more a neighbour of the same time step counts too, and as many more as the
+    tower's own patches span: image towers of another patch size are resampled to the clip's grid. `tried` is
+    0 where that would be half of the grid, or where numbers are not finite.
     """
 
     tried: int
@@ -109,17 +110,20 @@ def query_value_biases(module: nn.Module) -> QueryValueBiases:
     return QueryValueBiases(len(found), sum(not bool(tensor.any()) for tensor in found))
 
 
-def token_order(latents: Latents, geometry: ClipGeometry) -> TokenOrder:
+def token_order(latents: Latents, geometry: ClipGeometry, own_rows: int | None = None) -> TokenOrder:
     """Repaint one tubelet of a grey clip at a time: the token of that place must change most.
 
-    Finds outputs in another order than the geometry's (rows and columns or time and space exchanged).
+    `own_rows`: how many rows of patches the network sees, where they are resampled to the geometry's. Finds
+    outputs in another order than the geometry's (rows and columns or time and space exchanged).
     """
     drawn = torch.randperm(geometry.num_tokens, generator=torch.Generator().manual_seed(0))
     places = drawn[:MARKS]  # Drawn: evenly spaced ones tend to lie on diagonals, which transposing keeps.
     clips = torch.stack([_grey(geometry), *(_marked(geometry, [int(place)]) for place in places)])
-    plain, *marked = latents(clips).float().cpu()
+    plain, *marked = found = latents(clips).float().cpu()
+    reach = _reach(geometry.token_grid[1], own_rows)
+    if not torch.isfinite(found).all() or (reach and 2 * (2 * reach + 1) ** 2 > geometry.tokens_per_step):
+        return TokenOrder(0, 0)
     most = torch.stack([(tokens - plain).norm(dim=-1).argmax() for tokens in marked])
-    reach = 1 if geometry.token_grid[1] >= 6 else 0
     rows, columns = geometry.token_grid[1:]
     time, row, column = (
         (split(most) - split(places)).abs()
@@ -130,6 +134,12 @@ def token_order(latents: Latents, geometry: ClipGeometry) -> TokenOrder:
         )
     )
     return TokenOrder(len(places), int(((time == 0) & (row <= reach) & (column <= reach)).sum()))
+
+
+def _reach(rows: int, own_rows: int | None) -> int:
+    """How far from a place that was repainted the token that changes most may be, in rows and columns."""
+    least = 1 if rows >= 6 else 0
+    return max(least, -(-rows // own_rows)) if own_rows and own_rows < rows else least
 
 
 def position_order(latents: Latents, module: nn.Module, geometry: ClipGeometry) -> PositionOrder:
@@ -195,7 +205,7 @@ def _measure(grids: Float[Tensor, "grids rows columns dim"], of_table: bool) -> 
     """The mean over up to eight grids."""
     places = grids.shape[1] * grids.shape[2]
     chosen = grids[:: -(-len(grids) // 8)]
-    if places < 2:
+    if places < 2 or not torch.isfinite(grids).all():
         return PositionOrder(1.0, 1.0, 1.0, 1.0, 0.0, places, of_table)
     measured = [_distances(grid, seed) for seed, grid in enumerate(chosen)]
     neighbours, nearest, chance, directions, spread = torch.tensor(measured).mean(dim=0).tolist()

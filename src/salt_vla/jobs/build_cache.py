@@ -50,6 +50,7 @@ def latents_manifest(
             "teacher": teacher.name,
             "fingerprint": teacher.fingerprint,
             "layer": teacher.block,
+            "dtype": str(teacher.dtype).removeprefix("torch."),
             "split": split,
             "clip_table": table.hash,
             "files": table.files_hash,

@@ -26,9 +26,9 @@ from salt_vla.evaluation.teacher_inspection import position_order, query_value_b
 from salt_vla.jobs.data import open_views, read_or_quarantine
 from salt_vla.jobs.teacher_train import EXPORT, read_export
 from salt_vla.progress import Advance, progress
-from salt_vla.rundir import RunDirectory, run_or_directory
-from salt_vla.teachers import Teacher, family_of, load_teacher
-from salt_vla.teachers.names import NAMED
+from salt_vla.rundir import RunDirectory
+from salt_vla.teachers import Teacher, family_of, load_teacher, place_of
+from salt_vla.teachers.names import NAMED, require_directory
 from salt_vla.view_store import ViewSource
 
 CLIPS = 32
@@ -43,7 +43,7 @@ def teacher_and_data(name: str, layer: int | None = None) -> tuple[Teacher, Data
 
 def data_settings(name: str) -> DataConfig:
     """Those that a teacher was trained with; the defaults for one that no run of ours has made."""
-    folder = run_or_directory(name).resolve()
+    folder = place_of(name).resolve()
     if not folder.is_dir() or family_of(folder) != "pixel":
         return DataConfig()  # A published checkpoint's config.json is none of ours.
     if (folder / EXPORT).is_file():
@@ -53,7 +53,7 @@ def data_settings(name: str) -> DataConfig:
     run = RunDirectory(folder)
     if not run.exists():
         return DataConfig()
-    return from_json(TrainConfig, run.config_file.read_text(), str(run.config_file)).data
+    return from_json(TrainConfig, run.config_file.read_bytes(), str(run.config_file)).data
 
 
 @dataclass(frozen=True)
@@ -82,10 +82,12 @@ def load_to_inspect(
     request: dict[str, Any] = {"layer": layer, "final_norm": final_norm, "device": device, "dtype": dtype}
     source: str | Path = name
     claim = claim_in(name)
-    if called in NAMED and not (equals and not place):
+    if called in NAMED:
         named = NAMED[called]
+        if equals:
+            require_directory(place, called)
         source = Path(place) if place else named.fetch()
-        claim = Claim(called, named.dim, named.parameters, named.depth)
+        claim = Claim(called, named.dim, named.parameters, named.depth, named.heads)
     teacher = load_teacher(source, **request)
     if num_frames not in (None, teacher.geometry.num_frames):
         request["geometry"] = replace(teacher.geometry, num_frames=num_frames)
@@ -164,12 +166,14 @@ def check_teacher(
     with progress(f"Checking {inspected.name}", len(chosen) + PROBES, "clips") as advance:
         statistics, film, tokens, unreadable = _measure(teacher, views, chosen, advance)
         with torch.inference_mode():
-            order = token_order(teacher.latents, teacher.geometry)
+            order = token_order(teacher.latents, teacher.geometry, teacher.own_rows)
             positions = position_order(teacher.latents, teacher.module, teacher.geometry)
         advance(PROBES)
     facts = TeacherFacts(
         dim=teacher.dim,
         depth=teacher.depth,
+        heads=teacher.heads,
+        dtype=str(teacher.dtype).removeprefix("torch."),
         parameters=teacher.num_parameters,
         is_raw=not teacher.normed,
         is_random=teacher.name.startswith("random:"),

@@ -81,7 +81,7 @@ def read_export(folder: Path) -> ExportFacts:
 
 
 def _facts(run: RunDirectory, folder: Path) -> ExportFacts:
-    config = from_json(TrainConfig, run.config_file.read_text(), str(run.config_file))
+    config = from_json(TrainConfig, run.config_file.read_bytes(), str(run.config_file))
     seen = run.path / "clip_table_provenance.json"
     clips = read_json(seen, dict) if seen.is_file() else {}
     return ExportFacts(

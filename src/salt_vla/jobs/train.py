@@ -59,7 +59,7 @@ def open_targets(config: TrainConfig, table: ClipTable, device: str) -> tuple[Ta
         return Targets(PixelTargets(config.geometry)), split_table(table)
     if not target.source:
         raise ConfigError(
-            f"target.provider {target.provider!r} needs target.source: give --cache or --target.source"
+            f"target.provider {target.provider!r} needs a source: give --cache FOLDER or target.source=NAME"
         )
     if target.provider == "teacher":
         teacher = load_teacher(target.source, config.geometry, device)

@@ -12,6 +12,7 @@ from salt_vla.errors import RunError
 from salt_vla.geometry import ClipGeometry
 from salt_vla.hub import is_hub_id, local_folder
 from salt_vla.models.loading import WEIGHTS as OWN_WEIGHTS
+from salt_vla.models.loading import step_directories
 from salt_vla.registry import TEACHERS, resolve
 from salt_vla.rundir import root, run_or_directory
 from salt_vla.teachers import names
@@ -19,8 +20,10 @@ from salt_vla.teachers.base import FrozenTeacher as Teacher
 from salt_vla.teachers.base import TeacherRequest
 from salt_vla.teachers.weights import CONFIG, PICKLES, read_config
 
-__all__ = ["Teacher", "TeacherRequest", "family_of", "load_teacher"]
+__all__ = ["Teacher", "TeacherRequest", "family_of", "load_teacher", "place_of"]
 
+STATUS = "status.json"  # Which every run has from its first moment.
+MAX_NAME, MAX_PART = 4000, 255  # Bytes of a path, and of one name in it, that file systems take.
 FILES = ("*.safetensors", *PICKLES)
 # model_type of config.json, or how it begins, → family.
 MODEL_TYPES = {
@@ -57,30 +60,47 @@ def load_teacher(
     Raises `ConfigError`, `RunError` or `HubError`: what is wrong, where, and what to do.
     """
     request = TeacherRequest(geometry, device, dtype, layer, final_norm)
+    path = place_of(name_or_directory)
     name = str(name_or_directory)
     claim, equals, place = name.partition("=")
     if name in names.NAMED or (equals and claim in names.NAMED):
         return _named(names.NAMED[claim], place if equals else None, request)
     if name.startswith("random:"):
         return cast(Teacher, resolve(TEACHERS, "random")(None, name, request))
-    path = run_or_directory(name_or_directory)
     if path.is_dir():
         return _from_directory(path, path.resolve().name, request)
     # What lies in a folder that is there was meant as a path.
     if is_hub_id(name) and not Path(name).parent.is_dir() and not name.startswith("runs/"):
         return _from_directory(local_folder(name, "model"), name, request)
+    if equals:
+        raise RunError(
+            f"there is no published teacher {claim!r} to hold {place} to; known: {', '.join(names.NAMED)}"
+        )
     raise RunError(
         f"there is no teacher {name!r}: neither a directory nor a run in {root()}/runs, nor a hub id, nor "
         f"random:<encoder>[:seed], nor a published teacher ({', '.join(names.NAMED)})"
     )
 
 
+def place_of(name_or_directory: str | Path) -> Path:
+    """The directory, or the run's, that a teacher may lie in; `RunError` for what is no name."""
+    name = str(name_or_directory)
+    too_long = len(name.encode(errors="replace")) > MAX_NAME
+    too_long |= any(len(part.encode(errors="replace")) > MAX_PART for part in name.split("/"))
+    if not name.strip() or too_long or "\0" in name:
+        raise RunError(
+            f"{name[:40]!r}{'…' if len(name) > 40 else ''} is no teacher: give a directory, a run's name, a "
+            "hub id, random:<encoder>[:seed] or a published teacher's name"
+        )
+    return run_or_directory(name_or_directory)
+
+
 def _named(claim: names.NamedTeacher, place: str | None, request: TeacherRequest) -> Teacher:
-    folder = claim.fetch() if place is None else Path(place)
-    if place == "" or not folder.is_dir():
-        raise RunError(f"there is no directory {place!r}, which is to hold teacher {claim.name}")
+    folder = claim.fetch() if place is None else names.require_directory(place, claim.name)
     teacher: Teacher = resolve(TEACHERS, family_of(folder))(folder, claim.name, request)
-    claim.require(teacher.dim, teacher.depth, teacher.num_parameters, str(folder))
+    claim.require(
+        teacher.dim, teacher.depth, teacher.heads, teacher.num_parameters, teacher.geometry, str(folder)
+    )
     return teacher
 
 
@@ -90,12 +110,17 @@ def _from_directory(folder: Path, name: str, request: TeacherRequest) -> Teacher
 
 def family_of(folder: Path) -> str:
     """Which family's checkpoint a directory holds; `RunError` where it is none of them."""
-    if (folder / OWN_WEIGHTS).is_file() or (folder / "checkpoints").is_dir():
+    holds_weights = any(path for file in FILES for path in folder.glob(file))
+    checkpoints = folder / "checkpoints"
+    places = [folder, *(path for _, path in step_directories(checkpoints))]
+    if any((place / OWN_WEIGHTS).is_file() for place in places):
         return "pixel"
-    if not (folder / CONFIG).is_file() and not any(path for file in FILES for path in folder.glob(file)):
+    if not holds_weights and (checkpoints.is_dir() or not (folder / CONFIG).is_file()):
+        _require_checkpoint(folder)
         return "pixel"  # Whose loader says what is missing.
     said = read_config(folder)
     if "model_type" not in said:
+        _require_checkpoint(folder)
         raise RunError(f"{folder} holds no encoder: {CONFIG} has no model_type, and there are no checkpoints")
     kind = str(said["model_type"])
     for beginning, family in MODEL_TYPES.items():
@@ -105,3 +130,13 @@ def family_of(folder: Path) -> str:
         f"{folder / CONFIG} has model_type={kind!r}, which is no teacher here; known are our own runs "
         f"and {', '.join(MODEL_TYPES)}"
     )
+
+
+def _require_checkpoint(folder: Path) -> None:
+    """`RunError` for a run that was stopped before it saved anything."""
+    begun = (folder / STATUS).is_file() or (folder / "checkpoints").is_dir()
+    if begun and not step_directories(folder / "checkpoints"):
+        raise RunError(
+            f"run {folder} holds no encoder: it was stopped before its first checkpoint; go on with the run "
+            "(the command that began it, again)"
+        )

@@ -53,6 +53,8 @@ class TeacherRequest:
 
 def block_number(layer: int, depth: int, name: str) -> int:
     """`layer` of a request as 1 … depth; `ConfigError` where there is no such block."""
+    if not isinstance(layer, int) or isinstance(layer, bool):
+        raise ConfigError(f"teacher {name}: a layer is a whole number, not {layer!r}")
     block = layer if layer > 0 else depth + 1 + layer
     if not 1 <= block <= depth:
         raise ConfigError(
@@ -77,8 +79,9 @@ class FrozenTeacher(ABC):
 
     `name` is "<base>/block<k>/<norm|raw>", so that what is stored says which block was read and whether the
     final norm was applied. `num_parameters` counts the whole encoder that was loaded, also the blocks behind
-    the one read. `fingerprint` hashes those parameters, `facts` and what a request can change about the
-    numbers; neither device nor path is in it.
+    the one read. `own_rows`: rows of patches that the network itself sees; fewer or more than those of
+    `geometry` where it is resampled. `fingerprint` hashes those parameters, `facts` and what a request can
+    change about the numbers; neither device nor path is in it.
     """
 
     def __init__(
@@ -90,6 +93,7 @@ class FrozenTeacher(ABC):
         geometry: ClipGeometry,
         dim: int,
         depth: int,
+        heads: int,
         has_final_norm: bool,
         facts: Mapping[str, object] | str,
         mean: tuple[float, float, float] = MEAN,
@@ -103,7 +107,9 @@ class FrozenTeacher(ABC):
         self.block = block_number(request.layer, depth, base)
         self.normed = has_final_norm and self.block == depth and request.final_norm == "model"
         self.name = f"{base}/block{self.block}/{'norm' if self.normed else 'raw'}"
-        self.geometry, self.dim, self.depth, self.device = geometry, dim, depth, request.device
+        self.geometry, self.dim, self.depth, self.heads = geometry, dim, depth, heads
+        self.device = request.device
+        self.own_rows = geometry.token_grid[1]
         self.mean, self.std = mean, std
         self.dtype: torch.dtype = getattr(torch, request.dtype)
         self.num_parameters = sum(parameter.numel() for parameter in module.parameters())
@@ -112,6 +118,8 @@ class FrozenTeacher(ABC):
         said += to_json(geometry) + f"{self.block} {self.normed} {request.dtype} {mean} {std}"
         self.fingerprint = fingerprint(module, said)
         try:
+            if torch.device(request.device).type == "meta":
+                raise RuntimeError("nothing is computed there")
             self.module = module.to(request.device)
         except (RuntimeError, AssertionError) as error:  # AssertionError: a torch without that device.
             raise ConfigError(
@@ -135,11 +143,18 @@ class FrozenTeacher(ABC):
         """
         side = self.geometry.image_size
         wanted = (self.geometry.num_frames, side, side, 3)
+        if not isinstance(frames, Tensor):
+            raise ConfigError(
+                f"teacher {self.name} takes clips of shape (batch, {str(wanted)[1:]} as a tensor, not "
+                f"{type(frames).__name__}"
+            )
         if frames.shape[1:] != wanted or frames.dtype != torch.uint8:
             raise ConfigError(
                 f"teacher {self.name} takes clips of shape (batch, {str(wanted)[1:]} as torch.uint8, "
                 f"not {tuple(frames.shape)} as {frames.dtype}"
             )
+        if not len(frames):
+            raise ConfigError(f"teacher {self.name} takes clips of shape {wanted}, at least one of them")
         frames = frames.to(self.device)
         with torch.autocast(frames.device.type, enabled=False):
             pixels = normalise_pixels(frames, self.mean, self.std).to(self.dtype)

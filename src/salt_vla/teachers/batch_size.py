@@ -44,7 +44,7 @@ def largest_batch(teacher: FrozenTeacher, limit_bytes: int | None = None) -> int
         fitting, batch, needed = batch, 2 * batch, peak
     if fitting == 0:
         raise ResourceError(
-            f"one clip of {teacher.geometry} needs more than {limit_bytes / 1e6:.0f} MB with teacher "
+            f"one clip of {teacher.geometry} needs more than {limit_bytes / 1e6:,.3g} MB with teacher "
             f"{teacher.name}; raise the limit, or take a smaller teacher or a lower precision"
         )
     return fitting

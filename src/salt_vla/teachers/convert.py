@@ -5,7 +5,7 @@ Knows containers of tensors, not the families' names: those are the loaders' bus
 
 from __future__ import annotations
 
-import shutil
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +16,13 @@ from torch import Tensor
 
 from salt_vla.errors import RunError
 from salt_vla.models.loading import write_tensors
-from salt_vla.rundir import write_atomically, writing_to
-from salt_vla.teachers.weights import CONFIG, PROCESSORS, WEIGHTS, read_config
+from salt_vla.rundir import void, write_atomically
+from salt_vla.teachers.weights import CONFIG, FLOATS, LFS, PROCESSORS, WEIGHTS, read_config
+
+ITSELF = "."  # As a key: tensors that the file holds outside of any container.
+SHARED = 16  # Tied weights are written once for each name.
+PLAIN = (*FLOATS, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
+_GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
 
 
 @dataclass(frozen=True)
@@ -36,38 +41,67 @@ def convert(file: Path, out: Path, config: Path | None = None, key: str | None =
 
     Opened with `weights_only=True`, which builds tensors and plain containers and runs no code; what needs
     more is refused. `key` names the container to take where the file holds several ("model",
-    "target_encoder", …). `config`: config.json; default: the one beside `file`, if there is one. Raises
+    "target_encoder", …; ".": the file itself). `config`: config.json; default: the one beside `file`, if
+    there is one. Settings that `out` already holds are kept, and others than those to be written there are
+    refused; the weights come last, so that a conversion that was cut short can be run again. Raises
     `RunError`, `ResourceError`.
     """
     if not file.is_file():
         raise RunError(f"there is no file {file} to convert")
     if (out / WEIGHTS).exists():
         raise RunError(f"{out / WEIGHTS} exists already; choose another folder")
-    settings = config or (file.parent / CONFIG if (file.parent / CONFIG).is_file() else None)
-    if settings is not None:
-        read_config(settings.parent, settings.name)  # Before the long work: is it a JSON object at all?
+    settings = _settings(file.parent, out, config)  # Before the long work: are they what they should be?
     container, tensors, left_out = _tensors(_open(file), file, key)
+    _require_plain(tensors, file)
     # Copies: tied weights share memory, which safetensors cannot say.
     copies = {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}
+    for name, source in settings.items():
+        text = source.read_bytes()
+        write_atomically(out / name, lambda temporary, text=text: void(temporary.write_bytes(text)))  # type: ignore[misc]
     write_atomically(out / WEIGHTS, lambda temporary: write_tensors(copies, temporary))
-    with writing_to(out):
-        if settings is not None:
-            shutil.copyfile(settings, out / CONFIG)
-        for name in PROCESSORS:
-            if (file.parent / name).is_file():
-                shutil.copyfile(file.parent / name, out / name)
-    return Converted(out, len(copies), container, left_out, settings is not None)
+    return Converted(out, len(copies), container, left_out, (out / CONFIG).is_file())
+
+
+def _settings(beside: Path, out: Path, config: Path | None) -> dict[str, Path]:
+    """Name → source of the settings that `out` does not hold yet; `RunError` where it holds others."""
+    sources = {name: beside / name for name in PROCESSORS}
+    sources[CONFIG] = config or beside / CONFIG
+    wanted = {name: path for name, path in sources.items() if path.is_file() or path == config}
+    for name, path in wanted.items():
+        read_config(path.parent, path.name)
+        if (out / name).exists() and (out / name).read_bytes() != path.read_bytes():
+            raise RunError(f"{out / name} exists already and is not {path}; choose another folder")
+    return {name: path for name, path in wanted.items() if not (out / name).exists()}
 
 
 def _open(file: Path) -> object:
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch names no set of errors for files that it cannot or will not read.
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
-        raise RunError(
-            f"{file} is not opened: it is no torch checkpoint, is damaged, or would run code ({reason}); "
-            "open it where you trust it and save its state_dict alone. A safetensors file needs no conversion"
-        ) from error
+        raise RunError(f"{file} {_why_not(file, str(error))}") from error
+
+
+def _why_not(file: Path, said: str) -> str:
+    """Why torch did not open a file, in our words: its own advise to open it without care."""
+    with file.open("rb") as handle:
+        head = handle.read(64)
+    if not head:
+        return "is empty; fetch it again"
+    if head.startswith(LFS):
+        return "is a Git LFS pointer, not the checkpoint; run: git lfs pull"
+    if head[8:9] == b"{":
+        return f"is a safetensors file, which needs no conversion: put it beside its {CONFIG} as {WEIGHTS}"
+    if not head.startswith((b"PK\x03\x04", b"\x80")):
+        return "is no checkpoint of torch, neither a zip file nor a pickle"
+    if wants := _GLOBAL.search(said):
+        return (
+            f"would run code when it is opened (it asks for {wants[1][:80]}); open it where you trust it and "
+            "save its state_dict alone"
+        )
+    return (
+        "is damaged, or holds more than tensors in plain containers; fetch it again, or open it where you "
+        "trust it and save its state_dict alone"
+    )
 
 
 def _tensors(value: object, file: Path, key: str | None) -> tuple[str, Mapping[str, Tensor], tuple[str, ...]]:
@@ -75,19 +109,42 @@ def _tensors(value: object, file: Path, key: str | None) -> tuple[str, Mapping[s
     if not isinstance(value, Mapping):
         raise RunError(f"{file} holds a {type(value).__name__}, not a dictionary of tensors")
     containers = {str(name): part for name, part in value.items() if _is_container(part)}
-    if key is None and _named_tensors(value) and not containers:
-        key, containers = "", {"": value}
+    if _is_container(value):
+        containers[ITSELF] = value
+    if not containers:
+        raise RunError(f"{file} holds no tensors, neither by name nor in a container")
     if key is None and len(containers) == 1:
         key = next(iter(containers))
     if key is None or key not in containers:
-        wanted = f"no container {key!r}" if key else "no tensors" if not containers else "several containers"
+        wanted = f"no container {key!r}" if key else "several containers"
+        itself = f" ({ITSELF}: the tensors outside of any)" if ITSELF in containers else ""
         raise RunError(
-            f"{file} holds {wanted}; choose with --key one of: {', '.join(sorted(containers)) or 'none'}"
+            f"{file} holds {wanted}; choose with --key one of: {', '.join(sorted(containers))}{itself}"
         )
     tensors = _named_tensors(containers[key])
-    others = [name for name in value if str(name) != key] if key else []
+    others = [name for name in value if str(name) != key] if key != ITSELF else []
     inside = [name for name in containers[key] if name not in tensors]
-    return key, tensors, tuple(sorted(map(str, others + inside)))
+    return "" if key == ITSELF else key, tensors, tuple(sorted(map(str, others + inside)))
+
+
+def _require_plain(tensors: Mapping[str, Tensor], file: Path) -> None:
+    """`RunError` for tensors that a safetensors file cannot hold, and for more numbers than the file has."""
+    odd = [
+        name
+        for name, tensor in tensors.items()
+        if tensor.is_nested or tensor.layout != torch.strided or tensor.is_meta or tensor.dtype not in PLAIN
+    ]
+    if odd:
+        raise RunError(
+            f"{file} holds {odd[0][:80]!r}, which is no plain tensor (sparse, quantised, complex, nested or "
+            "without values); save its state_dict as plain tensors where you trust it"
+        )
+    needed = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    if needed > SHARED * file.stat().st_size:
+        raise RunError(
+            f"{file} would become {needed:.1e} bytes, more than {SHARED} times its size: its tensors repeat "
+            "a few numbers; save them as they are meant"
+        )
 
 
 def _named_tensors(value: Mapping[Any, Any]) -> dict[str, Tensor]:

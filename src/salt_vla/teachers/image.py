@@ -5,6 +5,7 @@ Owns how a clip's frames become one vector a tubelet token; the names of weights
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,11 +100,13 @@ class ImageTeacher(FrozenTeacher):
             geometry=geometry,
             dim=config.hidden_size,
             depth=config.num_hidden_layers,
+            heads=config.num_attention_heads,
             has_final_norm=True,
             facts=facts | {"family": config.model_type, "side": side},
             mean=statistics[0],
             std=statistics[1],
         )
+        self.own_rows = self.side // self.patch
         self._forward: Callable[[Tensor], Tensor] = (
             self._patches_forward if tower.model is Siglip2VisionModel else self._pictures_forward
         )
@@ -183,17 +186,19 @@ def load(path: Path, name: str, request: TeacherRequest) -> ImageTeacher:
     plain = image_weights.tower_tensors(weights.read_weights(path), path)
     _require_sizes(path, config, plain)
     if tower.model is DINOv3ViTModel:
-        image_weights.require_periods(
-            plain, config.rope_theta, config.hidden_size // config.num_attention_heads, path
-        )
-    with torch.device("meta"):  # Without weights of its own: they come from the file, or it is an error.
-        model = tower.model(config)
+        channels = config.hidden_size // config.num_attention_heads
+        if channels % 4 or not config.rope_theta > 0:
+            raise RunError(
+                f"{path / weights.CONFIG}: its rotary positions need a multiple of 4 channels a head, and "
+                f"rope_theta above 0, not {channels} and {config.rope_theta}"
+            )
+        image_weights.require_periods(plain, config.rope_theta, channels, path)
+    model = weights.build_module(lambda: tower.model(config), path)
     image_weights.load(model, plain, path)
     _restore_buffers(model)
     patch = config.patch_size
     side = config.image_size if tower.fixed_size else patch * max(1, round(geometry.image_size / patch))
-    has_processor = any((path / file).is_file() for file in weights.PROCESSORS)
-    statistics = weights.pixel_statistics(path) if has_processor else (tower.mean, tower.std)
+    statistics = weights.pixel_statistics(path, (tower.mean, tower.std))
     return ImageTeacher(
         name, model, request, geometry=geometry, tower=tower, side=side, statistics=statistics
     )
@@ -233,6 +238,8 @@ def _require_sizes(folder: Path, config: PreTrainedConfig, plain: Mapping[str, T
         found["hidden_size"] = shape[0]
         if len(shape) == 4:
             found["patch_size"] = shape[3]
+        elif len(shape) == 2:  # A row of 3 · patch² numbers.
+            found["patch_size"] = math.isqrt(shape[1] // 3)
     weights.require_sizes(folder, {key: getattr(config, key) for key in found}, found)
 
 

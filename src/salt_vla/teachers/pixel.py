@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from salt_vla.config import to_json
-from salt_vla.models.encoder import VideoEncoder
+from salt_vla.models.encoder import VideoEncoder, vit_size
 from salt_vla.models.loading import load_encoder
 from salt_vla.teachers.base import FrozenTeacher, TeacherRequest, require_geometry
 
@@ -29,6 +29,7 @@ class EncoderTeacher(FrozenTeacher):
             geometry=encoder.geometry,
             dim=encoder.dim,
             depth=len(encoder.blocks),
+            heads=vit_size(encoder.config).num_heads,
             has_final_norm=True,
             facts=to_json(encoder.config),
         )

@@ -83,8 +83,7 @@ def load(path: Path, name: str, request: TeacherRequest) -> VideoMAETeacher:
     tensors = encoder_tensors(weights.read_weights(path), path)
     _require_sizes(path, config, tensors)
     table = tensors.pop(POSITIONS, None)
-    with torch.device("meta"):  # Without weights of its own: they come from the file, or it is an error.
-        model = VideoMAEModel(config)
+    model = weights.build_module(lambda: VideoMAEModel(config), path)
     weights.load_weights(model, tensors, path)
     _require_positions(path, model, table)
     mean, std = weights.pixel_statistics(path)
@@ -95,6 +94,7 @@ def load(path: Path, name: str, request: TeacherRequest) -> VideoMAETeacher:
         geometry=geometry,
         dim=config.hidden_size,
         depth=config.num_hidden_layers,
+        heads=config.num_attention_heads,
         has_final_norm=model.layernorm is not None,
         facts={
             "family": "videomae",

@@ -15,7 +15,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import cast
 
-import torch
 from torch import Tensor, nn
 from transformers import VJEPA2Config, VJEPA2Model
 from transformers.models.vjepa2.modeling_vjepa2 import VJEPA2Encoder
@@ -61,8 +60,7 @@ def load(path: Path, name: str, request: TeacherRequest) -> VJEPA2Teacher:
     tensors = encoder_tensors(weights.read_weights(path), path)
     _require_sizes(path, config, tensors)
     config.crop_size, config.frames_per_clip = geometry.image_size, geometry.num_frames
-    with torch.device("meta"):  # Without weights of its own: they come from the file, or it is an error.
-        encoder: VJEPA2Encoder = VJEPA2Model(config).encoder
+    encoder: VJEPA2Encoder = weights.build_module(lambda: VJEPA2Model(config), path).encoder
     weights.load_weights(encoder, tensors, path)
     mean, std = weights.pixel_statistics(path)
     teacher = VJEPA2Teacher(
@@ -72,6 +70,7 @@ def load(path: Path, name: str, request: TeacherRequest) -> VJEPA2Teacher:
         geometry=geometry,
         dim=config.hidden_size,
         depth=config.num_hidden_layers,
+        heads=config.num_attention_heads,
         has_final_norm=True,
         facts={
             "family": "vjepa2",
@@ -89,7 +88,9 @@ def load(path: Path, name: str, request: TeacherRequest) -> VJEPA2Teacher:
 
 
 def read_config(folder: Path) -> VJEPA2Config:
-    return weights.build_config(VJEPA2Config, weights.read_config(folder), folder)
+    """Its predictor's sizes are not read: the class builds one, which is thrown away."""
+    said = {key: value for key, value in weights.read_config(folder).items() if not key.startswith("pred_")}
+    return weights.build_config(VJEPA2Config, said, folder)
 
 
 def clip_geometry(config: VJEPA2Config, wanted: ClipGeometry | None, name: str) -> ClipGeometry:

@@ -5,9 +5,11 @@ Whatever does not fit exactly is a sentence that names it. Knows no family's nam
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,53 +26,106 @@ from salt_vla.models.pixels import MEAN, STD
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.pth.tar", "*.ckpt")
-PROCESSORS = ("video_preprocessor_config.json", "preprocessor_config.json")
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.pth.tar", "*.ckpt", "*.pkl", "*.pickle")
+# Where a folder keeps the settings of pixels; newer versions of transformers nest them in one file.
+PROCESSORS = ("video_preprocessor_config.json", "preprocessor_config.json", "processor_config.json")
+NESTED = ("video_processor", "image_processor")
+# What a processor can do to pixels beside the statistics, and what alone can be had here.
+PIXELS_ARE = {
+    "do_normalize": (True, None),
+    "do_rescale": (True, None),
+    "do_flip_channel_order": (False, None),
+    "do_grayscale": (False, None),
+    "offset": (False, None),
+}
+LFS = b"version https://git-lfs"
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+MAX_EPSILON = 1e-2  # Published norms have 1e-12 … 1e-5.
+# What Python, torch and transformers raise for sizes that no network can have.
+CANNOT_BE = (
+    StrictDataclassError, TypeError, ValueError, ArithmeticError, AttributeError, KeyError, IndexError,
+    RuntimeError, MemoryError,
+)  # fmt: skip
 
 Rules = Sequence[tuple[str, str]]  # (pattern, replacement) by `re.sub`, all in turn.
 Statistics = tuple[float, float, float]
 C = TypeVar("C", bound=PreTrainedConfig)
+M = TypeVar("M", bound=nn.Module)
+T = TypeVar("T")
 
 
 def read_config(folder: Path, name: str = CONFIG) -> dict[str, Any]:
-    """A JSON object from the folder; `RunError` where it is missing, damaged or something else."""
+    """A JSON object from the folder, its numbers finite; `RunError` where it is missing, damaged or
+    something else."""
     path = folder / name
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_bytes()
+        value = json.loads(text, parse_constant=_finite, parse_float=_finite)
     except FileNotFoundError as error:
         raise RunError(f"{folder} lacks {name}, which says what the weights are") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
+        if isinstance(error, ValueError) and text.startswith(LFS):
+            raise RunError(f"{path} is a Git LFS pointer, not the file; run: git lfs pull") from error
         raise RunError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(value, dict):
         raise RunError(f"{path} must hold a JSON object, not a {type(value).__name__}")
     return value
 
 
-def pixel_statistics(folder: Path) -> tuple[Statistics, Statistics]:
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text[:20]} is no finite number")
+    return number
+
+
+def pixel_statistics(
+    folder: Path, default: tuple[Statistics, Statistics] = (MEAN, STD)
+) -> tuple[Statistics, Statistics]:
     """(mean, standard deviation) of each colour that the checkpoint's own processor file names, in 0 … 1.
 
-    ImageNet's where the folder has no such file, as VideoMAE and V-JEPA 2 use them.
+    `default`: the family's, where no such file gives them. `RunError` for half of them, for numbers that are
+    none, and for a processor that does more to pixels than dividing by 255 and normalising.
     """
     for name in PROCESSORS:
         if (folder / name).is_file():
-            said = read_config(folder, name)
-            if "image_mean" in said and "image_std" in said:
-                mean, std = (
-                    _three_numbers(said[key], folder / name, key) for key in ("image_mean", "image_std")
-                )
-                return mean, std
-    return MEAN, STD
+            path, said = folder / name, read_config(folder, name)
+            said = next((said[key] for key in NESTED if isinstance(said.get(key), dict)), said)
+            _require_plain_pixels(said, path)
+            given = [key for key in ("image_mean", "image_std") if said.get(key) is not None]
+            if len(given) == 1:
+                raise RunError(f"{path} has {given[0]} alone; give image_mean and image_std, or neither")
+            if given:
+                mean = _three(said["image_mean"], path, "image_mean", (0.0, 1.0))
+                return mean, _three(said["image_std"], path, "image_std", (1e-3, 2.0))
+    return default
 
 
-def _three_numbers(value: object, path: Path, key: str) -> Statistics:
+def _require_plain_pixels(said: Mapping[str, Any], path: Path) -> None:
+    odd = [f"{key}={said[key]!r}" for key, fit in PIXELS_ARE.items() if key in said and said[key] not in fit]
+    factor = said.get("rescale_factor")
+    if factor is not None and not (_is_number(factor) and abs(factor * 255 - 1) < 1e-3):
+        odd.append(f"rescale_factor={factor!r}"[:60])
+    if odd:
+        raise RunError(
+            f"{path} has {', '.join(odd)}; pixels are divided by 255 and normalised here, nothing else: such "
+            "a checkpoint cannot be a teacher"
+        )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _three(value: object, path: Path, key: str, bounds: tuple[float, float]) -> Statistics:
     if (
         not isinstance(value, list)
         or len(value) != 3
-        or not all(isinstance(number, (int, float)) for number in value)
-        or (key == "image_std" and min(value) <= 0)
+        or not all(_is_number(number) and bounds[0] <= number <= bounds[1] for number in value)
     ):
         raise RunError(
-            f"{path}: {key} must be three numbers (a standard deviation above zero), not {value!r}"
+            f"{path}: {key} must be three numbers of pixels in 0 … 1 (a standard deviation above zero), not "
+            f"{str(value)[:80]}"
         )
     return (float(value[0]), float(value[1]), float(value[2]))
 
@@ -83,6 +138,8 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     """
     if not folder.is_dir():
         raise RunError(f"{folder} is no folder with a checkpoint")
+    if (folder / WEIGHTS).is_dir():
+        raise RunError(f"{folder / WEIGHTS} is a folder, not a file of weights; fetch the checkpoint again")
     if (folder / WEIGHTS).is_file():
         return _read_file(folder / WEIGHTS)
     if (folder / INDEX).is_file():
@@ -113,7 +170,7 @@ def _read_file(path: Path) -> dict[str, Tensor]:
         # torch's zip files, or pickles from protocol 2. A safetensors file has its JSON at the ninth byte.
         if head.startswith(b"PK\x03\x04") or (head[:1] == b"\x80" and head[8:9] != b"{"):
             raise RunError(f"{path} is a pickle under another name; {_cure(path)}") from error
-        if head.startswith(b"version https://git-lfs"):
+        if head.startswith(LFS):
             raise RunError(f"{path} is a Git LFS pointer, not the weights; run: git lfs pull") from error
         raise
 
@@ -181,23 +238,48 @@ def _split_qkv(key: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
 def build_config(kind: type[C], said: Mapping[str, Any], folder: Path) -> C:
     """A configuration of transformers from `said`; `RunError` for what it cannot be built or computed with.
 
-    Fields that config.json leaves out take the class's defaults, as that format means them.
+    Fields that config.json leaves out take the class's defaults, as that format means them. Only fields of
+    the architecture are handed on, not what every class of transformers knows of loading and running (dtype,
+    kind of attention, names of labels, shape of outputs).
     """
-    try:
-        config = kind.from_dict(dict(said))
-    except (StrictDataclassError, TypeError, ValueError, ArithmeticError) as error:
-        reason = " ".join(str(error).split())
-        raise RunError(f"{folder / CONFIG} is no {kind.model_type} configuration: {reason}") from error
-    width, heads = config.hidden_size, config.num_attention_heads
-    if heads < 1 or width % heads:
+    if said.get("quantization_config") is not None:
+        raise RunError(f"{folder / CONFIG} has a quantization_config; only plain weights can be a teacher's")
+    common = {field.name for field in dataclasses.fields(PreTrainedConfig)}
+    own = {field.name for field in dataclasses.fields(kind)} - common
+    fields = {key: value for key, value in said.items() if key in own and not key.startswith("_")}
+    config = _described(lambda: kind.from_dict(fields), folder, f"is no {kind.model_type} configuration")
+    width, heads, epsilon = config.hidden_size, config.num_attention_heads, config.layer_norm_eps
+    if heads < 1 or width < 1 or width % heads:
         raise RunError(
             f"{folder / CONFIG}: hidden_size={width} is not a multiple of num_attention_heads={heads}"
+        )
+    if not 0 < epsilon <= MAX_EPSILON:
+        raise RunError(
+            f"{folder / CONFIG}: layer_norm_eps={epsilon} is not above 0 and at most {MAX_EPSILON}"
         )
     if config.hidden_act not in ACT2FN:
         raise RunError(
             f"{folder / CONFIG}: hidden_act={config.hidden_act!r} is no activation of transformers"
         )
     return config
+
+
+def build_module(make: Callable[[], M], folder: Path) -> M:
+    """A module of transformers on the meta device: its weights come from the file, or it is an error."""
+
+    def build() -> M:
+        with torch.device("meta"):
+            return make()
+
+    return _described(build, folder, "describes a network that cannot be built")
+
+
+def _described(make: Callable[[], T], folder: Path, what: str) -> T:
+    try:
+        return make()
+    except CANNOT_BE as error:
+        reason = " ".join(str(error).split())[:300]
+        raise RunError(f"{folder / CONFIG} {what}: {reason or type(error).__name__}") from error
 
 
 def require_sizes(folder: Path, said: Mapping[str, int], found: Mapping[str, int]) -> None:
@@ -236,6 +318,13 @@ def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], folder: Path)
     wrong = [f"{key} is {held}, not {wanted}" for key, (held, wanted) in shapes.items() if held != wanted]
     if wrong:
         raise RunError(f"the weights in {folder} are not those of {CONFIG}: {'; '.join(wrong[:3])}")
+    whole = sorted(key for key, tensor in tensors.items() if tensor.dtype not in FLOATS)
+    if whole:
+        kind = str(tensors[whole[0]].dtype).removeprefix("torch.")
+        raise RunError(
+            f"the weights in {folder} are {kind} numbers ({_some(whole)}): quantised or damaged; only "
+            "checkpoints in floating point can be teachers"
+        )
     broken = [key for key, tensor in tensors.items() if not torch.isfinite(tensor).all()]
     if broken:
         raise RunError(f"the weights in {folder} hold infinities or NaN: {_some(broken)}")
