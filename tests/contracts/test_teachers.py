@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import shutil
 from collections.abc import Callable
@@ -297,9 +298,61 @@ def test_lower_precision_is_close_and_has_its_own_fingerprint(
 
 
 @every_family
+@pytest.mark.parametrize(
+    "frames", [None, [], torch.empty(0, 4, 32, 32, 3, dtype=torch.uint8), torch.tensor(1)]
+)
+def test_what_are_no_clips_is_a_sentence(teacher: Teacher, frames: Any) -> None:
+    with pytest.raises(ConfigError, match="takes clips of shape"):
+        teacher.latents(frames)
+
+
+@every_family
+@pytest.mark.parametrize("layer", ["x", 2.0, True, None])
+def test_a_layer_that_is_no_number_is_refused(source: Source, layer: Any) -> None:
+    with pytest.raises(ConfigError, match="a layer is a whole number, not"):
+        load_teacher(source, GEOMETRY, layer=layer)
+
+
+@every_family
 def test_a_device_that_is_not_there_is_refused(source: Source) -> None:
     with pytest.raises(ConfigError, match="cannot go to device 'nowhere'"):
         load_teacher(source, GEOMETRY, device="nowhere")
+    with pytest.raises(ConfigError, match="cannot go to device 'meta': nothing is computed there"):
+        load_teacher(source, GEOMETRY, device="meta")
+
+
+UNUSED = {"dtype": "nope", "attn_implementation": "x", "return_dict": False, "num_labels": 10**12}
+WITH_FILES = [
+    ("videomae", {"hidden_dropout_prob": 5}, "describes a network that cannot be built"),
+    ("videomae", {"layer_norm_eps": 1e300}, "layer_norm_eps=1e[+]300 is not above 0 and at most 0.01"),
+    ("vjepa2", {"layer_norm_eps": 0.0}, "layer_norm_eps=0.0 is not above 0"),
+    ("image", {"quantization_config": {"bits": 4}}, "has a quantization_config; only plain weights"),
+    ("image", {"image_size": 10**12}, "describes a network that cannot be built"),
+]
+
+
+@pytest.mark.parametrize(("family", "change", "sentence"), WITH_FILES)
+def test_a_config_that_cannot_be_is_a_sentence_that_names_it(
+    family: str, change: dict[str, Any], sentence: str, directory: Path, tmp_path: Path
+) -> None:
+    changed = shutil.copytree(directory, tmp_path / "changed")
+    said = json.loads((changed / "config.json").read_text())
+    (changed / "config.json").write_text(json.dumps(said | change))
+    with pytest.raises(RunError, match=rf"config\.json:? {sentence}"):
+        load_teacher(changed, GEOMETRY)
+
+
+@pytest.mark.parametrize("family", ["videomae", "vjepa2", "image"])
+def test_what_a_config_says_of_loading_and_of_unused_parts_changes_nothing(
+    family: str, directory: Path, teacher: Teacher, frames: torch.Tensor, tmp_path: Path
+) -> None:
+    changed = shutil.copytree(directory, tmp_path / "changed")
+    said = json.loads((changed / "config.json").read_text())
+    predictor = {"pred_num_hidden_layers": 10**9, "pred_hidden_size": 0} if family == "vjepa2" else {}
+    (changed / "config.json").write_text(json.dumps(said | UNUSED | predictor))
+    again = load_teacher(changed, GEOMETRY)
+    assert again.fingerprint == teacher.fingerprint
+    assert torch.equal(again.latents(frames), teacher.latents(frames))
 
 
 def test_a_run_is_found_by_its_name(

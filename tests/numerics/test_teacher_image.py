@@ -218,6 +218,15 @@ def test_the_checkpoints_own_pixel_statistics_win(tmp_path: Path) -> None:
     assert not torch.allclose(before.latents(frames), after.latents(frames), atol=1e-3)
 
 
+def test_a_processor_without_statistics_leaves_the_familys(tmp_path: Path) -> None:
+    geometry = native("siglip")
+    folder = saved(build("siglip"), tmp_path)
+    before = load_teacher(folder, geometry)
+    (folder / "preprocessor_config.json").write_text('{"do_resize": true, "size": {"height": 42}}')
+    after = load_teacher(folder, geometry)
+    assert (after.mean, after.std) == HALF and after.fingerprint == before.fingerprint
+
+
 # The layouts of the original repositories, written out of transformers' classes by hand.
 
 
@@ -391,6 +400,9 @@ def changed_config(folder: Path, **changes: Any) -> Path:
         ("dinov3", {"num_register_tokens": 2}, "register_tokens is"),
         ("dinov2", {"model_type": "dinov2_tiny"}, "image towers are dinov2, "),
         ("dinov3", {"num_hidden_layers": 10**12}, "num_hidden_layers=1000000000000, more than any network"),
+        ("dinov3", {"num_attention_heads": 24}, "need a multiple of 4 channels a head.*, not 2 and"),
+        ("dinov3", {"rope_theta": 0.0}, "rope_theta above 0, not 16 and 0.0"),
+        ("siglip2", {"patch_size": 10**12}, r"patch_size=1000000000000 \(the weights have 7\)"),
         ("siglip", {"model_type": "siglip"}, "must hold an object 'vision_config'"),
     ],
 )

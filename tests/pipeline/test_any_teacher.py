@@ -102,6 +102,20 @@ def test_a_student_learns_from_this_family_on_a_folder_of_films(
     assert salt.at("s").metrics("val")[-1]["r2_channel_mean"] is not None
 
 
+def test_without_a_recipe_overrides_change_the_teachers_own_clips(
+    films: Path, salt: Any, tmp_path: Path
+) -> None:
+    """Its 64² stays, where our default is 224²; 16 frames are our default, and are asked for all the same."""
+    vjepa2().save_pretrained(tmp_path / "teacher")
+    build = ("cache", "build", "--teacher", tmp_path / "teacher", "--data", films, "--num-views", 1)
+    wide = "data.view.frame_stride=1"
+    salt.ok(*build, "encoder.geometry.num_frames=16", wide, "--out", tmp_path / "sixteen")
+    salt.ok(*build, wide, "--out", tmp_path / "own")
+    found = [salt.json("cache", "show", tmp_path / name)["provenance"] for name in ("sixteen", "own")]
+    sizes = [(p["geometry"]["num_frames"], p["geometry"]["image_size"], p["dtype"]) for p in found]
+    assert sizes == [(16, 64, "float32"), (8, 64, "float32")]
+
+
 def test_a_teacher_of_other_clips_than_the_recipes_is_refused(films: Path, salt: Any, tmp_path: Path) -> None:
     videomae().save_pretrained(tmp_path / "teacher")
     said = salt(

@@ -133,7 +133,7 @@ def test_a_model_of_another_size_than_its_published_name_is_named(check: Any, tm
     code, found, severity = check(f"videomae_v1_huge={directory}")
     assert code == 1 and severity["size"] == "bad"
     assert "another model than its name says: 48 wide, 2 blocks" in found["verdict"]
-    assert "'videomae_v1_huge' means 1280 wide, 32 blocks, 631.6 M parameters" in found["verdict"]
+    assert "'videomae_v1_huge' means 1280 wide, 32 blocks, 16 heads, 631.6 M parameters" in found["verdict"]
     assert (found["claimed_dim"], found["claimed_parameters"]) == (1280, 631_604_480)
 
 

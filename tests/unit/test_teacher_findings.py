@@ -158,6 +158,43 @@ def test_figures_that_spoil_targets(changes: dict[str, float], topic: str, sever
     assert found(with_statistics(**changes), topic).severity == severity
 
 
+@pytest.mark.parametrize(
+    ("changes", "dtype", "text"),
+    [
+        ({"finite_share": 0.5}, "float32", "NaN or infinite: its weights or its config.json are damaged"),
+        ({"finite_share": 0.5}, "float16", "NaN or infinite: load it as float32, not float16"),
+        ({"mean_mse": 0.0, "mean_mse_normalised": 0.0}, "float32", "do not vary"),
+    ],
+)
+def test_of_numbers_that_are_none_nothing_else_is_judged(
+    changes: dict[str, float], dtype: str, text: str
+) -> None:
+    spoilt = with_statistics(**changes, top_share=1.0, top_share_normalised=1.0, position_share=0.9)
+    findings = findings_of(replace(spoilt, token_order=TokenOrder(8, 0), dtype=dtype, unreadable=1))
+    bad = [finding for finding in findings if finding.severity == "bad"]
+    assert len(bad) == 1 and text in bad[0].text
+    assert {finding.topic for finding in findings} == {bad[0].topic, "size", "biases", "clips"}
+
+
+def test_who_has_its_final_norm_is_not_told_to_take_it() -> None:
+    stubborn = with_statistics(top_share=0.99, top_share_normalised=0.97)
+    assert "take its raw stream (--final-norm none)" in found(stubborn, "outlier_channels").text
+    raw = found(replace(stubborn, is_raw=True), "outlier_channels")
+    assert "take its final norm (--final-norm model)" in raw.text
+
+
+def test_an_order_that_was_not_tried_is_no_finding() -> None:
+    finding = found(replace(HEALTHY, token_order=TokenOrder(0, 0)), "token_order")
+    assert finding.severity == "ok" and "cannot be judged" in finding.text
+
+
+def test_other_heads_than_the_names_are_another_model() -> None:
+    claim = replace(BASE, heads=12)
+    assert found(replace(HEALTHY, claim=claim, heads=12), "size").severity == "ok"
+    finding = found(replace(HEALTHY, claim=claim, heads=6), "size")
+    assert finding.severity == "bad" and "6 heads" in finding.text and "12 heads" in finding.text
+
+
 def test_the_verdict_names_everything_the_worst_first() -> None:
     facts = replace(
         with_statistics(position_share=0.7), biases=QueryValueBiases(4, 4), claim=HUGE, unreadable=2

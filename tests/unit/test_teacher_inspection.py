@@ -205,3 +205,34 @@ def test_judgements_have_a_gap_between_them() -> None:
     assert [order(0.3), order(0.85), order(1.0)] == ["ordered", "unknown", "shuffled"]
     assert order(1.0, nearest=0.6, directions=0.95) == "unknown"
     assert order(1.0, spread=1e-7) == "unknown"
+
+
+def coarse(latents: Latents, side: int) -> Latents:
+    """As an image tower of `side`² patches that is resampled to the clip's grid."""
+
+    def of(frames: Tensor) -> Tensor:
+        tokens = latents(frames)
+        maps = tokens.unflatten(1, GEOMETRY.token_grid).flatten(0, 1).permute(0, 3, 1, 2)
+        small = nn.functional.adaptive_avg_pool2d(maps, side)
+        large = nn.functional.interpolate(small, maps.shape[-2:], mode="bilinear", align_corners=False)
+        return large.permute(0, 2, 3, 1).reshape(tokens.shape)
+
+    return of
+
+
+def test_a_coarse_grid_of_its_own_is_no_disorder() -> None:
+    geometry = GEOMETRY
+    fine = latents_of(encoder())
+    found = token_order(coarse(fine, 4), geometry, own_rows=4)
+    assert found.tried == 8 and found.found > 4
+    assert token_order(coarse(fine, 2), geometry, own_rows=2) == TokenOrder(0, 0)  # Half of all would do.
+    backwards = token_order(lambda frames: coarse(fine, 4)(frames).flip(1), geometry, own_rows=4)
+    assert 2 * backwards.found < backwards.tried
+
+
+def test_numbers_that_are_none_are_not_judged() -> None:
+    def broken(frames: Tensor) -> Tensor:
+        return torch.full((len(frames), GEOMETRY.num_tokens, DIM), torch.nan)
+
+    assert token_order(broken, GEOMETRY) == TokenOrder(0, 0)
+    assert position_order(broken, nn.Identity(), GEOMETRY).judgement == "unknown"

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from transformers import Dinov2Config, Dinov2Model, VideoMAEConfig, VideoMAEMode
 
 from salt_vla.errors import ConfigError, HubError, RunError
 from salt_vla.geometry import ClipGeometry
+from salt_vla.jobs.teacher import data_settings, load_to_inspect
 from salt_vla.registry import TEACHERS
 from salt_vla.teachers import family_of, load_teacher
 from salt_vla.teachers import names as named
@@ -81,6 +83,7 @@ def test_a_names_sizes_are_those_of_the_network(name: str) -> None:
     claim = NAMED[name]
     assert network.config.hidden_size == claim.dim
     assert network.config.num_hidden_layers == claim.depth
+    assert network.config.num_attention_heads == claim.heads
     assert sum(parameter.numel() for parameter in network.parameters()) == claim.parameters
 
 
@@ -133,6 +136,22 @@ def test_another_network_under_a_name_is_refused(
     monkeypatch.setitem(named.NAMED, "tiny_base", other)
     with pytest.raises(RunError, match=sentence):
         load_teacher(f"tiny_base={tmp_path / 'counted'}")
+
+
+def test_other_heads_or_clips_under_a_name_are_refused(
+    claim: NamedTeacher, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Neither is seen in the shapes of weights: config.json may say what it likes."""
+    config = tmp_path / "counted" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"num_attention_heads": 4}))
+    with pytest.raises(RunError, match="has heads: 4, and tiny_base is 2: this is not the model of that"):
+        load_teacher(f"tiny_base={config.parent}")
+    film = replace(claim, family="videomae", heads=4)
+    monkeypatch.setitem(named.NAMED, "tiny_base", film)
+    with pytest.raises(
+        RunError, match=r"has clips of .*image_size=32.*, and tiny_base takes .*image_size=224"
+    ):
+        load_teacher(f"tiny_base={config.parent}")
 
 
 def test_another_number_of_parameters_under_a_name_is_refused(claim: NamedTeacher, tmp_path: Path) -> None:
@@ -213,7 +232,67 @@ def test_what_is_no_random_teacher_is_a_sentence(name: str) -> None:
         load_teacher(name)
 
 
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("random:nonsense", "vit_tiny_patch16_224:0, not 'random:nonsense'"),
+        (f"random:vit_micro:{'9' * 23}", "a seed has at most 18 digits, not 23"),
+        ("random:vit_micro_patch1_4096", "claims 134217728 tokens a clip; at most 65536 can be"),
+        (
+            "random:vit_micro_patch20000_20000",
+            r"would have .*e\+11 parameters; a random one has at most 4e\+09",
+        ),
+    ],
+)
+def test_a_random_teacher_that_cannot_be_takes_no_memory(name: str, sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        load_teacher(name)
+
+
 # Directories.
+
+
+@pytest.mark.parametrize("name", ["", " ", "x" * 5000, f"runs/{'y' * 300}", "a\0b"], ids=len)
+def test_what_can_be_no_path_is_no_teacher(name: str) -> None:
+    for ask in (load_teacher, data_settings, load_to_inspect):
+        with pytest.raises(RunError, match="is no teacher: give a directory, a run's name"):
+            ask(name)  # type: ignore[operator]
+
+
+def test_a_misspelt_claim_and_a_missing_directory_are_told_apart(tmp_path: Path) -> None:
+    with pytest.raises(
+        RunError, match=r"there is no published teacher 'vjepa2_vitx' to hold .* to; known: vid"
+    ):
+        load_teacher(f"vjepa2_vitx={tmp_path}")
+    for ask in (load_teacher, load_to_inspect):
+        with pytest.raises(
+            RunError, match="there is no directory '/nope', which is to hold teacher vjepa2_vitl"
+        ):
+            ask("vjepa2_vitl=/nope")  # type: ignore[operator]
+
+
+def test_a_run_without_a_checkpoint_is_to_be_gone_on_with(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"seed": 0}')
+    (tmp_path / "status.json").write_text("{}")
+    with pytest.raises(RunError, match="it was stopped before its first checkpoint; go on with the run"):
+        load_teacher(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(RunError, match="it was stopped before its first checkpoint; go on with the run"):
+        load_teacher(tmp_path)
+
+
+def test_a_published_folder_may_hold_checkpoints_of_its_own(tmp_path: Path) -> None:
+    plain = load_teacher(tiny(tmp_path / "made"))
+    (tmp_path / "made" / "checkpoints" / "step_5").mkdir(parents=True)
+    assert load_teacher(tmp_path / "made").fingerprint == plain.fingerprint
+
+
+def test_a_runs_config_that_is_no_text_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes(b'{"seed": "\xff"}')
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "encoder.safetensors").touch()
+    with pytest.raises(ConfigError, match=r"config\.json"):
+        data_settings(str(tmp_path))
 
 
 @pytest.mark.parametrize(

@@ -59,8 +59,7 @@ def check(
     table = open_table(data, settings.view, inspected.teacher.geometry)
     checked = check_teacher(inspected, table, settings, clips)
     if out is not None:
-        picture = checked.picture()
-        write_atomically(out / "tokens.png", lambda path: void(path.write_bytes(picture)))
+        write_atomically(out / "tokens.png", lambda path: void(path.write_bytes(checked.picture())))
         write_text(out / "check.json", text.dumps(checked.to_json(), indent=2))
     if json:
         print_json(checked.to_json())
