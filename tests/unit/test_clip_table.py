@@ -325,13 +325,27 @@ def test_what_cannot_be_mixed_is_a_sentence():
         ([(table, 1), (renamed, 1)], "the mixture holds clip_id 'set/0' more than once"),
         ([(table, 0)], "a mixture's weight must be a positive number, not 0"),
         ([(table, float("inf"))], "a mixture's weight must be a positive number, not inf"),
+        ([(table, float("nan"))], "a mixture's weight must be a positive number, not nan"),
+        ([(table, 1e308)], "a mixture's weight must be a positive number, not 1e.308"),
+        ([(table, 1e-320)], "a mixture's weight must be a positive number, not 1e-320"),
         ([(mixture(), 1)], "is a mixture already; mix the tables it was made of"),
     ]:
         with pytest.raises(DataError, match=message):
             ClipTable.mix(parts)
 
 
-@pytest.mark.parametrize("said", ["", "[]", "{", '{"roots": {}}', '{"roots": {"set": 3}, "weights": {}}'])
+@pytest.mark.parametrize(
+    "said",
+    [
+        "",
+        "[]",
+        "{",
+        '{"roots": {}}',
+        '{"roots": {"set": 3}, "weights": {}}',
+        '{"roots": {"set": "/data"}, "weights": {"set": NaN}}',
+        '{"roots": {"set": "/data"}, "weights": {"set": 0}}',
+    ],
+)
 def test_damaged_places_are_a_sentence(tmp_path, said):
     rows = ClipTable.from_clips(CLIPS, tmp_path).rows.replace_schema_metadata({METADATA: said})
     pq.write_table(rows, tmp_path / "t.parquet")

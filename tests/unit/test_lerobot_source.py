@@ -223,6 +223,11 @@ def sentence(action: Callable[[], Any]) -> str:
             for name in ("codebase_version", "fps", "features", "splits", "data_path", "video_path")
         ),
         ({"fps": 0}, "fps is 0, not a positive number"),
+        (
+            {"fps": 10**400},
+            "fps is 1000000000000000000000000000000000000000, not a positive number up to 10000",
+        ),
+        ({"splits": {"train": "0:" + "9" * 5000}}, "split 'train' is '0:999"),
         ({"fps": "thirty"}, "fps is 'thirty', not a positive number"),
         ({"features": []}, "features must be an object of objects"),
         (

@@ -112,6 +112,9 @@ def test_a_part_of_the_episodes_needs_their_files_alone(v21: Path) -> None:
         ('{"episode_index": 0, "tasks": ["x"], "length": "long"}', "length is 'long', not a number"),
         ('{"episode_index": 0, "tasks": ["x"], "length": NaN}', "length is nan, not a number"),
         ('{"episode_index": 0, "tasks": ["x"], "length": -3}', "length is -3, not a number"),
+        ('{"episode_index": 0, "tasks": ["x"], "length": 1e300}', "length is 1e+300, not a number"),
+        (f'{{"episode_index": {10**30}}}', f"{10**30} is no episode's number"),
+        ('{"episode_index": true}', "True is no episode's number"),
     ],
 )
 def test_episodes_that_cannot_be_read_are_sentences(v21: Path, content: str | None, said: str) -> None:

@@ -141,3 +141,10 @@ def test_cuts_that_make_no_sense_are_refused(changes, message):
 def test_a_data_sets_name_is_one_word(name: str) -> None:
     with pytest.raises(ConfigError, match="a data set's name is one word"):
         SourceOptions(dataset=name)
+
+
+def test_a_film_that_is_said_to_last_for_weeks_costs_itself_alone() -> None:
+    long = replace(SEGMENT, key="set/b", frames=10**8)
+    table, problems = cut_clips(listing(SEGMENT, long), Cutting(EVERY_4TH, 4))
+    assert [problem.key for problem in problems] == ["set/b"] and problems[0].reason.startswith("too long: ")
+    assert all(clip.startswith("set/a/") for clip in table.clip_ids)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -103,3 +105,24 @@ def test_ctrl_c_is_left_to_who_started_the_workers():
 def send_interrupt(number: int) -> int:
     os.kill(os.getpid(), signal.SIGINT)
     return number
+
+
+def test_workers_of_a_killed_program_end_and_say_nothing(tmp_path):
+    script = tmp_path / "program.py"
+    script.write_text(
+        """
+import os, signal, sys
+from salt_vla.data.workers import map_in_workers
+
+def kill_the_program(number):
+    if number == 3:
+        os.kill(os.getppid(), signal.SIGKILL)
+    return bytes(10_000_000)
+
+if __name__ == "__main__":
+    list(map_in_workers(kill_the_program, range(8), 2))
+"""
+    )
+    # The pipes close when the last of the processes has ended.
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGKILL, "", "")

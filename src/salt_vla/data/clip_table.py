@@ -41,6 +41,7 @@ SCHEMA = pa.schema(
 
 
 METADATA = b"salt_vla.places"  # of the Parquet file: the data sets' roots and weights, as JSON
+WEIGHTS = (1e-6, 1e6)  # smallest and largest of a mixture
 SAMPLED_BYTES = 1 << 16  # of either end of a file
 
 
@@ -94,8 +95,11 @@ class ClipTable:
         roots: dict[str, Path] = {}
         weights: dict[str, float] = {}
         for table, weight in parts:
-            if not 0 < weight < math.inf:
-                raise DataError(f"a mixture's weight must be a positive number, not {weight}")
+            if not WEIGHTS[0] <= weight <= WEIGHTS[1]:
+                raise DataError(
+                    f"a mixture's weight must be a positive number, not {weight} (from {WEIGHTS[0]:g} to "
+                    f"{WEIGHTS[1]:g})"
+                )
             if table.weights:
                 raise DataError(f"{table.name} is a mixture already; mix the tables it was made of")
             if shared := roots.keys() & table.roots.keys():
@@ -248,6 +252,8 @@ def _places(said: str, datasets: Sequence[str], path: Path) -> tuple[dict[str, P
         places = json.loads(said)
         roots = {name: Path(places["roots"][name]) for name in datasets}
         weights = {str(name): float(weight) for name, weight in places["weights"].items()}
+        if not all(0 < weight < math.inf for weight in weights.values()):
+            raise ValueError("a weight that is none")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
             f"{path} does not say where its videos lie; make it with `salt-vla data index`"

@@ -19,6 +19,7 @@ HASH_STEPS = 2**32
 # Far beyond what anybody trains on; without them a typing error is a hang.
 MAX_FRAMES = 4096  # of a clip
 MAX_CLIPS = 10_000  # of a video
+MAX_LENGTH = 10_000_000  # frames of a video
 MAX_STRIDE = 1_000_000
 FPS_RANGE = (0.001, 1000.0)
 
@@ -128,6 +129,10 @@ def cut_clips(listing: Listing, cutting: Cutting) -> tuple[ClipTable, list[Probl
     clips: list[Clip] = []
     problems = list(listing.problems)
     for segment in listing.segments:
+        if measured(segment)[0] > MAX_LENGTH:
+            reason = f"too long: {segment.frames} frames are said to be there, more than {MAX_LENGTH}"
+            problems.append(Problem(segment.key, segment.file, reason))
+            continue
         starts = clip_starts(segment, cutting)
         if not starts:
             problems.append(Problem(segment.key, segment.file, _too_short(segment, cutting)))

@@ -10,6 +10,7 @@ import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Generic, TypeVar
 
@@ -87,7 +88,12 @@ class _Worker(Generic[Item, Result]):
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
         self._process = context.Process(target=_work, args=(theirs, self.function), daemon=True)
-        self._process.start()
+        resource_tracker.ensure_running()  # Its start would let signals through again.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:  # What starts blocked stays so: Ctrl-C reaches all, and who started us decides when to stop.
+            self._process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
 
     def send(self, number: int, item: Item) -> None:
@@ -127,11 +133,10 @@ class _Worker(Generic[Item, Result]):
 
 def _work(connection: Connection, function: Callable[[Item], Result]) -> None:
     """A worker's life: items in, (has failed, result or exception) out, until the other end is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; who started us decides when to stop.
     while True:
         try:
             item = connection.recv()
-        except EOFError:
+        except (EOFError, ConnectionResetError):
             return
         try:
             answer: tuple[bool, Result | Exception] = (False, function(item))
@@ -139,5 +144,5 @@ def _work(connection: Connection, function: Callable[[Item], Result]) -> None:
             answer = (True, error)
         try:
             connection.send(answer)
-        except BrokenPipeError:
+        except (BrokenPipeError, ConnectionResetError):
             return  # Who asked was killed; there is nobody left to tell.

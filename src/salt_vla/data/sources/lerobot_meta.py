@@ -5,7 +5,6 @@ The package `lerobot` is not needed. Knows nothing of clips, and opens neither f
 
 from __future__ import annotations
 
-import math
 import re
 import string
 from collections.abc import Mapping
@@ -24,7 +23,9 @@ FIELDS = ("codebase_version", "fps", "features", "splits", "data_path", "video_p
 # Two files of tables for each episode, or several episodes in a file.
 ONE_FILE_AN_EPISODE = ("v2.0", "v2.1")
 SHARED_FILES = ("v3.0",)
-_SPAN = re.compile(r"^(\d+):(\d+)$")
+_SPAN = re.compile(r"^(\d{1,9}):(\d{1,9})$")
+MAX_NUMBER = 1e9  # of frames, seconds, files: beyond any recording, and it fits every column
+MAX_FPS = 10_000
 _NUMBER_FORMAT = re.compile(r"(0?\d?\dd?|d)?")  # `{name:06d}`; a wider one could fill the memory
 
 
@@ -53,7 +54,9 @@ class LeRobotMeta:
         for name, span in self.info["splits"].items():
             ends = _SPAN.match(str(span))
             if ends is None:
-                raise DataError(f"{self.root}/{INFO}: split {name!r} is {span!r}, not episodes as in '0:10'")
+                raise DataError(
+                    f"{self.root}/{INFO}: split {name!r} is {span!r:.60}, not episodes as in '0:10'"
+                )
             if int(ends[1]) <= episode < int(ends[2]):
                 found.append(str(name))
         if not found:
@@ -73,11 +76,13 @@ class LeRobotMeta:
         return episode[name]
 
     def number(self, episode: dict[str, Any], name: str) -> float:
-        """One number of an episode's row, finite and not negative."""
+        """One number of an episode's row, not negative and below a thousand million."""
         value = self.field(episode, name)
-        if not _is_number(value) or not 0 <= value < math.inf:
+        if not _is_number(value) or not 0 <= value < MAX_NUMBER:
             number = episode["episode_index"]
-            raise DataError(f"{self.root}/meta/episodes: episode {number}: {name} is {value!r}, not a number")
+            raise DataError(
+                f"{self.root}/meta/episodes: episode {number}: {name} is {value!r:.60}, not a number"
+            )
         return float(value)
 
     def film(self, episode: dict[str, Any], camera: str) -> tuple[str, int]:
@@ -141,7 +146,7 @@ def read_meta(root: Path) -> LeRobotMeta:
     one_file = info["codebase_version"] in ONE_FILE_AN_EPISODE
     rows = _episodes_jsonl(root) if one_file else _episodes_parquet(root)
     for row in rows:
-        if not isinstance(row["episode_index"], int) or row["episode_index"] < 0:
+        if type(row["episode_index"]) is not int or not 0 <= row["episode_index"] < MAX_NUMBER:
             raise DataError(f"{root}/meta/episodes: {row['episode_index']!r} is no episode's number")
     return LeRobotMeta(root, info, sorted(rows, key=lambda row: row["episode_index"]))
 
@@ -188,8 +193,8 @@ def _read_info(root: Path) -> dict[str, Any]:
             f"{path}: version {info['codebase_version']!r} is not {' or '.join(known)}; convert it with "
             "lerobot's tool"
         )
-    if not _is_number(info["fps"]) or not 0 < info["fps"] < math.inf:
-        raise DataError(f"{path}: fps is {info['fps']!r}, not a positive number")
+    if not _is_number(info["fps"]) or not 0 < info["fps"] <= MAX_FPS:
+        raise DataError(f"{path}: fps is {info['fps']!r:.40}, not a positive number up to {MAX_FPS}")
     if not isinstance(info["splits"], dict):
         raise DataError(f"{path}: splits is {info['splits']!r}, not an object of name: range")
     features = info["features"]
