@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import av
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -238,6 +239,42 @@ def test_a_shared_pass_gives_the_bytes_of_reading_alone(tiny_table, monkeypatch)
         read = list(reader(tiny_table).read_each([keys[at] for at in order]))
         assert [key for key, _ in read] == [keys[at] for at in order]
         assert all(np.array_equal(pixels, alone[key]) for key, pixels in read)
+
+
+def test_squares_that_wait_for_each_other_give_the_bytes_of_one_by_one(tiny_table, monkeypatch):
+    keys = all_keys(tiny_table)
+    monkeypatch.setattr(view_lock, "WAITING_BYTES", 0)
+    one_by_one = reader(tiny_table).read_many(keys)
+    at_once: list[int] = []
+    resized = view_lock.resized
+    monkeypatch.setattr(
+        view_lock, "resized", lambda squares, size: at_once.append(squares.nbytes) or resized(squares, size)
+    )
+    for waiting in (200_000, 4 * 2**20):
+        monkeypatch.setattr(view_lock, "WAITING_BYTES", waiting)
+        assert np.array_equal(reader(tiny_table).read_many(keys), one_by_one)
+        reader(tiny_table).read(*keys[0])
+        assert 64 * 64 * 3 < max(at_once) <= waiting
+
+
+def test_a_size_that_changes_at_a_views_last_frame_is_a_sentence(tmp_path):
+    """Nothing of the view is given, though all its other pictures came."""
+    films = []
+    for name, side in (("one.h264", 64), ("two.h264", 32)):
+        with av.open(str(tmp_path / name), "w") as container:
+            stream = container.add_stream("libx264", rate=25)
+            stream.height, stream.width, stream.pix_fmt = side, side, "yuv420p"
+            for number in range(7):
+                image = np.full((side, side, 3), 20 * number, np.uint8)
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+            container.mux(stream.encode(None))
+        films.append((tmp_path / name).read_bytes())
+    (tmp_path / "v.h264").write_bytes(b"".join(films))
+    clip = Clip("c", "d", "folder", "v.h264", 0, 0, 0, 8, "", "", 25.0, False, "train")
+    table = ClipTable.from_clips([clip], tmp_path)
+    whole = ViewReader(table, ViewConfig(frame_stride=1), ClipGeometry(8, 32, tubelet_size=2, patch_size=16))
+    with pytest.raises(DataError, match=r"v\.h264 changes the size of its pictures at frame 7"):
+        whole.read("c")
 
 
 def test_clips_of_one_file_share_one_pass(tiny_table, monkeypatch):
