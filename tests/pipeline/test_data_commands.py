@@ -218,6 +218,12 @@ def test_absurd_numbers_are_refused_at_once(salt: Any, tiny_dataset: Path, tmp_p
     assert "at most 4096, not 1000000000" in salt(*index, "--num-frames", 10**9).sentence
     assert "at most 10000, not 1000000000" in salt(*index, "--clips-per-video", 10**9).sentence
     assert "at most 1000000, not" in salt(*index, "--frame-stride", 10**21, "--short", "hold").sentence
+    table = tmp_path / "small.parquet"
+    salt.ok(*index[:3], "--out", table, *SHORT)
+    for verb in (("check", table), ("show", table, "--out", tmp_path / "x.png")):
+        assert "at most 4096, not 1000000000" in salt("data", *verb, "--num-frames", 10**9).sentence
+    show = ("data", "show", table, "--out", tmp_path / "x.png")
+    assert "at most 2048, not 100000" in salt(*show, "--image-size", 100_000).sentence
     assert salt("data", "index", "x" * 5000, "--out", "y").sentence.endswith(
         "File name too long; check the path"
     )
@@ -245,7 +251,7 @@ def test_no_command_writes_over_what_it_reads_or_what_is_not_its_own(
     ):
         said = salt(*command).sentence
         assert "is what the command reads" in said or "is there already and is not" in said
-    for out in (tmp_path, "/dev/full", "/dev/stdout"):
+    for out in (tmp_path, ".", "/dev/full", "/dev/stdout"):
         for verb in (("index", films), ("check", robots), ("show", robots), ("mix", robots, other)):
             assert "cannot write" in salt("data", *verb, "--out", out).sentence
     assert (tree(tmp_path), tree(mixture.parent)) == before

@@ -80,6 +80,13 @@ def test_pipes_and_folders_are_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ResourceError, match=r"/file is no folder; choose another one"):
         require_output(tmp_path / "file" / "below" / "x.json", REASONS)
+    for name in ("", "."):
+        with pytest.raises(ResourceError, match="it is a folder; give the name of a file in it"):
+            require_output(Path(name), CLIP_TABLE)
+    with pytest.raises(ConfigError, match="is not text in UTF-8; give another name"):
+        require_output(tmp_path / "\udcff.parquet", CLIP_TABLE)
+    with pytest.raises(ResourceError, match="File name too long"):
+        require_output(tmp_path / ("x" * 300), CLIP_TABLE)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder", "pipe"]
 
 

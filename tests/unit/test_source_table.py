@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from salt_vla.config import ViewConfig
+from salt_vla.data.clip_table import ClipTable
 from salt_vla.data.segments import Cutting, Segment, SourceOptions
 from salt_vla.data.sources.table import recognises, segments
 from salt_vla.errors import DataError
@@ -248,6 +249,16 @@ def test_single_precision_names_stretches_as_double_does(tmp_path: Path) -> None
         pq.write_table(table, tmp_path / "t.parquet")
         keys.append([segment.key for segment in listed(tmp_path / "t.parquet")])
     assert keys[0] == keys[1] == ["t/a.mp4@0.1-2.7", "t/a.mp4@0-1000.5"]
+
+
+def test_a_list_whose_own_name_is_no_text_is_a_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "\udcff.parquet"
+    (tmp_path / "t.parquet").write_bytes(write(tmp_path / "u.parquet").read_bytes())
+    (tmp_path / "t.parquet").rename(path)
+    assert not recognises(path)
+    for read in (listed, ClipTable.read):
+        with pytest.raises(DataError, match="is not a Parquet file, or a damaged one"):
+            read(path)
 
 
 @pytest.mark.parametrize("field", ["id", "path", "label", "split", "group"])

@@ -123,7 +123,7 @@ class ClipTable:
             rows = pq.read_table(path, partitioning=None, page_checksum_verification=True)
             missing = [name for name in SCHEMA.names if name not in rows.column_names]
             said = (rows.schema.metadata or {}).get(METADATA, b"").decode()
-        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        except (pa.ArrowException, OSError, UnicodeError) as error:
             raise DataError(f"{path} is not a Parquet file, or a damaged one: {error}") from error
         if missing:
             raise DataError(

@@ -87,8 +87,8 @@ def write_index(
     """
     if not 0 <= max_bad_share <= 1:
         raise DataError(f"--max-bad-share must lie in 0..1, not {max_bad_share}")
-    beside = problems_file(out)
     require_output(out, CLIP_TABLE, [path])
+    beside = problems_file(out)
     require_output(beside, REASONS, [path])
     listing = list_segments(path, source, options, num_workers)
     try:

@@ -10,6 +10,7 @@ import numpy as np
 
 from salt_vla.config import MaskConfig, ViewConfig
 from salt_vla.data.clip_table import Clip, ClipTable
+from salt_vla.data.segments import Cutting
 from salt_vla.data.view_lock import ViewReader
 from salt_vla.errors import ConfigError, DataError
 from salt_vla.geometry import ClipGeometry
@@ -22,6 +23,7 @@ from salt_vla.reports.contact import ShownClip, contact_sheet
 
 CLIPS = 8
 MOST_CLIPS = 96
+MOST_PIXELS = 2048  # of a clip's side
 
 
 @dataclass(frozen=True)
@@ -86,8 +88,10 @@ def look_at(
         view = replace(view, **sampled)
     if frame_stride is not None:
         view = replace(view, frame_stride=frame_stride, sampling="stride")
-    frames = num_frames or frames
+    frames = Cutting(view, num_frames or frames).num_frames  # Refuses absurd ones.
     size = image_size or geometry.image_size
+    if size > MOST_PIXELS:
+        raise ConfigError(f"--image-size must be at most {MOST_PIXELS}, not {size}")
     tubelet = geometry.tubelet_size if masked or frames % geometry.tubelet_size == 0 else 1
     patch = geometry.patch_size if masked or size % geometry.patch_size == 0 else size
     return Look(view, ClipGeometry(frames, size, tubelet, patch), number, masks if masked else None)

@@ -15,6 +15,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from salt_vla.data.sources.files import is_text
 from salt_vla.errors import ConfigError, ResourceError
 from salt_vla.rundir import require_place, writing_to
 
@@ -32,7 +33,7 @@ class Kind:
 def _is_clip_table(path: Path) -> bool:
     try:
         return "clip_id" in pq.read_schema(path).names
-    except (pa.ArrowException, OSError):
+    except (pa.ArrowException, OSError, UnicodeError):
         return False
 
 
@@ -60,6 +61,8 @@ PICTURE = Kind("a PNG picture", _is_picture)
 def require_output(out: Path, kind: Kind, inputs: Iterable[Path] = ()) -> None:
     """Raises `ConfigError` when `out` is one of the command's `inputs` or a file of another kind, and
     `ResourceError` when nothing can be written there. A file of its kind, or an empty one, is overwritten."""
+    if not is_text(str(out)):
+        raise ConfigError(f"--out {str(out)!r} is not text in UTF-8; give another name")
     with writing_to(out):  # Looking may be refused, too.
         require_place(out)
         folder = next(place for place in out.absolute().parents if place.exists())

@@ -27,7 +27,7 @@ def recognises(path: Path) -> bool:
     if path.suffix.lower() == ".parquet" and is_file(path):
         try:
             names = pq.read_schema(path).names
-        except (pa.ArrowException, OSError):
+        except (pa.ArrowException, OSError, UnicodeError):
             return False
         return "path" in names and "clip_id" not in names  # A clip table is no list of videos.
     return path.suffix.lower() in ENDINGS and is_file(path)
@@ -70,7 +70,7 @@ def _parquet(path: Path) -> Rows:
             raise DataError(f"{path} lacks the column 'path'; it has: {', '.join(table.column_names)}")
         columns = {name: _shortest(table[name]) for name in known}
         return list(enumerate(pa.table(columns).to_pylist(), 1))
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+    except (pa.ArrowException, OSError, UnicodeError) as error:
         reason = (str(error).splitlines() or [""])[0]
         raise DataError(f"{path} is not a Parquet file, or a damaged one: {reason}") from error
 
