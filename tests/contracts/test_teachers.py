@@ -326,7 +326,8 @@ WITH_FILES = [
     ("videomae", {"hidden_dropout_prob": 5}, "describes a network that cannot be built"),
     ("videomae", {"layer_norm_eps": 1e300}, "layer_norm_eps=1e[+]300 is not above 0 and at most 0.01"),
     ("vjepa2", {"layer_norm_eps": 0.0}, "layer_norm_eps=0.0 is not above 0"),
-    ("image", {"quantization_config": {"bits": 4}}, "has a quantization_config; only plain weights"),
+    ("image", {"quantization_config": {"bits": 4}}, "has quantization_config, which changes the numbers"),
+    ("vjepa2", {"rope_parameters": {"rope_theta": 5}}, "has rope_parameters, which changes the numbers"),
     ("image", {"image_size": 10**12}, "describes a network that cannot be built"),
 ]
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 Latents = Callable[[Tensor], Tensor]  # uint8 (batch, frames, height, width, 3) → (batch, tokens, dim)
 
 GREY = 128
+MAGENTA = (255, 0, 255)
 MARKS = 8
 # Of positions: places of a time step below which chance and order look alike; the least spread of vectors
 # (relative to their size; in units of the dtype's rounding) that can be judged: bits that fell the other way
@@ -118,7 +119,10 @@ def token_order(latents: Latents, geometry: ClipGeometry, own_rows: int | None =
     """
     drawn = torch.randperm(geometry.num_tokens, generator=torch.Generator().manual_seed(0))
     places = drawn[:MARKS]  # Drawn: evenly spaced ones tend to lie on diagonals, which transposing keeps.
-    clips = torch.stack([_grey(geometry), *(_marked(geometry, [int(place)]) for place in places)])
+    is_coarse = own_rows is not None and own_rows < geometry.token_grid[1]
+    clips = torch.stack(
+        [_grey(geometry), *(_marked(geometry, _cell(geometry, int(p), own_rows), is_coarse) for p in places)]
+    )
     plain, *marked = found = latents(clips).float().cpu()
     reach = _reach(geometry.token_grid[1], own_rows)
     if not torch.isfinite(found).all() or (reach and 2 * (2 * reach + 1) ** 2 > geometry.tokens_per_step):
@@ -139,7 +143,20 @@ def token_order(latents: Latents, geometry: ClipGeometry, own_rows: int | None =
 def _reach(rows: int, own_rows: int | None) -> int:
     """How far from a place that was repainted the token that changes most may be, in rows and columns."""
     least = 1 if rows >= 6 else 0
-    return max(least, -(-rows // own_rows)) if own_rows and own_rows < rows else least
+    return max(least, round(rows / own_rows)) if own_rows and own_rows < rows else least
+
+
+def _cell(geometry: ClipGeometry, place: int, own_rows: int | None) -> list[int]:
+    """The places of the clip's grid that lie in the same patch of the network's own, coarser one: a change in
+    one of them alone is diluted there."""
+    _, rows, columns = geometry.token_grid
+    own = min(own_rows or rows, rows)
+    first = place - place % (rows * columns)
+    row, column = place // columns % rows, place % columns
+    lines, stripes = (
+        [other for other in range(rows) if other * own // rows == at * own // rows] for at in (row, column)
+    )
+    return [first + line * columns + stripe for line in lines for stripe in stripes]
 
 
 def position_order(latents: Latents, module: nn.Module, geometry: ClipGeometry) -> PositionOrder:
@@ -247,14 +264,16 @@ def _grey(geometry: ClipGeometry) -> Tensor:
     return torch.full((geometry.num_frames, size, size, 3), GREY, dtype=torch.uint8)
 
 
-def _marked(geometry: ClipGeometry, places: list[int]) -> Tensor:
-    """A grey clip with noise in the tubelets of these tokens."""
+def _marked(geometry: ClipGeometry, places: list[int], is_coarse: bool = False) -> Tensor:
+    """A grey clip with noise in the tubelets of these tokens; one colour where a filter would level noise."""
     clip = _grey(geometry)
     _, rows, columns = geometry.token_grid
     patch, tubelet = geometry.patch_size, geometry.tubelet_size
     noise = torch.Generator().manual_seed(0)
     shape = (tubelet, patch, patch, 3)
     paint = torch.randint(0, 256, shape, dtype=torch.uint8, generator=noise)
+    if is_coarse:
+        paint[:] = torch.tensor(MAGENTA, dtype=torch.uint8)
     for place in places:
         step, row, column = place // (rows * columns), place // columns % rows, place % columns
         top, left, first = row * patch, column * patch, step * tubelet

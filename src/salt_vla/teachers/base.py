@@ -93,7 +93,7 @@ class FrozenTeacher(ABC):
         geometry: ClipGeometry,
         dim: int,
         depth: int,
-        heads: int,
+        heads: int = 0,
         has_final_norm: bool,
         facts: Mapping[str, object] | str,
         mean: tuple[float, float, float] = MEAN,
@@ -101,6 +101,7 @@ class FrozenTeacher(ABC):
     ) -> None:
         """`module`: the whole encoder, on the CPU; what lies behind the block read is the subclass's to cut.
 
+        `heads`: of attention, which published names are held to; 0: it has none to be held to.
         `facts`: what is not a parameter and yet decides the numbers (heads, epsilon, geometry …).
         Raises `ConfigError` for a layer or device that is not there.
         """

@@ -39,7 +39,11 @@ def largest_batch(teacher: FrozenTeacher, limit_bytes: int | None = None) -> int
     while batch <= MAX_BATCH and 2 * needed <= limit_bytes:
         frames = _clips(teacher, batch)
         peak = measure(lambda frames=frames: teacher.latents(frames), teacher.device)  # type: ignore[misc]
-        if peak is None or peak > limit_bytes:
+        if peak is None:
+            break
+        # What earlier work has freed is used again unseen; the clips and their pixels are needed for certain.
+        peak = max(peak, batch * teacher.geometry.clip_bytes * (1 + teacher.dtype.itemsize))
+        if peak > limit_bytes:
             break
         fitting, batch, needed = batch, 2 * batch, peak
     if fitting == 0:

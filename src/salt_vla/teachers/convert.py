@@ -92,7 +92,7 @@ def _why_not(file: Path, said: str) -> str:
     if head[8:9] == b"{":
         return f"is a safetensors file, which needs no conversion: put it beside its {CONFIG} as {WEIGHTS}"
     if not head.startswith((b"PK\x03\x04", b"\x80")):
-        return "is no checkpoint of torch, neither a zip file nor a pickle"
+        return "is no checkpoint of torch"
     if wants := _GLOBAL.search(said):
         return (
             f"would run code when it is opened (it asks for {wants[1][:80]}); open it where you trust it and "

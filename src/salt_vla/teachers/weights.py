@@ -40,6 +40,7 @@ PIXELS_ARE = {
 }
 LFS = b"version https://git-lfs"
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+NOT_HERE = ("quantization_config", "rope_parameters", "rope_scaling")
 MAX_EPSILON = 1e-2  # Published norms have 1e-12 … 1e-5.
 # What Python, torch and transformers raise for sizes that no network can have.
 CANNOT_BE = (
@@ -242,8 +243,12 @@ def build_config(kind: type[C], said: Mapping[str, Any], folder: Path) -> C:
     the architecture are handed on, not what every class of transformers knows of loading and running (dtype,
     kind of attention, names of labels, shape of outputs).
     """
-    if said.get("quantization_config") is not None:
-        raise RunError(f"{folder / CONFIG} has a quantization_config; only plain weights can be a teacher's")
+    for key in NOT_HERE:
+        if said.get(key) is not None:
+            raise RunError(
+                f"{folder / CONFIG} has {key}, which changes the numbers and is not computed here; only "
+                "plain weights and the class's own positions can be a teacher's"
+            )
     common = {field.name for field in dataclasses.fields(PreTrainedConfig)}
     own = {field.name for field in dataclasses.fields(kind)} - common
     fields = {key: value for key, value in said.items() if key in own and not key.startswith("_")}
