@@ -55,7 +55,7 @@ def limit_files(size: int) -> Callable[[], None]:
         (("train", "demo_teacher", "--data", "/dev/null"), "there is no clip table at /dev/null"),
         (("train", "salt_vitb", "batch_size=2", "grad_accum_steps=1", "--data", "nowhere"), "nowhere"),
         (("train", "demo_student", "--cache", "nowhere"), "no cache of training latents"),
-        (("train", "demo_student", "target.source="), "needs target.source"),
+        (("train", "demo_student", "target.source="), "needs a source: give --cache"),
         (("train", "demo_student", "target.provider=teacher", "target.source=nobody"), "'nobody'"),
         (("runs", "show", "nobody"), "there is no run at"),
         (("runs", "show", "../x"), "run name '../x' may hold only letters"),
