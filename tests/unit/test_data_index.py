@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import stat
 import subprocess
 import sys
 from collections.abc import Callable
@@ -139,8 +140,8 @@ def test_what_may_not_be_read_costs_itself_alone(write_layout: Write, tmp_path: 
     film = min(path.rglob("*.webm"))
     film.chmod(0)
     (path / "closed").mkdir(mode=0)
-    for folder in (tmp_path, *tmp_path.parents[:2]):
-        folder.chmod(0o755)
+    for folder in (tmp_path, *tmp_path.parents):  # pytest closes its own to other users
+        folder.chmod(stat.S_IMODE(folder.stat().st_mode) | 0o005)
     code = """
 import os, sys
 from pathlib import Path
