@@ -105,8 +105,8 @@ for act in (lambda out: require_output(out, REASONS), lambda out: write_text(out
     except UserError as error:
         print(error)
 """
-    for folder in (tmp_path, *tmp_path.parents[:2]):
-        folder.chmod(0o755)
+    for folder in (tmp_path, *tmp_path.parents):  # pytest closes its own to other users
+        folder.chmod(stat.S_IMODE(folder.stat().st_mode) | 0o055)
     out = tmp_path / "bad.json"
     said = subprocess.run(
         [sys.executable, "-c", code, out], capture_output=True, text=True, check=True
