@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,20 @@ def test_without_a_recipe_overrides_change_the_teachers_own_clips(
     found = [salt.json("cache", "show", tmp_path / name)["provenance"] for name in ("sixteen", "own")]
     sizes = [(p["geometry"]["num_frames"], p["geometry"]["image_size"], p["dtype"]) for p in found]
     assert sizes == [(16, 64, "float32"), (8, 64, "float32")]
+
+
+def test_a_published_teacher_reads_clips_as_the_table_was_cut(films: Path, salt: Any, tmp_path: Path) -> None:
+    """Its checkpoint names no stride: the default, 4, would reach beyond these films' ends."""
+    torch.manual_seed(1)
+    vjepa2().save_pretrained(tmp_path / "teacher")
+    table = tmp_path / "clips.parquet"
+    salt.ok("data", "index", films, "--out", table, "--num-frames", 8, "--frame-stride", 2)
+    checked = salt("teacher", "check", tmp_path / "teacher", "--data", table, "--clips", 2, "--json")
+    assert json.loads(checked.out)["clips"] == 2
+    salt.ok("cache", "build", "--teacher", tmp_path / "teacher", "--data", table, "--out", tmp_path / "c")
+    assert salt.json("cache", "show", tmp_path / "c")["num_quarantined"] == 0
+    wide = salt("teacher", "check", tmp_path / "teacher", "--data", table, "--frame-stride", 4).sentence
+    assert "too few for 8 frames at stride 4" in wide
 
 
 def test_a_teacher_of_other_clips_than_the_recipes_is_refused(films: Path, salt: Any, tmp_path: Path) -> None:

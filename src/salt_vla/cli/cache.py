@@ -33,7 +33,8 @@ def build(
     """Cache a frozen teacher's latents for one split; again with the same arguments goes on.
 
     The student's recipe says which frames, crops and views to cache. Without one they are those that the
-    teacher was trained with, which only teachers trained here know. Any field can be set as field=value.
+    teacher was trained with, or, for teachers not trained here, that the clip table was cut for. Any field
+    can be set as field=value.
 
     Example: salt-vla cache build --teacher vjepa2_vitl --recipe salt_vitb --data ssv2.parquet --out caches/s
 
@@ -61,7 +62,7 @@ def build(
     if recipe is None and any(name.startswith("encoder.geometry") for name in overrides):
         # Overrides change the clips that the teacher takes by itself, not those of our defaults.
         own = load_teacher(teacher, layer=layer, final_norm=final_norm).geometry
-    config, geometry = _wanted(teacher, recipe, overrides, device, own)
+    config, geometry = _wanted((teacher, data), recipe, overrides, device, own)
     loaded = load_teacher(teacher, geometry, config.runtime.device, dtype, layer, final_norm)
     settings = config.data
     if num_views is not None:
@@ -76,9 +77,14 @@ def build(
 
 
 def _wanted(
-    teacher: str, recipe: str | None, overrides: tuple[str, ...], device: str, own: ClipGeometry | None
+    teacher_and_data: tuple[str, str],
+    recipe: str | None,
+    overrides: tuple[str, ...],
+    device: str,
+    own: ClipGeometry | None,
 ) -> tuple[TrainConfig, ClipGeometry | None]:
-    """Which clips to cache: the recipe's, or those that the teacher was trained with; None: its geometry.
+    """Which clips to cache: the recipe's, or those that the teacher was trained with (that the table was
+    cut for, if no run of ours trained it); None: its geometry.
 
     `own`: that geometry, where overrides without a recipe change it.
     """
@@ -87,7 +93,7 @@ def _wanted(
     from salt_vla.recipes import get_recipe
     from salt_vla.training.runtime import resolve_device
 
-    base = TrainConfig(data=data_settings(teacher)) if recipe is None else get_recipe(recipe).config
+    base = TrainConfig(data=data_settings(*teacher_and_data)) if recipe is None else get_recipe(recipe).config
     base = replace(base, runtime=replace(base.runtime, device=device))
     if own is not None:
         base = replace(base, encoder=replace(base.encoder, geometry=own))

@@ -33,7 +33,8 @@ def check(
         data: clips to look at its targets with.
         clips: how many of them, spread over the table.
         num_frames: frames of a clip, for teachers that take any number.
-        frame_stride: file frames from one frame to the next; default: as the teacher was trained, else 4.
+        frame_stride: file frames from one frame to the next; default: as the teacher was
+            trained, else as the table was cut.
         layer: look at the tokens after this block; -1: the last.
         final_norm: model: as the network's own forward gives them; none: the raw residual stream.
         device: where it runs.
@@ -53,9 +54,11 @@ def check(
     if out is not None:
         require_output(out / "tokens.png", PICTURE)
     inspected = load_to_inspect(name, layer, final_norm, device, dtype, num_frames)
-    settings = replace(data_settings(name), store_views=False)
+    settings = replace(data_settings(name, data), store_views=False)
     if frame_stride is not None:
-        settings = replace(settings, view=replace(settings.view, frame_stride=frame_stride))
+        settings = replace(
+            settings, view=replace(settings.view, frame_stride=frame_stride, sampling="stride")
+        )
     table = open_table(data, settings.view, inspected.teacher.geometry)
     checked = check_teacher(inspected, table, settings, clips)
     if out is not None:

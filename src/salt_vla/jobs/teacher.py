@@ -24,6 +24,7 @@ from salt_vla.evaluation.teacher_findings import (
 )
 from salt_vla.evaluation.teacher_inspection import position_order, query_value_biases, token_order
 from salt_vla.jobs.data import open_views, read_or_quarantine
+from salt_vla.jobs.data_index import read_cutting, recognised_by
 from salt_vla.jobs.teacher_train import EXPORT, read_export
 from salt_vla.progress import Advance, progress
 from salt_vla.rundir import RunDirectory
@@ -41,19 +42,26 @@ def teacher_and_data(name: str, layer: int | None = None) -> tuple[Teacher, Data
     return load_teacher(name, layer=-1 if layer is None else layer), data_settings(name)
 
 
-def data_settings(name: str) -> DataConfig:
-    """Those that a teacher was trained with; the defaults for one that no run of ours has made."""
+def data_settings(name: str, data: str = "") -> DataConfig:
+    """Those that a teacher was trained with; for one that no run of ours has made, those that the clip table
+    `data` was cut with, else the defaults."""
     folder = place_of(name).resolve()
     if not folder.is_dir() or family_of(folder) != "pixel":
-        return DataConfig()  # A published checkpoint's config.json is none of ours.
+        return _as_cut(data)  # A published checkpoint's config.json is none of ours.
     if (folder / EXPORT).is_file():
         return read_export(folder).config.data
     if folder.parent.name == "checkpoints":
         folder = folder.parent.parent  # A checkpoint's settings are its run's.
     run = RunDirectory(folder)
     if not run.exists():
-        return DataConfig()
+        return _as_cut(data)
     return from_json(TrainConfig, run.config_file.read_bytes(), str(run.config_file)).data
+
+
+def _as_cut(data: str) -> DataConfig:
+    table = Path(data)
+    cutting = read_cutting(table) if table.is_file() and not recognised_by(table) else None
+    return DataConfig() if cutting is None else DataConfig(view=cutting.view)
 
 
 @dataclass(frozen=True)
