@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from salt_vla.cli.printing import print_json, print_table
+
+if TYPE_CHECKING:
+    from salt_vla.jobs.teacher import TeacherCheck
 
 
 def check(
@@ -48,7 +51,6 @@ def check(
     from salt_vla.jobs.data import open_table
     from salt_vla.jobs.outputs import PICTURE, require_output
     from salt_vla.jobs.teacher import check_teacher, data_settings, load_to_inspect
-    from salt_vla.reports.teacher_check import plain
     from salt_vla.rundir import void, write_atomically, write_text
 
     if out is not None:
@@ -67,12 +69,18 @@ def check(
     if json:
         print_json(checked.to_json())
     else:
-        figures = [{"field": key, "value": plain(value)} for key, value in checked.figures().items()]
-        print_table(figures, ["field", "value"])
-        print()
-        print_table(checked.to_json()["findings"], ["severity", "topic", "text"])
-        print(f"\nVerdict: {checked.verdict}")
+        _print_check(checked)
     return 1 if checked.is_bad else 0
+
+
+def _print_check(checked: TeacherCheck) -> None:
+    from salt_vla.reports.teacher_check import plain
+
+    figures = [{"field": key, "value": plain(value)} for key, value in checked.figures().items()]
+    print_table(figures, ["field", "value"])
+    print()
+    print_table(checked.to_json()["findings"], ["severity", "topic", "text"])
+    print(f"\nVerdict: {checked.verdict}")
 
 
 def train(
