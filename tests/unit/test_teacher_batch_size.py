@@ -45,6 +45,15 @@ def test_the_batch_is_the_largest_power_of_two_below_the_limit(
     assert largest_batch(teacher, limit) == batch
 
 
+def test_memory_that_earlier_work_left_behind_is_no_free_meal(teacher: Hungry) -> None:
+    """Blocks below the size that the C library maps on its own stay resident when they are freed."""
+    blocks = [torch.ones(20 * MB, dtype=torch.uint8) for _ in range(12)]
+    pins = [torch.ones(1000, dtype=torch.uint8) for _ in range(12)]
+    del blocks
+    assert largest_batch(teacher, 100 * MB) == 2
+    del pins
+
+
 def test_a_batch_that_would_not_fit_is_not_tried(teacher: Hungry) -> None:
     largest_batch(teacher, 220 * MB)
     assert max(teacher.seen) == 4

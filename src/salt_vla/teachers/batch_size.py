@@ -5,6 +5,8 @@ Knows a teacher's `latents` and where its memory lies, not what the batches are 
 
 from __future__ import annotations
 
+import ctypes
+import gc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -41,7 +43,7 @@ def largest_batch(teacher: FrozenTeacher, limit_bytes: int | None = None) -> int
         peak = measure(lambda frames=frames: teacher.latents(frames), teacher.device)  # type: ignore[misc]
         if peak is None:
             break
-        # What earlier work has freed is used again unseen; the clips and their pixels are needed for certain.
+        # Clips and pixels are needed for certain, also where the C library gives nothing back.
         peak = max(peak, batch * teacher.geometry.clip_bytes * (1 + teacher.dtype.itemsize))
         if peak > limit_bytes:
             break
@@ -74,8 +76,20 @@ def _peak_of_gpu(work: Callable[[], Tensor], device: str) -> int | None:
     return torch.cuda.max_memory_allocated(device) - before
 
 
+def _give_back_what_is_free() -> None:
+    """To the system: memory that earlier work has freed, used again, would not be seen as a need.
+
+    glibc's `malloc_trim`; other C libraries keep less, and have no such call.
+    """
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
 def _peak_of_process(work: Callable[[], Tensor], device: str) -> int | None:
     """The same by the high-water mark that Linux keeps of resident memory; None when an allocation fails."""
+    _give_back_what_is_free()
     before = psutil.Process().memory_info().rss
     try:
         CLEAR_REFS.write_text("5")  # Sets the mark back to what is resident now: proc_pid_clear_refs(5).
