@@ -14,6 +14,17 @@ from salt_vla.geometry import ClipGeometry
 Films = Callable[..., Tensor]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def seeded_networks() -> None:
+    """Weights drawn for a file's shared networks are the same in every run: so are rounding errors."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def seeded_network(seeded_networks: None) -> None:
+    torch.manual_seed(1)
+
+
 @pytest.fixture(scope="session")
 def films() -> Films:
     """(geometry, count=2) → uint8 (count, T, H, W, 3)."""
