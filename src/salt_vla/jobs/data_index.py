@@ -134,6 +134,12 @@ def read_cutting(path: Path) -> Cutting | None:
     return None if said is None else from_json(Cutting, said.decode(), f"{path}, its {CUTTING.decode()}")
 
 
+def cutting_of(spec: str) -> Cutting | None:
+    """How the clips of a command's `--data` were cut, where that is a clip table that says so."""
+    path = place_of(spec)
+    return read_cutting(path) if path.is_file() and not recognised_by(path) else None
+
+
 def recognised_by(path: Path) -> list[str]:
     """The sources that a path could be read by."""
     modules = {name: importlib.import_module(place.partition(":")[0]) for name, place in SOURCES.items()}

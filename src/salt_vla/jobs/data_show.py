@@ -15,7 +15,7 @@ from salt_vla.data.view_lock import ViewReader
 from salt_vla.errors import ConfigError, DataError
 from salt_vla.geometry import ClipGeometry
 from salt_vla.jobs.data import open_table, read_or_quarantine
-from salt_vla.jobs.data_index import EMBEDDED, read_cutting, recognised_by
+from salt_vla.jobs.data_index import cutting_of
 from salt_vla.masks import build_masks
 from salt_vla.progress import progress
 from salt_vla.recipes import get_recipe
@@ -75,10 +75,7 @@ def look_at(
     if recipe is not None:
         config = get_recipe(recipe).config
         geometry, view, masks = config.geometry, config.data.view, config.masks
-    path = Path(spec)
-    cut = None
-    if spec != EMBEDDED and path.is_file() and not recognised_by(path):
-        cut = read_cutting(path)
+    cut = cutting_of(spec)
     frames = geometry.num_frames
     if cut is not None:
         frames = cut.num_frames

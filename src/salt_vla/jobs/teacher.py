@@ -24,7 +24,7 @@ from salt_vla.evaluation.teacher_findings import (
 )
 from salt_vla.evaluation.teacher_inspection import position_order, query_value_biases, token_order
 from salt_vla.jobs.data import open_views, read_or_quarantine
-from salt_vla.jobs.data_index import read_cutting, recognised_by
+from salt_vla.jobs.data_index import cutting_of
 from salt_vla.jobs.teacher_train import EXPORT, read_export
 from salt_vla.progress import Advance, progress
 from salt_vla.rundir import RunDirectory
@@ -59,8 +59,7 @@ def data_settings(name: str, data: str = "") -> DataConfig:
 
 
 def _as_cut(data: str) -> DataConfig:
-    table = Path(data)
-    cutting = read_cutting(table) if table.is_file() and not recognised_by(table) else None
+    cutting = cutting_of(data)
     return DataConfig() if cutting is None else DataConfig(view=cutting.view)
 
 

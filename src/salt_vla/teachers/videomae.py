@@ -185,13 +185,7 @@ def encoder_tensors(held: dict[str, Tensor], folder: Path) -> dict[str, Tensor]:
 
 
 def _require_sizes(folder: Path, config: VideoMAEConfig, tensors: dict[str, Tensor]) -> None:
-    shape = weights.patch_shape(tensors, PATCHES, folder)
-    found = {
-        "num_hidden_layers": weights.blocks_in(tensors, r"encoder\.layer\.(\d+)\."),
-        "hidden_size": shape[0],
-        "tubelet_size": shape[2],
-        "patch_size": shape[3],
-    }
+    found = weights.video_sizes(tensors, PATCHES, r"encoder\.layer\.(\d+)\.", folder)
     first = "encoder.layer.0.intermediate.dense.weight"
     if first in tensors:
         found["intermediate_size"] = len(tensors[first])

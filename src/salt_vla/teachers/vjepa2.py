@@ -124,13 +124,7 @@ def encoder_tensors(held: dict[str, Tensor], folder: Path) -> dict[str, Tensor]:
 
 
 def _require_sizes(folder: Path, config: VJEPA2Config, tensors: dict[str, Tensor]) -> None:
-    shape = weights.patch_shape(tensors, PATCHES, folder)
-    found = {
-        "num_hidden_layers": weights.blocks_in(tensors, r"layer\.(\d+)\."),
-        "hidden_size": shape[0],
-        "tubelet_size": shape[2],
-        "patch_size": shape[3],
-    }
+    found = weights.video_sizes(tensors, PATCHES, r"layer\.(\d+)\.", folder)
     said = {key: getattr(config, key) for key in found}
     first = "layer.0.mlp.fc1.weight"
     if first in tensors:

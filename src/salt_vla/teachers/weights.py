@@ -294,11 +294,19 @@ def require_sizes(folder: Path, said: Mapping[str, int], found: Mapping[str, int
         raise RunError(f"{folder / CONFIG} does not describe the weights beside it: {', '.join(lies)}")
 
 
-def patch_shape(tensors: Mapping[str, Tensor], key: str, folder: Path) -> tuple[int, ...]:
-    """(width, colours, frames, rows, columns) of the patch embedding; `RunError` where there is none."""
-    if key not in tensors or tensors[key].ndim != 5:
-        raise RunError(f"the weights in {folder} are not those of {CONFIG}: missing {key} of five dimensions")
-    return tuple(tensors[key].shape)
+def video_sizes(tensors: Mapping[str, Tensor], patches: str, blocks: str, folder: Path) -> dict[str, int]:
+    """The sizes that a video encoder's weights show, under the names that config.json gives them.
+
+    `patches`: the patch embedding (width, colours, frames, rows, columns); `RunError` where there is none.
+    `blocks`: the pattern of `blocks_in`.
+    """
+    if patches not in tensors or tensors[patches].ndim != 5:
+        raise RunError(
+            f"the weights in {folder} are not those of {CONFIG}: missing {patches} of five dimensions"
+        )
+    width, _, tubelet, patch, _ = tensors[patches].shape
+    depth = blocks_in(tensors, blocks)
+    return {"num_hidden_layers": depth, "hidden_size": width, "tubelet_size": tubelet, "patch_size": patch}
 
 
 def blocks_in(tensors: Iterable[str], pattern: str) -> int:
