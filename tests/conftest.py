@@ -20,8 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from salt_vla.cache import CacheWriter, Manifest
-from salt_vla.cache.writer import Key, Record
+from salt_vla.cache import CacheWriter, Key, Manifest, Record
 from salt_vla.config import ViewConfig
 from salt_vla.data.clip_table import ClipTable
 from salt_vla.data.lerobot_writer import DatasetLayout, Episode, Feature, writing_dataset
@@ -133,8 +132,8 @@ def build_cache() -> BuildCache:
         keys = [(f"clip/{clip}", view) for clip in range(clips) for view in range(views)]
         rng = np.random.default_rng(0)
         arrays = {key: rng.normal(size=shape).astype(np.float16).astype(np.float32) for key in keys}
-        with CacheWriter(folder, manifest, keys) as writer:
-            for shard in writer.missing_shards():
+        with CacheWriter(folder, manifest, list(dict.fromkeys(clip for clip, _ in keys))) as writer:
+            for shard in writer.pending():
                 records = [
                     Record(k, None, "unreadable") if k in bad else Record(k, arrays[k]) for k in shard.keys
                 ]

@@ -151,13 +151,11 @@ class Batches(Dataset[Batch]):
         if not clip_ids:
             raise DataError("there are no clips to train on")
         if cache is not None:
-            wanted = ((clip, view) for clip in clip_ids for view in range(num_views))
-            lacking = [key for key in wanted if key not in cache]
-            if lacking:
-                clip, view = lacking[0]
+            lacking = np.flatnonzero(~cache.with_views(clip_ids, num_views))
+            if len(lacking):
                 raise CacheError(
-                    f"cache {cache.folder} lacks {len(lacking)} of the run's clip views, the first: view "
-                    f"{view} of clip {clip!r}; build it from the same clip table and number of views"
+                    f"cache {cache.folder} lacks views of {len(lacking)} of the run's clips, the first: "
+                    f"{clip_ids[lacking[0]]!r}; build it from the same clip table and number of views"
                 )
         self.parts = tuple(parts)
         self.clip_ids = clip_ids

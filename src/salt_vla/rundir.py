@@ -5,6 +5,7 @@ Knows nothing of models or training; `operations` reads runs through this module
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import math
@@ -88,8 +89,21 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
                 os.fsync(file.fileno())
             temporary.chmod(0o644)
             temporary.replace(path)
+            _flush_folder(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def _flush_folder(folder: Path) -> None:
+    """Only then does a rename survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # Some network file systems flush no folders.
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -35,11 +35,6 @@ class ViewSource(Protocol):
         ...
 
 
-def view_keys(table: ClipTable, num_views: int) -> list[Key]:
-    """Every (clip_id, view), a clip's views together, clips in the table's order."""
-    return [(clip_id, view) for clip_id in table.clip_ids for view in range(num_views)]
-
-
 def store_manifest(table: ClipTable, view: ViewConfig, geometry: ClipGeometry, num_views: int) -> Manifest:
     """What a store of these views must say of itself."""
     size = geometry.image_size
@@ -48,6 +43,7 @@ def store_manifest(table: ClipTable, view: ViewConfig, geometry: ClipGeometry, n
         encoding="uint8",
         shape=(geometry.num_frames, size, size, 3),
         num_views=num_views,
+        num_clips=len(table),
         records_per_shard=RECORDS_PER_SHARD,
         token_order="",
         provenance={

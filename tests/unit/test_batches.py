@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from salt_vla.batches import Batch, Batches, Part, keys_of_step, load_from, parts_of
 from salt_vla.cache import ArrayCache, CacheWriter, Encoding, Manifest, open_cache
-from salt_vla.cache.writer import Record
+from salt_vla.cache.shards import Record
 from salt_vla.config import BlockSpec, ViewConfig
 from salt_vla.data.clip_table import ClipTable
 from salt_vla.data.segments import Cutting
@@ -26,7 +26,6 @@ from salt_vla.errors import CacheError, DataError
 from salt_vla.geometry import ClipGeometry
 from salt_vla.jobs.data_index import index_data
 from salt_vla.masks import MultiBlockMasks
-from salt_vla.view_store import view_keys
 
 GEOMETRY = ClipGeometry(num_frames=8, image_size=32, tubelet_size=2, patch_size=8)
 VIEW = ViewConfig(frame_stride=2, num_views=2, crop_scale=(0.5, 1.0), max_shift=4)
@@ -43,8 +42,8 @@ def latent_of(key: tuple[str, int]) -> np.ndarray:
 def cache(tiny_table, tmp_path_factory) -> ArrayCache:
     folder = tmp_path_factory.mktemp("latents") / "cache"
     manifest = Manifest("latents", "int8", LATENTS.shape, 2, 16)
-    with CacheWriter(folder, manifest, view_keys(tiny_table, 2)) as writer:
-        for shard in writer.missing_shards():
+    with CacheWriter(folder, manifest, tiny_table.clip_ids) as writer:
+        for shard in writer.pending():
             writer.write_shard(shard, (Record(key, latent_of(key)) for key in shard.keys))
         writer.finish()
     return open_cache(folder)

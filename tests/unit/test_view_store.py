@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from salt_vla.cache import CacheWriter
-from salt_vla.cache.writer import Record
+from salt_vla.cache.shards import Record
 from salt_vla.config import ViewConfig
 from salt_vla.data.clip_table import ClipTable
 from salt_vla.data.view_lock import ViewReader
 from salt_vla.errors import CacheError
 from salt_vla.geometry import ClipGeometry
-from salt_vla.view_store import StoredViews, store_manifest, view_keys
+from salt_vla.view_store import StoredViews, store_manifest
 
 GEOMETRY = ClipGeometry(num_frames=8, image_size=32, tubelet_size=2, patch_size=16)
 VIEW = ViewConfig(frame_stride=2, num_views=3, crop_scale=(0.4, 1.0), max_shift=4)
@@ -25,8 +25,8 @@ VIEW = ViewConfig(frame_stride=2, num_views=3, crop_scale=(0.4, 1.0), max_shift=
 def build(folder: Path, table: ClipTable, num_views: int = 3) -> None:
     views = ViewReader(table, VIEW, GEOMETRY)
     manifest = store_manifest(table, VIEW, GEOMETRY, num_views)
-    with CacheWriter(folder, manifest, view_keys(table, num_views)) as writer:
-        for shard in writer.missing_shards():
+    with CacheWriter(folder, manifest, table.clip_ids) as writer:
+        for shard in writer.pending():
             writer.write_shard(shard, (Record(key, views.read(*key)) for key in shard.keys))
         writer.finish()
 
@@ -43,21 +43,10 @@ def store(some, tmp_path_factory) -> Path:
     return folder
 
 
-def test_keys_keep_a_clips_views_together_in_the_tables_order(some):
-    keys = view_keys(some, 2)
-    assert keys[:4] == [
-        (some.clip_ids[0], 0),
-        (some.clip_ids[0], 1),
-        (some.clip_ids[1], 0),
-        (some.clip_ids[1], 1),
-    ]
-    assert len(keys) == 2 * len(some)
-
-
 def test_stored_views_are_the_decoded_ones(store, some):
     stored = StoredViews(store, store_manifest(some, VIEW, GEOMETRY, 3))
     views = ViewReader(some, VIEW, GEOMETRY)
-    keys = view_keys(some, 3)
+    keys = [(clip, view) for clip in some.clip_ids for view in range(3)]
     order = [keys[at] for at in np.random.default_rng(0).permutation(len(keys))]
     for chosen in (keys, order, order[:1], [order[0], order[0]]):
         pixels = stored.read_many(chosen)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -17,21 +17,44 @@ import xxhash
 from salt_vla.errors import CacheError
 from salt_vla.rundir import write_text
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
 INDEX = "index.arrow"
-JOURNAL = "journal.jsonl"
+INDEX_PAGES = "index.pages"
 QUARANTINE = "quarantine.json"
-LOCK = ".lock"
+PROBE = "probe.safetensors"
+SHARDS = "shards"
+LEASES = ".leases"
+RESULT = {"result": True}  # A manifest's field that comes of a build, and is not asked for.
 EncodingName = Literal["float16", "int8", "uint8"]
 
 
 def shard_name(number: int) -> str:
-    return f"shards/{number:06d}.bin"
+    return f"{SHARDS}/{number:06d}.bin"
 
 
-def checksum(record: bytes | memoryview) -> int:
-    return int(xxhash.xxh3_64_intdigest(record))
+def checksum(content: bytes | bytearray | memoryview) -> int:
+    return int(xxhash.xxh3_64_intdigest(content))
+
+
+def hexadecimal(value: int) -> str:
+    return f"{value:016x}"
+
+
+class CorruptRecord(CacheError):
+    """A record that is not what was written: which one, where it lies, and what is wrong with it."""
+
+    def __init__(self, folder: Path, clip_id: str, view: int, file: str, offset: int, reason: str) -> None:
+        self.folder, self.clip_id, self.view = folder, clip_id, view
+        self.file, self.offset, self.reason = file, offset, reason
+        super().__init__(
+            f"cache {folder}, {file}, offset {offset} (clip {clip_id!r}, view {view}): {reason}; "
+            "`salt-vla cache repair` computes it again"
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        arguments = (self.folder, self.clip_id, self.view, self.file, self.offset, self.reason)
+        return type(self), arguments
 
 
 @dataclass(frozen=True)
@@ -90,12 +113,21 @@ class Encoding:
         return (values.astype(np.float32) * rows[:, None] * channels).reshape(self.shape)
 
 
+class NoManifest(CacheError):
+    """There is no cache here."""
+
+
+class DamagedManifest(CacheError):
+    """A manifest that is not what was written."""
+
+
 @dataclass(frozen=True)
 class Manifest:
     """What a cache is and what it was made from. No timestamps: equal builds are equal bytes.
 
     `provenance` holds what decides the values: for latents the teacher's name, fingerprint and layer, the
-    view hash, the clip-table hash, split and geometry; for views all but the teacher.
+    view hash, the clip-table hash, split and geometry; for views all but the teacher. `measured`: figures
+    that the builder took (of int8, what it costs). Results are 0 and empty until `complete`.
     """
 
     kind: Literal["latents", "views"]
@@ -104,56 +136,97 @@ class Manifest:
     num_views: int
     records_per_shard: int
     provenance: dict[str, Any] = field(default_factory=dict)
+    num_clips: int = 0
     token_order: str = "time,row,column"
     schema_version: int = SCHEMA_VERSION
-    num_records: int = 0
-    num_quarantined: int = 0
-    index_checksum: str = ""
-    complete: bool = False
+    num_records: int = field(default=0, metadata=RESULT)
+    num_quarantined: int = field(default=0, metadata=RESULT)
+    measured: dict[str, float] = field(default_factory=dict, metadata=RESULT)
+    index_bytes: int = field(default=0, metadata=RESULT)
+    index_checksum: str = field(default="", metadata=RESULT)
+    quarantine_checksum: str = field(default="", metadata=RESULT)
+    probe_checksum: str = field(default="", metadata=RESULT)
+    complete: bool = field(default=False, metadata=RESULT)
 
     @property
     def record(self) -> Encoding:
         return Encoding(self.encoding, self.shape)
 
+    @property
+    def num_keys(self) -> int:
+        """(clip, view) pairs that the cache answers for, quarantined ones included."""
+        return self.num_clips * self.num_views
+
+    @property
+    def num_shards(self) -> int:
+        return -(-self.num_keys // self.records_per_shard)
+
+    @property
+    def identity(self) -> str:
+        """Of all that was asked for: shards carry it, so that they are never taken for another cache's."""
+        wanted = {name: value for name, value in asdict(self).items() if name not in RESULTS}
+        return str(xxhash.xxh3_128_hexdigest(json.dumps(wanted, sort_keys=True).encode()))
+
+    def to_text(self) -> str:
+        """The file's content; its last word is a checksum of all the others."""
+        said = asdict(self)
+        check = hexadecimal(checksum(json.dumps(said, sort_keys=True).encode()))
+        return json.dumps({**said, "checksum": check}, indent=2, sort_keys=True) + "\n"
+
     def write(self, folder: Path) -> None:
-        write_text(folder / MANIFEST, json.dumps(asdict(self), indent=2, sort_keys=True) + "\n")
+        write_text(folder / MANIFEST, self.to_text())
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
-        """The manifest of the cache at `folder`. Raises `CacheError` when missing, damaged or newer."""
+        """The manifest of the cache at `folder`. Raises `CacheError` when missing, damaged or of another
+        version."""
         path = folder / MANIFEST
+        cure = "`salt-vla cache repair` or its `cache build` writes it anew"
         try:
-            raw = json.loads(path.read_text())
+            text = path.read_text(encoding="utf-8")
+            raw = json.loads(text)
             version = raw["schema_version"]
-            if isinstance(version, int) and version > SCHEMA_VERSION:
+            if version != SCHEMA_VERSION and type(version) is int:
+                is_newer = version > SCHEMA_VERSION
                 raise CacheError(
-                    f"{path} has schema version {version}, newer than this program's {SCHEMA_VERSION}; "
-                    "update salt-vla or build the cache again"
+                    f"{path} has schema version {version}, {'newer' if is_newer else 'older'} than this "
+                    f"program's {SCHEMA_VERSION}; {'update salt-vla or ' * is_newer}build the cache again"
                 )
+            del raw["checksum"]
             manifest = cls(**{**raw, "shape": tuple(raw["shape"])})
         except (FileNotFoundError, NotADirectoryError) as error:
-            raise CacheError(
+            raise NoManifest(
                 f"there is no cache at {folder} ({MANIFEST} is missing); make it with `salt-vla cache build`"
             ) from error
         except OSError as error:
             raise CacheError(f"{path} cannot be read: {error.strerror}") from error
-        except (ValueError, KeyError, TypeError) as error:
-            raise CacheError(f"{path} is damaged ({error}); remove {folder} and build it again") from error
-        wrong = _wrong_fields(manifest)
-        if wrong:
-            raise CacheError(
-                f"{path} is damaged ({', '.join(wrong)} cannot be right); remove {folder} and build it again"
-            )
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise DamagedManifest(f"{path} is damaged ({error}); {cure}") from error
+        if wrong := _wrong_fields(manifest):
+            raise DamagedManifest(f"{path} is damaged ({', '.join(wrong)} cannot be right); {cure}")
+        if manifest.to_text() != text:
+            raise DamagedManifest(f"{path} is damaged (its checksum does not match); {cure}")
         return manifest
 
     def differences(self, other: Manifest) -> dict[str, tuple[Any, Any]]:
-        """Fields in which two manifests disagree, counts and completeness aside: {field: (self, other)}."""
+        """Fields in which two manifests disagree, results aside: {field: (self, other)}."""
         mine, theirs = _flat(self), _flat(other)
         return {
             key: (mine.get(key), theirs.get(key))
             for key in sorted(mine.keys() | theirs.keys())
             if mine.get(key) != theirs.get(key)
         }
+
+    def without_results(self) -> Manifest:
+        """As it is when a build begins."""
+        return replace(self, **{item.name: _default(item) for item in fields(self) if item.name in RESULTS})
+
+
+RESULTS = frozenset(item.name for item in fields(Manifest) if "result" in item.metadata)
+
+
+def _default(item: Any) -> Any:
+    return {} if item.name == "measured" else item.default
 
 
 def _wrong_fields(manifest: Manifest) -> list[str]:
@@ -168,8 +241,10 @@ def _wrong_fields(manifest: Manifest) -> list[str]:
         "encoding": manifest.encoding in get_args(EncodingName),
         "shape": bool(manifest.shape) and counts(manifest.shape, 1),
         "num_views": counts((manifest.num_views, manifest.records_per_shard), 1),
-        "num_records": counts((manifest.num_records, manifest.num_quarantined), 0),
+        "num_records": counts((manifest.num_records, manifest.num_quarantined, manifest.num_clips), 0),
+        "index_bytes": counts((manifest.index_bytes,), 0),
         "provenance": isinstance(manifest.provenance, dict),
+        "measured": isinstance(manifest.measured, dict),
         "complete": isinstance(manifest.complete, bool),
     }
     return [name for name, is_sound in sound.items() if not is_sound]
@@ -177,10 +252,10 @@ def _wrong_fields(manifest: Manifest) -> list[str]:
 
 def _flat(manifest: Manifest) -> dict[str, Any]:
     """What was asked for, not what came of it; as JSON would give it back."""
-    bare = replace(manifest, num_records=0, num_quarantined=0, index_checksum="", complete=False)
-    fields: dict[str, Any] = json.loads(json.dumps(asdict(bare)))
-    provenance = fields.pop("provenance")
-    return fields | {f"provenance.{key}": value for key, value in provenance.items()}
+    said: dict[str, Any] = json.loads(json.dumps(asdict(manifest)))
+    wanted = {name: value for name, value in said.items() if name not in RESULTS}
+    provenance = wanted.pop("provenance")
+    return wanted | {f"provenance.{key}": value for key, value in provenance.items()}
 
 
 def describe_differences(differences: dict[str, tuple[Any, Any]]) -> str:

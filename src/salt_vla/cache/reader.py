@@ -1,4 +1,4 @@
-"""Reads a finished cache: whole records by pread, each checked the first time it is read.
+"""Reads a finished cache: whole records by preadv, each checked the first time it is read.
 
 Safe across forked and spawned workers; knows nothing of how a cache is built.
 """
@@ -8,19 +8,24 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from salt_vla.cache.format import INDEX, Encoding, Manifest, checksum, shard_name
+from salt_vla.cache.format import CorruptRecord, Encoding, Manifest, checksum, shard_name
+from salt_vla.cache.index import ClipIds, Index, as_clip_ids
+from salt_vla.cache.shards import Key
 from salt_vla.errors import CacheError
 
 if TYPE_CHECKING:
     from jaxtyping import Float32, UInt8
 
 MAX_OPEN_SHARDS = 128  # A run reads several caches, and 1,024 open files is the usual limit.
+Check = Literal["first", "always", "never"]
 
 
 @dataclass(frozen=True)
@@ -40,93 +45,125 @@ class RawRecords:
 
 
 class ArrayCache:
-    """An open cache. `clip_ids` are in build order, without repeats; `num_views` is the manifest's."""
+    """An open cache. `num_views` is the manifest's; `check` says when a record's checksum is compared: at its
+    first reading in this process, always, or never.
 
-    def __init__(self, folder: Path) -> None:
+    Memory does not grow with the cache: a byte a record, and what of the index has been looked at.
+    """
+
+    def __init__(self, folder: Path, check: Check = "first") -> None:
         self._files: dict[int, int] = {}
-        self.folder = folder
+        if check not in get_args(Check):
+            raise ValueError(f"check is one of {', '.join(get_args(Check))}, not {check!r}")
+        self.folder, self.check = folder, check
         self.manifest = Manifest.read(folder)
         if not self.manifest.complete:
             raise CacheError(
                 f"the cache at {folder} is unfinished; run its `cache build` again to complete it"
             )
         self.encoding = self.manifest.record
-        index = _read_index(folder, self.manifest)
-        self._shards = index["shard"].to_numpy()
-        self._slots = index["slot"].to_numpy()
-        self._checksums = index["checksum"].to_numpy()
-        clip_ids = index["clip_id"].to_pylist()
-        self.keys: list[tuple[str, int]] = list(zip(clip_ids, index["view"].to_pylist(), strict=True))
-        self._row_of = {key: row for row, key in enumerate(self.keys)}
-        self.clip_ids: list[str] = list(dict.fromkeys(clip_ids))
-        self._checked = np.zeros(len(self.keys), dtype=bool)
+        self.index = Index(folder, self.manifest)
+        self._is_checked = bytearray(self.manifest.num_keys)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_files": {}}  # Descriptors mean nothing in another process.
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Opened anew in another process, where neither descriptors nor mappings mean anything.
+        return _reopen, (self.folder, self.check, self.manifest)
 
     @property
     def num_views(self) -> int:
         return self.manifest.num_views
 
-    def __contains__(self, key: tuple[str, int]) -> bool:
-        return key in self._row_of
+    @cached_property
+    def clip_ids(self) -> ClipIds:
+        """Clips with at least one record, in build order, without repeats."""
+        ids = self.index.all_ids()
+        if self.manifest.num_quarantined:
+            ids = ids.filter(pa.array(self.index.all_present().any(axis=1)))
+        return ClipIds(ids)
+
+    def keys(self) -> Iterator[Key]:
+        """Every (clip_id, view) that has a record, in build order."""
+        present = self.index.all_present()
+        for clip_id, views in zip(ClipIds(self.index.all_ids()), present, strict=True):
+            yield from ((clip_id, int(view)) for view in np.flatnonzero(views))
+
+    def __contains__(self, key: Key) -> bool:
+        row = self.index.find(key[0])
+        has_view = row is not None and 0 <= key[1] < self.num_views
+        return has_view and self.index.checksum_of(row or 0, key[1]) is not None
+
+    def with_views(self, clip_ids: Sequence[str] | pa.Array | pa.ChunkedArray, num_views: int) -> np.ndarray:
+        """Which of these clips have records of views 0 … `num_views` − 1: (clips,) bool."""
+        asked = as_clip_ids(clip_ids)
+        if num_views > self.num_views:
+            return np.zeros(len(asked), bool)
+        has_all = np.asarray(self.index.all_present()[:, :num_views].all(axis=1))
+        if asked.equals(self.index.all_ids()):
+            return has_all
+        rows = pc.index_in(asked, self.index.all_ids())
+        known = np.array(rows.is_valid())
+        found = np.zeros(len(asked), bool)
+        found[known] = has_all[np.array(rows.drop_null(), dtype=np.int64)]
+        return found
 
     def read(
         self, clip_id: str, token_ids: Sequence[int] | np.ndarray | None = None, view: int = 0
     ) -> Float32[np.ndarray, "tokens dim"]:
-        """One record decoded; `token_ids` picks rows. Raises `CacheError` naming clip, file and offset."""
-        array = self.encoding.decode(self._record(clip_id, view))
+        """One record decoded; `token_ids` picks rows. Raises `CacheError` for a clip or view that is not
+        there, `CorruptRecord` for a damaged one."""
+        data = np.empty(self.encoding.record_bytes, np.uint8)
+        self._read_into(data, clip_id, view)
+        array = self.encoding.decode(data.data)
         return array if token_ids is None else array[np.asarray(token_ids, dtype=np.int64)]
 
-    def read_many(self, keys: Sequence[tuple[str, int]]) -> RawRecords:
-        """The raw bytes of (clip_id, view) records, in the order asked for."""
-        data = np.empty((len(keys), self.encoding.record_bytes), dtype=np.uint8)
-        for row, (clip_id, view) in enumerate(keys):
-            data[row] = np.frombuffer(self._record(clip_id, view), dtype=np.uint8)
+    def read_many(
+        self, keys: Sequence[Key], out: UInt8[np.ndarray, "records bytes"] | None = None
+    ) -> RawRecords:
+        """The raw bytes of (clip_id, view) records, in the order asked for.
+
+        `out`: a buffer to fill and hand back, C-contiguous, (n, record_bytes) uint8; fresh memory costs as
+        much as reading what the page cache holds. Errors as of `read`.
+        """
+        shape = (len(keys), self.encoding.record_bytes)
+        data = np.empty(shape, np.uint8) if out is None else out
+        if data.shape != shape or data.dtype != np.uint8 or not data.flags.c_contiguous:
+            raise ValueError(f"`out` must be C-contiguous uint8 of shape {shape}")
+        for row, (clip_id, view) in zip(data, keys, strict=True):
+            self._read_into(row, clip_id, view)
         return RawRecords(data, self.encoding)
 
-    def verify(self) -> Iterator[dict[str, Any] | None]:
-        """Check every record on disk: None for a good one, else what is wrong and where."""
-        for row, (clip_id, view) in enumerate(self.keys):
-            try:
-                self._checked[row] = False
-                self._record(clip_id, view)
-                yield None
-            except CacheError as error:
-                file, offset = self._place(row)
-                where = {"clip_id": clip_id, "view": view, "file": file, "offset": offset}
-                yield where | {"reason": str(error)}
-
-    def _place(self, row: int) -> tuple[str, int]:
-        return shard_name(int(self._shards[row])), int(self._slots[row]) * self.encoding.record_bytes
-
-    def _record(self, clip_id: str, view: int) -> bytes:
-        row = self._row_of.get((clip_id, view))
-        if row is None:
+    def _read_into(self, data: np.ndarray, clip_id: str, view: int) -> None:
+        row = self.index.find(clip_id)
+        wanted = None
+        if row is not None and 0 <= view < self.manifest.num_views:
+            wanted = self.index.checksum_of(row, view)
+        if row is None or wanted is None:
             raise CacheError(f"cache {self.folder} holds no view {view} of clip {clip_id!r}")
-        file, offset = self._place(row)
-        where = f"cache {self.folder}, {file}, offset {offset} (clip {clip_id!r}, view {view})"
+        number = row * self.manifest.num_views + view
+        shard, slot = divmod(number, self.manifest.records_per_shard)
+        offset = slot * len(data)
         try:
-            record = os.pread(self._descriptor(int(self._shards[row])), self.encoding.record_bytes, offset)
+            filled = os.preadv(self._descriptor(shard), [data.data], offset)
         except OSError as error:
-            raise CacheError(f"{where}: {os.strerror(error.errno or 0)}") from error
-        if len(record) != self.encoding.record_bytes:
-            raise CacheError(f"{where}: the shard is truncated; remove the cache and build it again")
-        if not self._checked[row]:
-            if checksum(record) != int(self._checksums[row]):
-                raise CacheError(
-                    f"{where}: the checksum does not match, so the record is damaged; "
-                    "remove the cache and build it again"
-                )
-            self._checked[row] = True
-        return record
+            reason = os.strerror(error.errno or 0)
+            raise CorruptRecord(self.folder, clip_id, view, shard_name(shard), offset, reason) from error
+        reason = ""
+        if filled != len(data):
+            reason = "the shard is truncated"
+        elif self.check == "always" or (self.check == "first" and not self._is_checked[number]):
+            if checksum(data.data) == wanted:
+                self._is_checked[number] = 1
+            else:
+                reason = "the checksum does not match, so the record is damaged"
+        if reason:
+            raise CorruptRecord(self.folder, clip_id, view, shard_name(shard), offset, reason)
 
     def _descriptor(self, shard: int) -> int:
-        # A forked worker may go on with its parent's descriptors: pread moves no shared file position.
+        # A forked worker may go on with its parent's descriptors: preadv moves no shared file position.
         if shard not in self._files:
             if len(self._files) >= MAX_OPEN_SHARDS:
                 self.close()
-            self._files[shard] = os.open(self.folder / shard_name(shard), os.O_RDONLY)
+            self._files[shard] = os.open(self.folder / shard_name(shard), os.O_RDONLY | os.O_CLOEXEC)
         return self._files[shard]
 
     def close(self) -> None:
@@ -139,18 +176,13 @@ class ArrayCache:
         self.close()
 
 
-def _read_index(folder: Path, manifest: Manifest) -> pa.Table:
-    path = folder / INDEX
-    cure = f"remove {folder} and build it again"
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise CacheError(f"the cache's index {path} cannot be read ({error.strerror}); {cure}") from error
-    if f"{checksum(content):016x}" != manifest.index_checksum:
-        raise CacheError(f"the cache's index {path} is damaged: its checksum is not the manifest's; {cure}")
-    return pa.ipc.open_file(content).read_all()
+def _reopen(folder: Path, check: Check, manifest: Manifest) -> ArrayCache:
+    cache = ArrayCache(folder, check)
+    if cache.manifest != manifest:
+        raise CacheError(f"the cache {folder} was changed while it was in use; start the command again")
+    return cache
 
 
-def open_cache(path: str | os.PathLike[str]) -> ArrayCache:
+def open_cache(path: str | os.PathLike[str], check: Check = "first") -> ArrayCache:
     """Open a finished cache. Raises `CacheError` when it is missing, unfinished, damaged or newer."""
-    return ArrayCache(Path(path))
+    return ArrayCache(Path(path), check)

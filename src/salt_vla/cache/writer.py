@@ -1,278 +1,369 @@
-"""Builds a cache shard by shard; what is in the journal survives any crash, the rest is done again.
+"""Builds a cache shard by shard, alone or together with other processes, on this machine or a shared disk.
 
-A shard becomes visible only whole: temporary file, fsync, rename, then a line in the journal.
+Each shard is made under a lease and appears whole; what is on disk is done, the rest is made again. Knows
+nothing of what the arrays are.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from salt_vla.cache.format import (
     INDEX,
-    JOURNAL,
-    LOCK,
+    INDEX_PAGES,
+    LEASES,
     MANIFEST,
+    PROBE,
     QUARANTINE,
+    SHARDS,
+    DamagedManifest,
     Manifest,
+    NoManifest,
     checksum,
     describe_differences,
+    hexadecimal,
     shard_name,
 )
+from salt_vla.cache.index import Index, as_clip_ids, write_index
+from salt_vla.cache.leases import Lease, Leases, remove_leases
+from salt_vla.cache.shards import Footer, Key, Record, read_footer, write_shard
 from salt_vla.errors import CacheError
-from salt_vla.rundir import write_atomically, write_text, writing_to
+from salt_vla.rundir import void, write_atomically, write_text, writing_to
 
-Key = tuple[str, int]  # (clip_id, view)
-
-INDEX_SCHEMA = pa.schema(
-    [
-        ("clip_id", pa.string()),
-        ("view", pa.int32()),
-        ("shard", pa.int32()),
-        ("slot", pa.int32()),
-        ("checksum", pa.uint64()),
-    ]
-)
-UNFINISHED = (".*.part", "shards/.*.part")  # what `write_atomically` leaves behind when it is killed
+LEASE_SECONDS = 60.0  # after which a writer that gives no sign of life is taken for dead
+POLL_SECONDS = 0.5  # between two looks at shards that others are making
+FINISH = "finish"
+UNFINISHED = (".*.part", f"{SHARDS}/.*.part")  # what `write_atomically` leaves behind when it is killed
 
 
-@dataclass(frozen=True)
 class Shard:
-    """A fixed stretch of the keys, so that batch boundaries, and with them bytes, never depend on resumes."""
+    """A fixed stretch of the keys, so that batch boundaries, and with them bytes, never depend on resumes or
+    on who makes it."""
 
-    number: int
-    keys: tuple[Key, ...]
-
-
-@dataclass(frozen=True)
-class Record:
-    """What became of one key: an array, or the reason why there is none."""
-
-    key: Key
-    array: np.ndarray | None
-    reason: str = ""
+    def __init__(self, number: int, keys: tuple[Key, ...]) -> None:
+        self.number = number
+        self.keys = keys
 
 
 class CacheWriter:
-    """A context manager over a cache folder under construction; one process at a time.
+    """A context manager over a cache folder under construction.
 
-    `keys` is the complete, ordered list of what the cache shall hold. Raises `CacheError` when the folder
-    holds a cache made from something else, or when another process is building it.
+    `clip_ids` are the clips that the cache shall hold, in order. `stripe` (i, N) makes this writer begin with
+    shards i, i + N, …; it helps with the others' afterwards. Raises `CacheError` when the folder holds a
+    cache made from something else.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, keys: Sequence[Key]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        manifest: Manifest,
+        clip_ids: Sequence[str] | pa.Array | pa.ChunkedArray,
+        stripe: tuple[int, int] = (0, 1),
+        lease_seconds: float = LEASE_SECONDS,
+    ) -> None:
         self.folder = folder
-        self.manifest = manifest
-        self.keys = list(keys)
-        self._lock: IO[str] | None = None
+        self.clip_ids = as_clip_ids(clip_ids)
+        self.manifest = replace(manifest, num_clips=len(self.clip_ids)).without_results()
+        self.stripe = stripe
+        self.lease_seconds = lease_seconds
+        self.num_made = 0  # shards that this writer has published
+        self._identity = self.manifest.identity
+        self._done: set[int] = set()
+        self._held: dict[int, Lease] = {}
+        self._leases: Leases | None = None
 
     def __enter__(self) -> CacheWriter:
         self._refuse_strange_folder()
-        self._refuse_other_provenance()
-        if self.is_complete() and not self._leftovers():
-            return self  # Nothing to write, so neither a lock nor permission is needed.
+        before = self._manifest_before()
+        self._look(range(self.manifest.num_shards))
+        is_finished = before is not None and self._is_whole(before)
+        if is_finished and not self._leftovers():
+            return self  # Nothing to write, so neither leases nor permission are needed.
         with writing_to(self.folder):
-            (self.folder / "shards").mkdir(parents=True, exist_ok=True)
-            self._lock = (self.folder / LOCK).open("w")
+            (self.folder / SHARDS).mkdir(parents=True, exist_ok=True)
+        if is_finished:
+            self._sweep(self._leftovers())
+            return self
+        self._leases = Leases(self.folder / LEASES, self.lease_seconds)
         try:
-            self._take_over()
+            if before is None or before.complete:  # A finished one that has lost something is unfinished.
+                self._begin(before)
+            self._sweep_dead()
         except BaseException:
-            self._release()
+            self._leases.close()
             raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._release()
+        if self._leases is not None:
+            self._leases.close()
+            self._leases = None
 
     def _refuse_strange_folder(self) -> None:
         """A folder of other things must not be mistaken for the beginning of a cache."""
         with writing_to(self.folder):
             if not self.folder.exists() or (self.folder / MANIFEST).exists():
                 return
-            strange = {path.name for path in self.folder.iterdir() if not path.name.startswith(".")} - {
-                "shards"
-            }
+            own = {SHARDS, INDEX, INDEX_PAGES, QUARANTINE, PROBE}
+            strange = {path.name for path in self.folder.iterdir() if not path.name.startswith(".")} - own
         if strange:
             raise CacheError(
                 f"{self.folder} holds other files ({min(strange)}) and no cache; choose another folder"
             )
 
-    def _refuse_other_provenance(self) -> None:
-        if (self.folder / MANIFEST).exists():
-            differences = Manifest.read(self.folder).differences(self.manifest)
-            if differences:
-                raise CacheError(
-                    f"{self.folder} holds a cache made from something else "
-                    f"({describe_differences(differences)}); choose another folder or remove it"
-                )
+    def _manifest_before(self) -> Manifest | None:
+        """The folder's manifest; None where there is none or a damaged one, since shards say whose they are.
+        Raises `CacheError` for another cache's."""
+        try:
+            manifest = Manifest.read(self.folder)
+        except (NoManifest, DamagedManifest):
+            return None
+        if differences := manifest.differences(self.manifest):
+            raise CacheError(
+                f"{self.folder} holds a cache made from something else "
+                f"({describe_differences(differences)}); choose another folder or remove it"
+            )
+        return manifest
+
+    def _is_whole(self, manifest: Manifest) -> bool:
+        """Whether a cache is complete and in one piece, as far as sizes and the ends of files tell."""
+        if not manifest.complete or len(self._done) < manifest.num_shards:
+            return False
+        try:
+            Index(self.folder, manifest)
+            quarantine = (self.folder / QUARANTINE).read_bytes()
+            has_probe = not manifest.probe_checksum or (self.folder / PROBE).exists()
+        except (CacheError, OSError):
+            return False  # Written again from the shards, which are all that counts.
+        return hexadecimal(checksum(quarantine)) == manifest.quarantine_checksum and has_probe
+
+    def _begin(self, before: Manifest | None) -> None:
+        measured = {} if before is None else before.measured
+        replace(self.manifest, measured=measured).write(self.folder)
 
     def _leftovers(self) -> list[Path]:
-        """What a killed builder has left behind."""
-        patterns = (*UNFINISHED, JOURNAL, LOCK) if self.is_complete() else UNFINISHED
-        return [path for pattern in patterns for path in self.folder.glob(pattern)]
+        """What killed builders have left behind."""
+        found = [path for pattern in UNFINISHED for path in self.folder.glob(pattern)]
+        return found + [path for path in [self.folder / LEASES] if path.exists()]
 
-    def _take_over(self) -> None:
-        """Lock the folder, sweep up, begin the manifest."""
-        assert self._lock is not None
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            if self.is_complete():
-                return  # Another process has just finished it, or is sweeping up.
-            raise CacheError(
-                f"another process is building {self.folder}; wait for it or choose another folder"
-            ) from error
-        self._refuse_other_provenance()
+    def _sweep(self, leftovers: list[Path]) -> None:
         with writing_to(self.folder):
-            for leftover in self._leftovers():
-                if leftover.name != LOCK:
-                    leftover.unlink()
-        if not (self.folder / MANIFEST).exists():
-            self.manifest.write(self.folder)
+            for path in leftovers:
+                if path.is_dir():
+                    remove_leases(path)
+                else:
+                    path.unlink(missing_ok=True)
 
-    def _release(self) -> None:
-        if self._lock is None:
-            return
-        with self._lock:
-            if (self.folder / MANIFEST).exists() and self.is_complete():
-                (self.folder / LOCK).unlink(missing_ok=True)
-        self._lock = None
+    def _sweep_dead(self) -> None:
+        """Remove half-written shards that nobody is writing."""
+        assert self._leases is not None
+        for path in (self.folder / SHARDS).glob(".*.part"):
+            name = path.name[1:].partition(".")[0]
+            if lease := self._leases.take(name):
+                self._sweep([path])
+                lease.release()
 
     def is_complete(self) -> bool:
         return (self.folder / MANIFEST).exists() and Manifest.read(self.folder).complete
 
-    def missing_shards(self) -> list[Shard]:
-        """Shards that are not both in the journal and on disk with the right size, in order."""
-        if self.is_complete():
-            return []
-        done = self._finished()
-        return [shard for shard in self._shards() if shard.number not in done]
+    @property
+    def num_keys(self) -> int:
+        return self.manifest.num_keys
 
-    def write_shard(self, shard: Shard, records: Iterable[Record]) -> None:
-        """Encode and write one shard: a record for each of its keys, in the order they shall lie there.
-
-        Records without an array, and arrays that cannot be encoded, go to the quarantine. A shard of which
-        none can be encoded is no accident: `CacheError`.
-        """
-        encoding = self.manifest.record
-        blobs: list[bytes] = []
-        entries: list[tuple[str, int, int]] = []
-        bad: list[dict[str, Any]] = []
-        failed: list[str] = []
-        for record in records:
-            clip_id, view = record.key
-            reason = record.reason
-            if record.array is not None:
-                try:
-                    blob = encoding.encode(record.array)
-                    blobs.append(blob)
-                    entries.append((clip_id, view, checksum(blob)))
-                    continue
-                except CacheError as error:
-                    reason = str(error)
-                    failed.append(f"clip {clip_id!r}, view {view}: {reason}")
-            bad.append({"clip_id": clip_id, "view": view, "reason": reason})
-        if len(failed) > 1 and not blobs:
-            raise CacheError(f"{self.folder}: nothing of shard {shard.number} can be encoded; {failed[0]}")
-        line = {"shard": shard.number, "records": entries, "bad": bad}
-        if _keys_of(line) != sorted(shard.keys):
-            raise ValueError(f"the records of shard {shard.number} are not those of its keys")
-
-        def write(path: Path) -> None:
-            with path.open("wb") as file:
-                file.writelines(blobs)
-
-        write_atomically(self.folder / shard_name(shard.number), write)
-        self._append_journal(line)
-
-    def finish(self) -> Manifest:
-        """Write index and quarantine, then mark the manifest complete: in this order."""
-        if self.is_complete():
-            return Manifest.read(self.folder)
-        missing = self.missing_shards()
-        if missing:
-            raise CacheError(
-                f"{self.folder} lacks {len(missing)} shard(s), the first number {missing[0].number}"
-            )
-        lines = sorted(self._finished().values(), key=lambda line: line["shard"])
-        rows = [
-            (clip_id, view, line["shard"], slot, check)
-            for line in lines
-            for slot, (clip_id, view, check) in enumerate(line["records"])
-        ]
-        columns = {field.name: [row[at] for row in rows] for at, field in enumerate(INDEX_SCHEMA)}
-        index = pa.table(columns, schema=INDEX_SCHEMA)
-        write_atomically(self.folder / INDEX, lambda path: _write_arrow(path, index))
-        bad = [entry for line in lines for entry in line["bad"]]
-        write_text(self.folder / QUARANTINE, json.dumps(bad, indent=2) + "\n")
-        manifest = replace(
-            self.manifest,
-            num_records=len(rows),
-            num_quarantined=len(bad),
-            index_checksum=f"{checksum((self.folder / INDEX).read_bytes()):016x}",
-            complete=True,
-        )
-        manifest.write(self.folder)
-        (self.folder / JOURNAL).unlink(missing_ok=True)
-        return manifest
-
-    def _shards(self) -> list[Shard]:
+    @property
+    def num_keys_done(self) -> int:
+        """Keys of the shards that are on disk, whoever made them."""
+        last = self.manifest.num_shards - 1
         size = self.manifest.records_per_shard
-        return [
-            Shard(number, tuple(self.keys[start : start + size]))
-            for number, start in enumerate(range(0, len(self.keys), size))
-        ]
+        missing_of_last = (last + 1) * size - self.num_keys if last in self._done else 0
+        return len(self._done) * size - missing_of_last
 
-    def _append_journal(self, line: dict[str, Any]) -> None:
-        path = self.folder / JOURNAL
-        with writing_to(path), path.open("a+b") as journal:
-            # A line cut off by a crash has no newline; begin on a fresh one.
-            if journal.seek(0, os.SEEK_END):
-                journal.seek(-1, os.SEEK_END)
-                if journal.read(1) != b"\n":
-                    journal.write(b"\n")
-            journal.write(json.dumps(line).encode() + b"\n")
-            journal.flush()
-            os.fsync(journal.fileno())
+    def keys_of(self, number: int) -> tuple[Key, ...]:
+        """The keys that a shard answers for, in the order of its slots."""
+        size, views = self.manifest.records_per_shard, self.manifest.num_views
+        first, stop = number * size, min((number + 1) * size, self.num_keys)
+        clips = self.clip_ids.slice(first // views, -(-stop // views) - first // views).to_pylist()
+        return tuple((clips[key // views - first // views], key % views) for key in range(first, stop))
 
-    def _finished(self) -> dict[int, dict[str, Any]]:
-        """Journal lines by shard; only those whose shard lies there whole and holds the keys it should."""
-        path = self.folder / JOURNAL
+    def missing_shards(self) -> list[Shard]:
+        """Shards that are not on disk, in order, whoever may be making them."""
+        self._look(number for number in range(self.manifest.num_shards) if number not in self._done)
+        missing = (number for number in range(self.manifest.num_shards) if number not in self._done)
+        return [Shard(number, self.keys_of(number)) for number in missing]
+
+    def pending(self, while_waiting: Callable[[str], None] = lambda _: None) -> Iterator[Shard]:
+        """Shards to be made by this process, each under a lease until `write_shard` has published it.
+
+        Ends when every shard is on disk or in this process's hands. While others make what is left,
+        `while_waiting` is called twice a second with who they are, and may raise.
+        """
+        index, count = self.stripe
+        everything = range(self.manifest.num_shards)
+        own_first = sorted(everything, key=lambda number: (number - index) % count != 0)
+        todo = [number for number in own_first if number not in self._done and number not in self._held]
+        while todo:
+            others = []
+            for number in todo:
+                if not self._take(number):
+                    others += [number] if number not in self._done else []
+                    continue
+                yield Shard(number, self.keys_of(number))
+            todo = others
+            if todo:
+                assert self._leases is not None
+                while_waiting(self._leases.holder(_lease_name(todo[0])))
+                time.sleep(POLL_SECONDS)
+
+    def _take(self, number: int) -> bool:
+        """Get the lease of a shard that is still to be made."""
+        assert self._leases is not None
+        if self._look([number]):
+            return False
+        lease = self._leases.take(_lease_name(number))
+        if lease is None:
+            return False
+        if self._look([number]):  # It was published between the two.
+            lease.release()
+            return False
+        self._held[number] = lease
+        return True
+
+    def _look(self, numbers: Iterable[int]) -> bool:
+        """Note which of these shards are on disk, whole, and this cache's; whether the last one is."""
+        is_done = False
+        for number in numbers:
+            is_done = self._footer(number) is not None
+            if is_done:
+                self._done.add(number)
+            else:
+                self._done.discard(number)
+        return is_done
+
+    def _footer(self, number: int) -> Footer | None:
+        """The footer of a shard that is on disk, whole. Raises `CacheError` when it is another cache's."""
+        path = self.folder / shard_name(number)
         if not path.exists():
-            return {}
-        shards = self._shards()
-        finished = {}
-        for text in path.read_text(errors="replace").splitlines():
-            try:
-                line = json.loads(text)
-            except json.JSONDecodeError:
-                continue  # Cut off by a crash: that shard is not acknowledged and is built again.
-            number = line["shard"]
-            file = self.folder / shard_name(number)
-            size = len(line["records"]) * self.manifest.record.record_bytes
-            is_whole = file.exists() and file.stat().st_size == size
-            if is_whole and number < len(shards) and _keys_of(line) == sorted(shards[number].keys):
-                finished[number] = line
-        return finished
+            return None
+        try:
+            footer = read_footer(path, self.manifest.record)
+        except CacheError:
+            return None  # Half of one, or damaged: it is made again.
+        if (footer.shard, footer.identity) != (number, self._identity) or footer.keys != self.keys_of(number):
+            raise CacheError(
+                f"{path} belongs to another cache than the one asked for; choose another folder, or remove "
+                f"{self.folder} if nobody needs it"
+            )
+        return footer
+
+    def write_shard(self, shard: Shard, records: Iterable[Record]) -> bool:
+        """Encode and publish one shard that `pending` gave: a record for each of its keys, in any order.
+
+        False when another writer has taken it over in the meantime, since this one stood still for too long;
+        what was made is then given up, and `pending` may give the shard again. Records without an array, and
+        arrays that cannot be encoded, are quarantined. Raises `CacheError` where none can be.
+        """
+        lease = self._held.get(shard.number)
+
+        def fence() -> None:
+            if lease is not None and not lease.is_held():
+                raise _TakenOver
+
+        try:
+            write_shard(
+                self.folder / shard_name(shard.number),
+                shard.number,
+                self._identity,
+                shard.keys,
+                records,
+                self.manifest.record,
+                fence,
+            )
+        except _TakenOver:
+            return False
+        finally:
+            self._held.pop(shard.number, None)
+            if lease is not None:
+                lease.release()
+        self._done.add(shard.number)
+        self.num_made += 1
+        return True
+
+    def write_probe(self, content: bytes) -> None:
+        """Keep `content` beside the records (the teacher's latents of a fixed clip)."""
+        write_atomically(self.folder / PROBE, lambda path: void(path.write_bytes(content)))
+
+    def note(self, measured: dict[str, float]) -> None:
+        """Keep figures in the manifest's `measured`."""
+        replace(Manifest.read(self.folder), measured=measured).write(self.folder)
+
+    def finish(self, while_waiting: Callable[[str], None] = lambda _: None) -> Manifest:
+        """Write quarantine and index from the shards, then mark the manifest complete: in this order.
+
+        Of several writers one does so; the others wait for it.
+        """
+        if self._leases is None:
+            return Manifest.read(self.folder)
+        while (lease := self._leases.take(FINISH)) is None:
+            while_waiting(self._leases.holder(FINISH))
+            time.sleep(POLL_SECONDS)
+        try:
+            if not self.is_complete():
+                self._write_results()
+            self._sweep(self._leftovers())
+        finally:
+            lease.release()
+        return Manifest.read(self.folder)
+
+    def _write_results(self) -> None:
+        count, views = self.manifest.num_clips, self.manifest.num_views
+        checksums = np.zeros(count * views, np.uint64)
+        present = np.zeros(count * views, np.uint8)
+        bad: list[dict[str, Any]] = []
+        for number in range(self.manifest.num_shards):
+            footer = self._footer(number)
+            if footer is None:
+                raise CacheError(f"{self.folder} lacks shard {number}; run its `cache build` again")
+            first = number * self.manifest.records_per_shard
+            for slot, (key, check) in enumerate(zip(footer.keys, footer.checksums, strict=True)):
+                if check is None:
+                    bad.append({"clip_id": key[0], "view": key[1], "reason": footer.reasons[slot]})
+                else:
+                    checksums[first + slot], present[first + slot] = check, 1
+        quarantine = json.dumps(bad, indent=2) + "\n"
+        write_text(self.folder / QUARANTINE, quarantine)
+        shape = (count, views)
+        size, pages = write_index(
+            self.folder, self.clip_ids, checksums.reshape(shape), present.reshape(shape)
+        )
+        probe = self.folder / PROBE
+        complete = replace(
+            self.manifest,
+            num_records=int(present.sum()),
+            num_quarantined=len(bad),
+            index_bytes=size,
+            index_checksum=pages,
+            quarantine_checksum=hexadecimal(checksum(quarantine.encode())),
+            probe_checksum=hexadecimal(checksum(probe.read_bytes())) if probe.exists() else "",
+            complete=True,
+            measured=Manifest.read(self.folder).measured,
+        )
+        complete.write(self.folder)
 
 
-def _keys_of(line: dict[str, Any]) -> list[Key]:
-    """The keys that a journal line accounts for, sorted."""
-    stored = [(clip_id, view) for clip_id, view, _ in line["records"]]
-    return sorted(stored + [(entry["clip_id"], entry["view"]) for entry in line["bad"]])
+class _TakenOver(Exception):
+    """Another writer has the lease."""
 
 
-def _write_arrow(path: Path, table: pa.Table) -> None:
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table)
+def _lease_name(number: int) -> str:
+    return f"{number:06d}"

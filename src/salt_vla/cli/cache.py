@@ -130,19 +130,21 @@ def verify(path: Annotated[Path, tyro.conf.Positional], json: bool = False) -> i
         json: print JSON instead of a table.
     """
     from salt_vla.cache import open_cache
+    from salt_vla.cache.verify import verify as verify_records
     from salt_vla.progress import progress
 
-    cache = open_cache(path)
+    cache = open_cache(path, check="always")
+    total = cache.manifest.num_records
     bad = []
-    with progress("Verifying", len(cache.keys), "records") as advance:
-        for found in cache.verify():
+    with progress("Verifying", total, "records") as advance:
+        for found in verify_records(cache):
             bad += [found] if found else []
             advance(1)
     if json:
-        print_json({"records": len(cache.keys), "bad": bad})
+        print_json({"records": total, "bad": bad})
     else:
         print_table(bad, ["clip_id", "view", "file", "offset", "reason"])
-        print(f"{len(cache.keys)} records, {len(bad)} damaged")
-    if not cache.keys:
+        print(f"{total} records, {len(bad)} damaged")
+    if not total:
         raise CacheError(f"{path} holds no records")
     return 1 if bad else 0

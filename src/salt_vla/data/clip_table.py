@@ -8,11 +8,12 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -212,7 +213,10 @@ class ClipTable:
         """Of every column of every row, and nothing else: moving the data set does not change it."""
         digest = xxhash.xxh3_128()
         for name in SCHEMA.names:
-            digest.update(repr(self.rows[name].to_pylist()).encode())
+            column = self.rows[name]
+            digest.update(f"{name}:{column.type}:{len(column)};".encode())
+            for part in _in_one_layout(column):
+                digest.update(part)
         return digest.hexdigest()
 
     @cached_property
@@ -232,6 +236,25 @@ class ClipTable:
         if not path.is_relative_to(root):
             raise DataError(f"clip {clip.clip_id!r}: file {clip.file!r} leaves the data set's root {root}")
         return path
+
+
+def _in_one_layout(column: pa.ChunkedArray) -> Iterator[memoryview]:
+    """A column's values as bytes that do not depend on how Arrow has cut it: lengths and UTF-8 of texts,
+    little-endian numbers, a byte a truth value."""
+    is_text = pa.types.is_string(column.type)
+    if is_text:
+        yield from (np.asarray(pc.binary_length(chunk)).astype("<i8").data for chunk in column.chunks)
+    for chunk in column.chunks:
+        if is_text:
+            # A slice of an array has the whole's text behind it.
+            _, offsets, text = chunk.buffers()
+            if text is not None:
+                ends = np.frombuffer(offsets, np.int32)[chunk.offset :]
+                yield memoryview(text)[int(ends[0]) : int(ends[len(chunk)])]
+        elif pa.types.is_boolean(column.type):
+            yield np.asarray(chunk.cast(pa.uint8())).data
+        else:
+            yield np.asarray(chunk).astype(f"<{'f' if pa.types.is_floating(column.type) else 'i'}8").data
 
 
 def _sample(path: Path) -> bytes:

@@ -50,11 +50,16 @@ def view_hash(view: ViewConfig, geometry: ClipGeometry) -> str:
     deciding = {
         "algorithm": ALGORITHM,
         "golden": golden_pixels(),
-        "view": {item.name: getattr(view, item.name) for item in fields(view) if _decides(item, view)},
+        "view": view_settings(view),
         "frames": geometry.num_frames,
         "image_size": geometry.image_size,
     }
     return xxhash.xxh3_128_hexdigest(json.dumps(deciding, sort_keys=True).encode())
+
+
+def view_settings(view: ViewConfig) -> dict[str, Any]:
+    """The settings that decide pixels, by name; how many views are drawn is not among them."""
+    return {item.name: getattr(view, item.name) for item in fields(view) if _decides(item, view)}
 
 
 def _decides(item: Field[Any], view: ViewConfig) -> bool:

@@ -12,10 +12,10 @@ import torch
 
 from salt_vla.cache import ArrayCache, CacheWriter, Manifest
 from salt_vla.cache.format import MANIFEST, EncodingName, describe_differences
-from salt_vla.cache.writer import Key, Record
+from salt_vla.cache.shards import Key, Record
 from salt_vla.config import DataConfig, ViewConfig
 from salt_vla.data.clip_table import ClipTable
-from salt_vla.data.view_lock import view_hash
+from salt_vla.data.view_lock import view_hash, view_settings
 from salt_vla.errors import CacheError
 from salt_vla.geometry import ClipGeometry
 from salt_vla.interrupts import stop_on_signals
@@ -24,7 +24,7 @@ from salt_vla.jobs.resources import require_disk
 from salt_vla.progress import progress
 from salt_vla.teachers import Teacher
 from salt_vla.teachers.batch_size import largest_batch
-from salt_vla.view_store import ViewSource, view_keys
+from salt_vla.view_store import ViewSource
 
 RECORDS_PER_SHARD = 64
 BATCH_SIZE = 32
@@ -45,6 +45,7 @@ def latents_manifest(
         encoding=encoding,
         shape=(geometry.num_tokens, teacher.dim),
         num_views=view.num_views,
+        num_clips=len(table),
         records_per_shard=RECORDS_PER_SHARD,
         provenance={
             "teacher": teacher.name,
@@ -55,6 +56,7 @@ def latents_manifest(
             "clip_table": table.hash,
             "files": table.files_hash,
             "view_hash": view_hash(view, geometry),
+            "view": view_settings(view),
             "geometry": dataclasses.asdict(geometry),
             "batch_size": batch_size,
         },
@@ -94,20 +96,18 @@ def build_cache(
     """
     folder = split_folder(out, split)
     manifest = latents_manifest(teacher, table, split, data.view, encoding, batch_size)
-    keys = view_keys(table, data.view.num_views)
-    with CacheWriter(folder, manifest, keys) as writer, stop_on_signals() as stop:
-        missing = writer.missing_shards()
-        to_do = sum(len(shard.keys) for shard in missing)
-        if to_do:
-            require_disk(folder, to_do * manifest.record.record_bytes, "the latent cache")
+    with CacheWriter(folder, manifest, table.clip_ids) as writer, stop_on_signals() as stop:
+        total, done = writer.num_keys, writer.num_keys_done
+        if done < total:
+            require_disk(folder, (total - done) * manifest.record.record_bytes, "the latent cache")
             views, readable = open_views(table, data, teacher.geometry)
             usable = set(readable)
-            with progress(f"Caching {split} latents", len(keys), "views", done=len(keys) - to_do) as advance:
-                for shard in missing:
+            with progress(f"Caching {split} latents", total, "views", done=done) as advance:
+                for shard in writer.pending(lambda _: stop.check("while caching latents")):
                     writer.write_shard(shard, _records(teacher, views, shard.keys, usable, batch_size))
                     advance(len(shard.keys))
                     stop.check(f"while caching {split} latents")
-        refuse_too_many_bad(writer.finish().num_quarantined, len(keys), folder)
+        refuse_too_many_bad(writer.finish().num_quarantined, total, folder)
     return folder
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
 
-from salt_vla.cache import CacheWriter
-from salt_vla.cache.writer import Key, Record
+from salt_vla.cache import CacheWriter, Key, Record
 from salt_vla.config import DataConfig, ViewConfig
 from salt_vla.data.clip_table import ClipTable
 from salt_vla.data.segments import Cutting
@@ -22,7 +22,7 @@ from salt_vla.jobs.data_index import MAX_BAD_SHARE, TooManyBad, index_data, kind
 from salt_vla.jobs.resources import require_disk
 from salt_vla.progress import progress
 from salt_vla.rundir import root
-from salt_vla.view_store import StoredViews, ViewSource, store_manifest, view_keys
+from salt_vla.view_store import StoredViews, ViewSource, store_manifest
 
 HELD_OUT_EVERY = 10  # of the training episodes, where a data set has no validation split
 
@@ -93,8 +93,7 @@ def open_views(
     folder = root() / "caches" / f"views-{'-'.join(identity)}-{count}"
     build_view_store(table, data.view, geometry, count, folder)
     stored = StoredViews(folder, manifest)
-    whole = [clip for clip in table.clip_ids if all((clip, view) in stored.cache for view in range(count))]
-    return stored, whole
+    return stored, list(compress(table.clip_ids, stored.cache.with_views(table.clip_ids, count)))
 
 
 def build_view_store(
@@ -102,19 +101,17 @@ def build_view_store(
 ) -> None:
     """Decode every view of every clip into `folder`; goes on where an earlier call was interrupted."""
     manifest = store_manifest(table, view, geometry, num_views)
-    keys = view_keys(table, num_views)
-    with CacheWriter(folder, manifest, keys) as writer, stop_on_signals() as stop:
-        missing = writer.missing_shards()
-        to_do = sum(len(shard.keys) for shard in missing)
-        if to_do:
-            require_disk(folder, to_do * manifest.record.record_bytes, "the view store")
+    with CacheWriter(folder, manifest, table.clip_ids) as writer, stop_on_signals() as stop:
+        total, done = writer.num_keys, writer.num_keys_done
+        if done < total:
+            require_disk(folder, (total - done) * manifest.record.record_bytes, "the view store")
             reader = ViewReader(table, view, geometry)
-            with progress("Decoding views", len(keys), "views", done=len(keys) - to_do) as advance:
-                for shard in missing:
+            with progress("Decoding views", total, "views", done=done) as advance:
+                for shard in writer.pending(lambda _: stop.check("while decoding views")):
                     writer.write_shard(shard, read_or_quarantine(reader, shard.keys))
                     advance(len(shard.keys))
                     stop.check("while decoding views")
-        refuse_too_many_bad(writer.finish().num_quarantined, len(keys), folder)
+        refuse_too_many_bad(writer.finish().num_quarantined, total, folder)
 
 
 def read_or_quarantine(views: ViewSource, keys: Sequence[Key]) -> Iterator[Record]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +128,7 @@ def _batches(
     views, readable = open_views(clips, config.data, config.geometry, num_views)
     if cache is not None:
         # A clip that the cache has quarantined is left out here too; ids of the others never shift.
-        readable = [c for c in readable if all((c, view) in cache for view in range(num_views))]
+        readable = list(compress(readable, cache.with_views(readable, num_views)))
     return Batches(
         parts_of(clips, readable),
         views,

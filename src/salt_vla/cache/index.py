@@ -1,0 +1,252 @@
+"""Where a clip's records are and what they must be: written once, memory-mapped, checked page by page.
+
+Opening costs the same for a thousand clips and for ten million. Knows clip ids and checksums, not records.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import os
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+import numpy as np
+import pyarrow as pa
+import xxhash
+
+from salt_vla.cache.format import INDEX, INDEX_PAGES, Manifest, checksum, hexadecimal
+from salt_vla.errors import CacheError
+from salt_vla.rundir import void, write_atomically
+
+if TYPE_CHECKING:
+    from jaxtyping import UInt8, UInt64
+
+PAGE = 1 << 16  # bytes of the index that share a checksum
+CURE = "`salt-vla cache repair` writes it anew"
+
+
+def id_hash(clip_id: str) -> int:
+    return int(xxhash.xxh3_64_intdigest(clip_id.encode("utf-8", "surrogatepass")))
+
+
+def as_clip_ids(clip_ids: Sequence[str] | pa.Array | pa.ChunkedArray) -> pa.LargeStringArray:
+    """Clip ids as one Arrow array, which for ten million of them is a tenth of a list's size."""
+    if isinstance(clip_ids, pa.ChunkedArray):
+        return pa.concat_arrays([chunk.cast(pa.large_string()) for chunk in clip_ids.chunks] or [_NONE])
+    return pa.array(clip_ids, pa.large_string())
+
+
+_NONE = pa.array([], pa.large_string())
+
+
+def write_index(
+    folder: Path,
+    clip_ids: pa.LargeStringArray,
+    checksums: UInt64[np.ndarray, "clips views"],
+    present: UInt8[np.ndarray, "clips views"],
+) -> tuple[int, str]:
+    """Write `index.arrow` and `index.pages`; the former's size and the latter's checksum.
+
+    `present` is 1 where the clip has a record of that view, whose checksum then is in `checksums`.
+    """
+    views = checksums.shape[1]
+    hashes = np.fromiter((id_hash(clip) for clip in _in_chunks(clip_ids)), np.uint64, len(clip_ids))
+    order = np.argsort(hashes, kind="stable")
+    columns = {
+        "clip_id": clip_ids,
+        "checksums": pa.FixedSizeListArray.from_arrays(pa.array(checksums.reshape(-1)), views),
+        "present": pa.FixedSizeListArray.from_arrays(pa.array(present.reshape(-1)), views),
+        "id_hash": pa.array(hashes[order]),
+        "id_row": pa.array(order.astype(np.uint32)),
+    }
+    batch = pa.record_batch(list(columns.values()), names=list(columns))
+
+    def write(path: Path) -> None:
+        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
+            writer.write_batch(batch)
+
+    write_atomically(folder / INDEX, write)
+    digests = b"".join(checksum(page).to_bytes(8, "little") for page in _pages(folder / INDEX))
+    write_atomically(folder / INDEX_PAGES, lambda path: void(path.write_bytes(digests)))
+    return (folder / INDEX).stat().st_size, hexadecimal(checksum(digests))
+
+
+def _pages(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while page := file.read(PAGE):
+            yield page
+
+
+def _in_chunks(clip_ids: pa.LargeStringArray, length: int = 1 << 16) -> Iterator[str]:
+    for start in range(0, len(clip_ids), length):
+        yield from clip_ids.slice(start, length).to_pylist()
+
+
+class ClipIds(Sequence[str]):
+    """Clip ids in build order: reads like a list, without being one of ten million strings."""
+
+    def __init__(self, ids: pa.LargeStringArray) -> None:
+        self.ids = ids
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @overload
+    def __getitem__(self, at: int) -> str: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[str]: ...
+    def __getitem__(self, at: int | slice) -> str | list[str]:
+        if isinstance(at, slice):
+            return list(self.ids[at].to_pylist())
+        return str(self.ids[range(len(self))[at]].as_py())
+
+    def __iter__(self) -> Iterator[str]:
+        return _in_chunks(self.ids)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Sequence) or isinstance(other, str):
+            return NotImplemented
+        return len(self) == len(other) and all(a == b for a, b in zip(self, other, strict=True))
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        shown = ", ".join(repr(self[at]) for at in range(min(len(self), 3)))
+        return f"ClipIds([{shown}{', …' if len(self) > 3 else ''}], {len(self)} in all)"
+
+
+class Index:
+    """The open index of a finished cache. Every byte is checked before it first decides anything.
+
+    Raises `CacheError` when it is missing, of the wrong size, or damaged. The file is never changed in place,
+    only replaced, so that a mapping stays whole.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        self.path = folder / INDEX
+        self.num_views = manifest.num_views
+        try:
+            digests = (folder / INDEX_PAGES).read_bytes()
+            with self.path.open("rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                if size != manifest.index_bytes:
+                    raise CacheError(
+                        f"{self.path} has {size} bytes, not the manifest's {manifest.index_bytes}; {CURE}"
+                    )
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except (OSError, ValueError) as error:
+            raise CacheError(f"the cache's index at {folder} cannot be read ({error}); {CURE}") from error
+        if hexadecimal(checksum(digests)) != manifest.index_checksum:
+            raise CacheError(f"{folder / INDEX_PAGES} is damaged: its checksum is not the manifest's; {CURE}")
+        self._digests = memoryview(digests).cast("Q")
+        self._is_sound = bytearray(len(self._digests))
+        self._bytes = memoryview(self._map)
+        whole = pa.py_buffer(self._map)
+        # What describes the columns lies at the file's ends; their values are checked where they are used.
+        self._check(0, min(PAGE, size))
+        self._check(max(size - PAGE, 0), size)
+        batch = pa.ipc.open_file(whole).get_batch(0)
+        self._base = whole.address
+        self.num_clips = batch.num_rows
+        self.ids: pa.LargeStringArray = batch["clip_id"]
+        _, offsets, text = self.ids.buffers()
+        self._offsets, self._offsets_at = self._column(offsets, "q")
+        self._text, self._text_at = self._column(text, "B")
+        self._checksums, self._checksums_at = self._column(batch["checksums"].values.buffers()[1], "Q")
+        self._present, self._present_at = self._column(batch["present"].values.buffers()[1], "B")
+        self._hashes, self._hashes_at = self._column(batch["id_hash"].buffers()[1], "Q")
+        self._rows, self._rows_at = self._column(batch["id_row"].buffers()[1], "I")
+        self._margin = 4 * math.isqrt(self.num_clips) + 8
+
+    def _column(self, buffer: pa.Buffer | None, code: Literal["q", "Q", "I", "B"]) -> tuple[memoryview, int]:
+        """A buffer's values and where in the file they begin; Arrow keeps no buffer for no values."""
+        if buffer is None:
+            return memoryview(b"").cast(code), 0
+        size = np.dtype(code).itemsize
+        whole = memoryview(buffer)[: len(buffer) // size * size]
+        return whole.cast("B").cast(code), buffer.address - self._base
+
+    def _check(self, start: int, stop: int) -> None:
+        """Compare the pages that bytes `start` … `stop` lie in with their checksums, once each."""
+        for page in range(start >> 16, (stop + PAGE - 1) >> 16):
+            if not self._is_sound[page]:
+                content = self._bytes[page * PAGE : (page + 1) * PAGE]
+                if checksum(content) != self._digests[page]:
+                    raise CacheError(
+                        f"{self.path} is damaged between bytes {page * PAGE} and "
+                        f"{page * PAGE + len(content)}: the checksum does not match; {CURE}"
+                    )
+                self._is_sound[page] = 1
+
+    def check_all(self) -> Iterator[CacheError | None]:
+        """Each page's verdict, read from the file anew."""
+        for page in range(len(self._is_sound)):
+            self._is_sound[page] = 0
+            try:
+                self._check(page * PAGE, min((page + 1) * PAGE, len(self._bytes)))
+                yield None
+            except CacheError as error:
+                yield error
+
+    def find(self, clip_id: str) -> int | None:
+        """The clip's row, or None. Hashes are spread evenly, so their values tell nearly where they stand."""
+        wanted = clip_id.encode("utf-8", "surrogatepass")
+        value = int(xxhash.xxh3_64_intdigest(wanted))
+        guess = value * self.num_clips >> 64
+        low, high = max(guess - self._margin, 0), min(guess + self._margin, self.num_clips)
+        self._check(self._hashes_at + 8 * low, self._hashes_at + 8 * high)
+        at = bisect_left(self._hashes, value, low, high)
+        if (at == low and low) or (at == high and high < self.num_clips):
+            self._check(self._hashes_at, self._hashes_at + 8 * self.num_clips)
+            at = bisect_left(self._hashes, value)
+        while at < self.num_clips and self._hashes[at] == value:
+            self._check(self._rows_at + 4 * at, self._rows_at + 4 * at + 4)
+            row = self._rows[at]
+            if self._id_bytes(row) == wanted:
+                return row
+            at += 1
+        return None
+
+    def _id_bytes(self, row: int) -> bytes:
+        at = self._offsets_at + 8 * row
+        self._check(at, at + 16)
+        start, stop = self._offsets[row], self._offsets[row + 1]
+        self._check(self._text_at + start, self._text_at + stop)
+        return bytes(self._text[start:stop])
+
+    def clip_id(self, row: int) -> str:
+        return self._id_bytes(row).decode("utf-8", "surrogatepass")
+
+    def checksum_of(self, row: int, view: int) -> int | None:
+        """Of the record of a clip's row; None where there is none."""
+        at = row * self.num_views + view
+        self._check(self._present_at + at, self._present_at + at + 1)
+        if not self._present[at]:
+            return None
+        self._check(self._checksums_at + 8 * at, self._checksums_at + 8 * at + 8)
+        return self._checksums[at]
+
+    def all_ids(self) -> pa.LargeStringArray:
+        """Every clip id, checked."""
+        if self.num_clips:
+            self._check(self._offsets_at, self._offsets_at + 8 * (self.num_clips + 1))
+            self._check(self._text_at, self._text_at + len(self._text))
+        return self.ids
+
+    def all_present(self) -> UInt8[np.ndarray, "clips views"]:
+        """1 where there is a record, checked."""
+        self._check(self._present_at, self._present_at + len(self._present))
+        values = np.frombuffer(self._present, np.uint8)[: self.num_clips * self.num_views]
+        return values.reshape(self.num_clips, self.num_views)
+
+    def all_checksums(self) -> UInt64[np.ndarray, "clips views"]:
+        """Of every record, checked; 0 where there is none."""
+        self._check(self._checksums_at, self._checksums_at + 8 * len(self._checksums))
+        values = np.frombuffer(self._checksums, np.uint64)[: self.num_clips * self.num_views]
+        return values.reshape(self.num_clips, self.num_views)
+
+    def __reduce__(self) -> Any:
+        raise TypeError("an index is opened anew in another process, not sent there")
