@@ -1,4 +1,4 @@
-"""Stopping politely: SIGINT and SIGTERM set a flag that long work looks at between two safe places."""
+"""Stopping politely: SIGINT, SIGTERM and SIGHUP set a flag that long work looks at in safe places."""
 
 from __future__ import annotations
 
@@ -34,15 +34,18 @@ class StopFlag:
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopFlag]:
-    """Within the block SIGINT and SIGTERM set the flag; a second one acts as usual.
+    """Within the block SIGINT, SIGTERM and SIGHUP set the flag; a second one acts as usual.
 
-    Outside the main thread Python allows no handlers; the flag then stays false.
+    A SIGHUP that is ignored (`nohup`) stays so: the work shall outlive its terminal. Outside the main
+    thread Python allows no handlers; the flag then stays false.
     """
     flag = StopFlag()
     if threading.current_thread() is not threading.main_thread():
         yield flag
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    if before[signal.SIGHUP] is signal.SIG_IGN:
+        del before[signal.SIGHUP]
 
     def handle(number: int, frame: FrameType | None) -> None:
         flag.signal_number = number

@@ -15,7 +15,7 @@ import pytest
 
 from salt_vla.interrupts import StopFlag, Stopped, stop_on_signals
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 PRELUDE = """
 import signal, sys
 from salt_vla.interrupts import Stopped, stop_on_signals
@@ -35,6 +35,7 @@ class Child:
     def __init__(self, code: str) -> None:
         self.process = subprocess.Popen(
             [sys.executable, "-c", PRELUDE + textwrap.dedent(code)],
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -110,6 +111,24 @@ def test_outside_the_block_signals_act_as_usual(children: list[Child]) -> None:
     assert child.hear() == "ready"
     child.process.send_signal(signal.SIGTERM)
     assert child.end()[0] == -signal.SIGTERM
+
+
+def test_work_under_nohup_outlives_its_terminal(children: list[Child]) -> None:
+    code = """
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        with stop_on_signals() as stop:
+            say("ready")
+            sys.stdin.readline()
+            say(bool(stop))
+    """
+    children.append(child := Child(code))
+    assert child.hear() == "ready"
+    child.process.send_signal(signal.SIGHUP)
+    assert child.process.stdin is not None
+    child.process.stdin.write("go on\n")
+    child.process.stdin.flush()
+    assert child.hear() == "False"
+    assert child.end() == (0, "")
 
 
 @pytest.mark.parametrize("fails", [False, True])

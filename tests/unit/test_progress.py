@@ -9,7 +9,7 @@ import sys
 import time
 
 from salt_vla import progress as module
-from salt_vla.progress import progress
+from salt_vla.progress import Shares, progress
 
 CODE = """
 from salt_vla.progress import progress
@@ -52,6 +52,30 @@ def test_work_that_was_there_already_does_not_count_towards_the_rate(capsys):
     line = capsys.readouterr().err
     assert line.startswith("caching: 100/100 clips, ")
     assert 0 < float(line.split(", ")[1].split(" ")[0]) <= 20
+
+
+def test_the_time_that_is_left_is_said_in_words(capsys, monkeypatch):
+    monkeypatch.setattr(module, "SECONDS_BETWEEN_LOG_LINES", 0.0)
+    now = [0.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    with progress("caching", total=100_000, unit="clips") as advance:
+        now[0] = 100.0
+        for amount in (100, 400, 6500, 92_000):
+            advance(amount)
+    said = [line.split("ETA ")[1] for line in capsys.readouterr().err.splitlines()]
+    assert said == ["27 h 45 min", "5 h 32 min", "22 min", "1 s"]
+
+
+def test_shares_say_what_was_waited_for(monkeypatch):
+    now = [50.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    shares = Shares()
+    for what, seconds in (("decode", 1), ("teacher", 6), ("decode", 2)):
+        with shares.of(what):
+            now[0] += seconds
+    now[0] += 1
+    assert str(shares) == "decode 30%, teacher 60%"
+    assert shares.seconds == {"decode": 3, "teacher": 6} and shares.elapsed == 10
 
 
 def test_an_error_inside_passes_through(capsys):

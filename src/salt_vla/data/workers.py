@@ -5,19 +5,26 @@ Knows nothing of videos; decoders written in C are why it exists.
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
+from threading import Event
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 AHEAD = 8  # items a worker may be ahead of the oldest one that is not answered yet
+PAUSE = 0.05  # seconds between two looks at what cannot be waited for: items that are still to come
+PARENTS_BUSINESS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 @dataclass(frozen=True)
@@ -29,45 +36,69 @@ class Lost:
 
 def map_in_workers(
     function: Callable[[Item], Result],
-    items: Iterable[Item],
+    items: Iterable[Item | None],
     num_workers: int,
     time_limit: float | None = None,
+    *,
+    prepare: Callable[[], object] | None = None,
+    ahead: int = AHEAD,
+    cancelled: Event | None = None,
 ) -> Iterator[Result | Lost]:
     """`function(item)` of every item, in the items' order, from `num_workers` processes (0: from this one).
 
     Function, items and results must be picklable. An exception of `function` is raised here; a worker that
     is killed, crashes, or takes longer than `time_limit` seconds for an item gives `Lost` for that item and
-    is replaced. Leaving the iterator stops the workers.
+    is replaced. Leaving the iterator stops the workers, and so does `cancelled` from another thread; when
+    this process dies, they do. Workers call `prepare()` first. At most `ahead` × `num_workers` items are in
+    work or wait for an older one. An item `None` has no result; it says that for the moment there is none,
+    so that results are not held back until the next one comes.
     """
     if num_workers < 1:
-        yield from map(function, items)
+        for item in items:
+            if item is None:
+                time.sleep(PAUSE)
+            else:
+                yield function(item)
         return
-    workers = [_Worker(function) for _ in range(num_workers)]
+    workers = [_Worker(function, prepare) for _ in range(num_workers)]
     try:
-        yield from _in_order(workers, enumerate(items), time_limit)
+        yield from _in_order(workers, iter(items), time_limit, ahead * num_workers, cancelled or Event())
     finally:
         for worker in workers:
             worker.stop()
 
 
 def _in_order(
-    workers: list[_Worker[Item, Result]], items: Iterator[tuple[int, Item]], time_limit: float | None
+    workers: list[_Worker[Item, Result]],
+    items: Iterator[Item | None],
+    time_limit: float | None,
+    ahead: int,
+    cancelled: Event,
 ) -> Iterator[Result | Lost]:
     answers: dict[int, Result | Lost] = {}
-    due = 0  # the number of the next answer to give
-    waiting = next(items, None)
-    while waiting is not None or answers or any(worker.number is not None for worker in workers):
+    asked = due = 0  # the numbers of the next item to ask for and of the next answer to give
+    has_more = True
+    while not cancelled.is_set():
+        nothing_now = False
         for worker in workers:
-            if worker.number is None and waiting and waiting[0] < due + AHEAD * len(workers):
-                worker.send(*waiting)
-                waiting = next(items, None)
+            if worker.number is None and has_more and not nothing_now and asked < due + ahead:
+                for item in islice(items, 1):
+                    nothing_now = item is None
+                    if item is not None:
+                        worker.send(asked, item)
+                        asked += 1
+                    break
+                else:
+                    has_more = False
         if due in answers:
             yield answers.pop(due)
             due += 1
             continue
         busy = {worker.connection: worker for worker in workers if worker.number is not None}
-        limits = [worker.seconds_left(time_limit) for worker in busy.values()] if time_limit else None
-        ready = wait(list(busy), timeout=min(limits) if limits else None)
+        if not busy and not has_more:
+            return
+        limits = [worker.seconds_left(time_limit) for worker in busy.values()] if time_limit else []
+        ready = wait(list(busy), timeout=min([*limits, PAUSE if nothing_now else 5 * PAUSE]))
         for connection, worker in busy.items():
             if connection in ready or (time_limit and worker.seconds_left(time_limit) <= 0):
                 number = worker.number
@@ -78,8 +109,10 @@ def _in_order(
 class _Worker(Generic[Item, Result]):
     """A process and the item it is at."""
 
-    def __init__(self, function: Callable[[Item], Result]) -> None:
-        self.function = function
+    def __init__(
+        self, function: Callable[[Item], Result], prepare: Callable[[], object] | None = None
+    ) -> None:
+        self.function, self.prepare = function, prepare
         self.number: int | None = None
         self._start()
 
@@ -87,10 +120,10 @@ class _Worker(Generic[Item, Result]):
         # Not forked: decoders and thread pools of this process would be copied in mid-work.
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
-        self._process = context.Process(target=_work, args=(theirs, self.function), daemon=True)
+        self._process = context.Process(target=_work, args=(theirs, self.function, self.prepare), daemon=True)
         resource_tracker.ensure_running()  # Its start would let signals through again.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:  # What starts blocked stays so: Ctrl-C reaches all, and who started us decides when to stop.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, PARENTS_BUSINESS)
+        try:  # What starts blocked stays so: whole groups are sent these, and who started us decides.
             self._process.start()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -131,8 +164,14 @@ class _Worker(Generic[Item, Result]):
         self._process.join()
 
 
-def _work(connection: Connection, function: Callable[[Item], Result]) -> None:
+def _work(
+    connection: Connection, function: Callable[[Item], Result], prepare: Callable[[], object] | None
+) -> None:
     """A worker's life: items in, (has failed, result or exception) out, until the other end is closed."""
+    if sys.platform == "linux":  # Also one that hangs in an item ends with who started it (a thread, there).
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if prepare is not None:
+        prepare()
     while True:
         try:
             item = connection.recv()
