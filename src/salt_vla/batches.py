@@ -1,23 +1,24 @@
 """`batches[step]` is the step's batch: pixels, cached records and masks, joined by clip id.
 
-Order, views and masks are pure functions of (seed, step), so one integer is the loader's whole state.
-The only room where loader workers live.
+Order, views and masks are pure functions of (seed, step), so one integer is the loader's whole state; what
+takes the place of a damaged record is one of (seed, step, damage). The only room where loader workers live.
 """
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from typing import TYPE_CHECKING
+from functools import lru_cache, partial
+from itertools import cycle
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from salt_vla.cache import ArrayCache
+from salt_vla.cache import ArrayCache, CorruptRecord, Key
 from salt_vla.data.clip_table import ClipTable
 from salt_vla.errors import CacheError, DataError, UserError
 from salt_vla.masks import MaskGroup, MaskStrategy
@@ -26,17 +27,21 @@ from salt_vla.view_store import ViewSource
 if TYPE_CHECKING:
     from jaxtyping import UInt8
 
-Key = tuple[str, int]
+PATIENCE = 8  # steps to look ahead for clips, when no record of a step's own can be read
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One step's clips. Pixels and records cross process borders as uint8; floats are made on the device."""
+    """One step's clips. Pixels and records cross process borders as uint8; floats are made on the device.
+
+    `corrupt`: records that were asked for and are damaged, once for each time; their clips are not in `keys`.
+    """
 
     keys: list[Key]
     frames: UInt8[Tensor, "batch frames height width 3"]
     records: UInt8[Tensor, "batch bytes"] | None
     masks: list[MaskGroup]
+    corrupt: tuple[CorruptRecord, ...] = ()
 
     def to(self, device: torch.device | str) -> Batch:
         return replace(
@@ -133,7 +138,11 @@ def keys_of_step(parts: Sequence[Part], num_views: int, batch_size: int, seed: i
 
 
 class Batches(Dataset[Batch]):
-    """Map-style data set whose item `step` (from 0) is that step's whole batch."""
+    """Map-style data set whose item `step` (from 0) is that step's whole batch.
+
+    `on_corrupt_record`, of the latent cache or of a store of views: `skip` lets another clip of the same
+    batch take the place of a damaged one, and `stop` raises its `CorruptRecord`.
+    """
 
     def __init__(
         self,
@@ -146,6 +155,7 @@ class Batches(Dataset[Batch]):
         seed: int,
         steps: int,
         cache: ArrayCache | None = None,
+        on_corrupt_record: Literal["skip", "stop"] = "skip",
     ) -> None:
         clip_ids = [clip for part in parts for clip in part.clip_ids]
         if not clip_ids:
@@ -166,25 +176,68 @@ class Batches(Dataset[Batch]):
         self.seed = seed
         self.steps = steps
         self.cache = cache
+        self.on_corrupt_record = on_corrupt_record
 
     def __len__(self) -> int:
         return self.steps
 
     def __getitem__(self, step: int) -> Batch:
-        keys = keys_of_step(self.parts, self.num_views, self.batch_size, self.seed, step)
-        return self._join(keys, self.masks.sample(self.batch_size, self.seed, step))
+        asked = self._keys(step)
+        masks = self.masks.sample(self.batch_size, self.seed, step)
+        return self._read(asked, masks, lambda bad: self._with_stand_ins(asked, bad, step))
 
     def canonical(self, count: int, batch_size: int) -> Iterator[Batch]:
-        """View 0 of up to `count` clips spread over the data set, in batches with masks of their own."""
+        """View 0 of up to `count` clips spread over the data set, in batches with masks of their own.
+
+        Nothing stands in for a damaged record here: its clip is left out, and the others keep their masks.
+        """
         chosen = np.unique(np.linspace(0, len(self.clip_ids) - 1, min(count, len(self.clip_ids))).astype(int))
         for number, start in enumerate(range(0, len(chosen), batch_size)):
-            keys = [(self.clip_ids[i], 0) for i in chosen[start : start + batch_size]]
-            yield self._join(keys, self.masks.sample(len(keys), self.seed, number))
+            asked = [(self.clip_ids[i], 0) for i in chosen[start : start + batch_size]]
+            masks = self.masks.sample(len(asked), self.seed, number)
+            batch = self._read(asked, masks, partial(_without, asked))
+            if batch.corrupt:
+                places = [asked.index(key) for key in batch.keys]
+                batch = replace(batch, masks=[group.at(places) for group in masks])
+            yield batch
 
-    def _join(self, keys: list[Key], masks: list[MaskGroup]) -> Batch:
-        frames = torch.from_numpy(self.views.read_many(keys))
-        records = None if self.cache is None else torch.from_numpy(self.cache.read_many(keys).data)
-        return Batch(keys, frames, records, masks)
+    def _keys(self, step: int) -> list[Key]:
+        return keys_of_step(self.parts, self.num_views, self.batch_size, self.seed, step)
+
+    def _with_stand_ins(self, asked: list[Key], bad: Mapping[Key, CorruptRecord], step: int) -> list[Key]:
+        """The batch's other clips, in turn, in the places of bad ones; a later step's where it has none."""
+        if not bad:
+            return asked
+        later = (_without(self._keys(step + ahead), bad) for ahead in range(PATIENCE))
+        good = next(filter(None, later), None)
+        if good is None:
+            raise next(iter(bad.values()))
+        stand_ins = cycle(good)
+        return [next(stand_ins) if key in bad else key for key in asked]
+
+    def _read(
+        self,
+        asked: list[Key],
+        masks: list[MaskGroup],
+        choose: Callable[[Mapping[Key, CorruptRecord]], list[Key]],
+    ) -> Batch:
+        """The batch of the keys that `choose` takes, asked again for each record that proves to be bad."""
+        bad: dict[Key, CorruptRecord] = {}
+        while True:
+            keys = choose(bad)
+            try:
+                # Records first: where one is damaged, no video need be decoded to find out.
+                records = None if self.cache is None else torch.from_numpy(self.cache.read_many(keys).data)
+                frames = torch.from_numpy(self.views.read_many(keys))
+                return Batch(keys, frames, records, masks, tuple(bad[key] for key in asked if key in bad))
+            except CorruptRecord as error:
+                if self.on_corrupt_record == "stop":
+                    raise
+                bad[error.clip_id, error.view] = error
+
+
+def _without(keys: list[Key], bad: Mapping[Key, CorruptRecord]) -> list[Key]:
+    return [key for key in keys if key not in bad]
 
 
 class _Answers(Dataset[Batch | UserError]):

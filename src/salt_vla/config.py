@@ -182,15 +182,18 @@ class ViewConfig:
 @dataclass(frozen=True)
 class DataConfig:
     """Where clips come from. `table` is a clip table (Parquet); `store_views` keeps decoded views on disk,
-    so that small data sets are decoded once and not at every step.
+    so that small data sets are decoded once and not at every step. `on_corrupt_record`: another clip of the
+    batch takes the place of a damaged record, which is counted (`skip`), or the run ends there (`stop`).
     """
 
     table: str = ""
     view: ViewConfig = field(default_factory=ViewConfig)
     store_views: bool = False
     num_workers: int = 0
+    on_corrupt_record: Literal["skip", "stop"] = field(default="skip", metadata=ADDED_LATER)
 
     def __post_init__(self) -> None:
+        _require_choices(self, "data")
         _require_at_least(0, self, "data.", "num_workers")
 
 

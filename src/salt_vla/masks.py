@@ -54,6 +54,11 @@ class MaskGroup:
         valid = None if self.context_valid is None else self.context_valid[start:stop]
         return MaskGroup(self.context_ids[start:stop], self.target_ids[start:stop], valid)
 
+    def at(self, places: Sequence[int]) -> MaskGroup:
+        """The same group for some of the clips."""
+        valid = None if self.context_valid is None else self.context_valid[places]
+        return MaskGroup(self.context_ids[places], self.target_ids[places], valid)
+
     def to(self, device: torch.device | str) -> MaskGroup:
         valid = None if self.context_valid is None else self.context_valid.to(device)
         return MaskGroup(self.context_ids.to(device), self.target_ids.to(device), valid)
