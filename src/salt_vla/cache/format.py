@@ -25,6 +25,7 @@ QUARANTINE = "quarantine.json"
 PROBE = "probe.safetensors"
 SHARDS = "shards"
 LEASES = ".leases"
+CURE = "`salt-vla cache repair` or its `cache build` writes it anew"
 RESULT = {"result": True}  # A manifest's field that comes of a build, and is not asked for.
 EncodingName = Literal["float16", "int8", "uint8"]
 
@@ -170,8 +171,7 @@ class Manifest:
     def to_text(self) -> str:
         """The file's content; its last word is a checksum of all the others."""
         said = asdict(self)
-        check = hexadecimal(checksum(json.dumps(said, sort_keys=True).encode()))
-        return json.dumps({**said, "checksum": check}, indent=2, sort_keys=True) + "\n"
+        return json.dumps({**said, "checksum": _checksum_of(said)}, indent=2, sort_keys=True) + "\n"
 
     def write(self, folder: Path) -> None:
         write_text(folder / MANIFEST, self.to_text())
@@ -181,12 +181,25 @@ class Manifest:
         """The manifest of the cache at `folder`. Raises `CacheError` when missing, damaged or of another
         version."""
         path = folder / MANIFEST
-        cure = "`salt-vla cache repair` or its `cache build` writes it anew"
         try:
-            text = path.read_text(encoding="utf-8")
+            return cls.parse(path.read_bytes().decode(), path)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise NoManifest(
+                f"there is no cache at {folder} ({MANIFEST} is missing); make it with `salt-vla cache build`"
+            ) from error
+        except OSError as error:
+            raise CacheError(f"{path} cannot be read: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise DamagedManifest(f"{path} is damaged ({error}); {CURE}") from error
+
+    @classmethod
+    def parse(cls, text: str, path: Path) -> Manifest:
+        """What `to_text` wrote. Raises `CacheError`, as `read` does, in the name of the file `path`."""
+        try:
             raw = json.loads(text)
             version = raw["schema_version"]
-            if version != SCHEMA_VERSION and type(version) is int:
+            is_ours = raw.get("checksum") == _checksum_of({**raw, "schema_version": SCHEMA_VERSION})
+            if version != SCHEMA_VERSION and type(version) is int and not is_ours:
                 is_newer = version > SCHEMA_VERSION
                 raise CacheError(
                     f"{path} has schema version {version}, {'newer' if is_newer else 'older'} than this "
@@ -194,18 +207,12 @@ class Manifest:
                 )
             del raw["checksum"]
             manifest = cls(**{**raw, "shape": tuple(raw["shape"])})
-        except (FileNotFoundError, NotADirectoryError) as error:
-            raise NoManifest(
-                f"there is no cache at {folder} ({MANIFEST} is missing); make it with `salt-vla cache build`"
-            ) from error
-        except OSError as error:
-            raise CacheError(f"{path} cannot be read: {error.strerror}") from error
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise DamagedManifest(f"{path} is damaged ({error}); {cure}") from error
+            raise DamagedManifest(f"{path} is damaged ({error}); {CURE}") from error
         if wrong := _wrong_fields(manifest):
-            raise DamagedManifest(f"{path} is damaged ({', '.join(wrong)} cannot be right); {cure}")
+            raise DamagedManifest(f"{path} is damaged ({', '.join(wrong)} cannot be right); {CURE}")
         if manifest.to_text() != text:
-            raise DamagedManifest(f"{path} is damaged (its checksum does not match); {cure}")
+            raise DamagedManifest(f"{path} is damaged (its checksum does not match); {CURE}")
         return manifest
 
     def differences(self, other: Manifest) -> dict[str, tuple[Any, Any]]:
@@ -220,6 +227,12 @@ class Manifest:
     def without_results(self) -> Manifest:
         """As it is when a build begins."""
         return replace(self, **{item.name: _default(item) for item in fields(self) if item.name in RESULTS})
+
+
+def _checksum_of(said: dict[str, Any]) -> str:
+    """Of a manifest's fields, whatever they say, but for the checksum itself."""
+    fields_only = {name: value for name, value in said.items() if name != "checksum"}
+    return hexadecimal(checksum(json.dumps(fields_only, sort_keys=True).encode()))
 
 
 RESULTS = frozenset(item.name for item in fields(Manifest) if "result" in item.metadata)

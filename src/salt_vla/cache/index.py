@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 PAGE = 1 << 16  # bytes of the index that share a checksum
 CURE = "`salt-vla cache repair` writes it anew"
+MANIFEST_KEY = b"salt_vla.manifest"  # of the table's metadata
 
 
 def id_hash(clip_id: str) -> int:
@@ -47,10 +48,12 @@ def write_index(
     clip_ids: pa.LargeStringArray,
     checksums: UInt64[np.ndarray, "clips views"],
     present: UInt8[np.ndarray, "clips views"],
+    manifest: str = "",
 ) -> tuple[int, str]:
     """Write `index.arrow` and `index.pages`; the former's size and the latter's checksum.
 
     `present` is 1 where the clip has a record of that view, whose checksum then is in `checksums`.
+    `manifest`: kept with the columns' description, from where a lost manifest is written anew.
     """
     views = checksums.shape[1]
     hashes = np.fromiter((id_hash(clip) for clip in _in_chunks(clip_ids)), np.uint64, len(clip_ids))
@@ -62,7 +65,7 @@ def write_index(
         "id_hash": pa.array(hashes[order]),
         "id_row": pa.array(order.astype(np.uint32)),
     }
-    batch = pa.record_batch(list(columns.values()), names=list(columns))
+    batch = pa.record_batch(list(columns.values()), names=list(columns), metadata={MANIFEST_KEY: manifest})
 
     def write(path: Path) -> None:
         with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:

@@ -146,8 +146,11 @@ def write_shard(
     return footers[0]
 
 
-def read_footer(path: Path, encoding: Encoding) -> Footer:
-    """The footer of the shard at `path`. Raises `CacheError` when that is no whole shard."""
+def read_footer(path: Path, encoding: Encoding | None) -> Footer:
+    """The footer of the shard at `path`. Raises `CacheError` when that is no whole shard.
+
+    Without an encoding, nothing is said about whether its records are all there.
+    """
     try:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
@@ -167,6 +170,6 @@ def read_footer(path: Path, encoding: Encoding) -> Footer:
         footer = Footer.from_json(text)
     except (ValueError, KeyError, TypeError) as error:
         raise CacheError(f"{path} is no shard of this version ({error})") from error
-    if size != len(footer.keys) * encoding.record_bytes + length + TAIL.size:
+    if encoding is not None and size != len(footer.keys) * encoding.record_bytes + length + TAIL.size:
         raise CacheError(f"{path} is no whole shard (it has {size} bytes, and its footer says otherwise)")
     return footer

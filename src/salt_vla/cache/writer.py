@@ -141,7 +141,8 @@ class CacheWriter:
         if not manifest.complete or len(self._done) < manifest.num_shards:
             return False
         try:
-            Index(self.folder, manifest)
+            if any(Index(self.folder, manifest).check_all()):
+                return False
             quarantine = (self.folder / QUARANTINE).read_bytes()
             has_probe = not manifest.probe_checksum or (self.folder / PROBE).exists()
         except (CacheError, OSError):
@@ -208,6 +209,16 @@ class CacheWriter:
         Ends when every shard is on disk or in this process's hands. While others make what is left,
         `while_waiting` is called twice a second with who they are, and may raise.
         """
+        for offer in self.offers():
+            if isinstance(offer, Shard):
+                yield offer
+            else:
+                while_waiting(offer)
+                time.sleep(POLL_SECONDS)
+
+    def offers(self) -> Iterator[Shard | str]:
+        """As `pending`, but without waiting: while others make what is left it gives who they are, for the
+        caller to ask again later."""
         index, count = self.stripe
         everything = range(self.manifest.num_shards)
         own_first = sorted(everything, key=lambda number: (number - index) % count != 0)
@@ -222,8 +233,7 @@ class CacheWriter:
             todo = others
             if todo:
                 assert self._leases is not None
-                while_waiting(self._leases.holder(_lease_name(todo[0])))
-                time.sleep(POLL_SECONDS)
+                yield self._leases.holder(_lease_name(todo[0]))
 
     def _take(self, number: int) -> bool:
         """Get the lease of a shard that is still to be made."""
@@ -343,20 +353,23 @@ class CacheWriter:
         quarantine = json.dumps(bad, indent=2) + "\n"
         write_text(self.folder / QUARANTINE, quarantine)
         shape = (count, views)
-        size, pages = write_index(
-            self.folder, self.clip_ids, checksums.reshape(shape), present.reshape(shape)
-        )
         probe = self.folder / PROBE
-        complete = replace(
+        begun = replace(
             self.manifest,
+            probe_checksum=hexadecimal(checksum(probe.read_bytes())) if probe.exists() else "",
+            measured=Manifest.read(self.folder).measured,
+        )
+        size, pages = write_index(
+            self.folder, self.clip_ids, checksums.reshape(shape), present.reshape(shape), begun.to_text()
+        )
+        complete = replace(
+            begun,
             num_records=int(present.sum()),
             num_quarantined=len(bad),
             index_bytes=size,
             index_checksum=pages,
             quarantine_checksum=hexadecimal(checksum(quarantine.encode())),
-            probe_checksum=hexadecimal(checksum(probe.read_bytes())) if probe.exists() else "",
             complete=True,
-            measured=Manifest.read(self.folder).measured,
         )
         complete.write(self.folder)
 
