@@ -70,6 +70,9 @@ class StoredViews:
         return self.cache.read_many(keys).decode()
 
     def read_each(self, keys: Iterable[Key]) -> Iterator[tuple[Key, np.ndarray | DataError]]:
-        """Raises `CacheError` for a key that the store does not hold."""
         for key in keys:
-            yield key, self.read_many([key])[0]
+            if key in self.cache:
+                yield key, self.read_many([key])[0]
+            else:
+                said = "it could not be decoded; see the view store's quarantine"
+                yield key, DataError(f"clip {key[0]!r}, view {key[1]}: {said}")

@@ -210,7 +210,7 @@ def test_a_flipped_byte_is_located_and_exits_with_1(workshop: Any, salt: Any, tm
     damaged = tmp_path / "damaged"
     shutil.copytree(workshop.cache, damaged)
     cache = open_cache(damaged)
-    clip_id, view = cache.keys[5]
+    clip_id, view = list(cache.keys())[5]
     size = cache.encoding.record_bytes
     shard = damaged / "shards" / "000000.bin"
     content = bytearray(shard.read_bytes())

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +45,7 @@ class Views(Protocol):
 
 def read_ahead(
     views: Views, keys: Iterable[Key | None], num_workers: int, check: Callable[[], object] = lambda: None
-) -> Iterator[tuple[Key, Pixels]]:
+) -> Generator[tuple[Key, Pixels], None, None]:
     """Each key with its uint8 pixels (frames, size, size, 3), or with why it has none, in the keys' order.
 
     A `ViewReader` decodes in `num_workers` processes (0: here, when asked), some way ahead of the caller: at

@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from itertools import islice
+import re
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from salt_vla.cache import ArrayCache, CacheWriter, Manifest
 from salt_vla.cache.format import MANIFEST, EncodingName, describe_differences
-from salt_vla.cache.shards import Key, Record
+from salt_vla.cache.writer import LEASE_SECONDS
 from salt_vla.config import DataConfig, ViewConfig
 from salt_vla.data.clip_table import ClipTable
-from salt_vla.data.view_lock import view_hash, view_settings
-from salt_vla.errors import CacheError
+from salt_vla.data.view_lock import ViewReader, view_hash, view_settings
+from salt_vla.errors import CacheError, ConfigError
 from salt_vla.geometry import ClipGeometry
 from salt_vla.interrupts import stop_on_signals
-from salt_vla.jobs.data import open_views, read_or_quarantine, refuse_too_many_bad
+from salt_vla.jobs.cache_checks import check_probe, describe_int8, int8_cost, probe_of
+from salt_vla.jobs.data import open_views, refuse_too_many_bad
+from salt_vla.jobs.pipeline import Compute, Pipeline, num_decoders
 from salt_vla.jobs.resources import require_disk
 from salt_vla.progress import progress
 from salt_vla.teachers import Teacher
 from salt_vla.teachers.batch_size import largest_batch
-from salt_vla.view_store import ViewSource
 
 RECORDS_PER_SHARD = 64
 BATCH_SIZE = 32
@@ -79,6 +78,34 @@ def find_split(path: Path, split: str) -> Path | None:
     return None
 
 
+@dataclasses.dataclass(frozen=True)
+class How:
+    """How a cache is built, where that does not change what comes of it. `num_workers`: processes that decode
+    (None: chosen). `stripe` (i, N): begin with every N-th shard from the i-th on, as one of N builders.
+    """
+
+    num_workers: int | None = None
+    stripe: tuple[int, int] = (0, 1)
+    lease_seconds: float = LEASE_SECONDS
+
+    def __post_init__(self) -> None:
+        if self.num_workers is not None and self.num_workers < 0:
+            raise ConfigError(f"--workers must be 0 (none) or more, not {self.num_workers}")
+        index, count = self.stripe
+        if not 0 <= index < count:
+            raise ConfigError(
+                f"--shard {index}/{count}: builders are numbered 0/{count} … {count - 1}/{count}"
+            )
+
+
+def parse_stripe(text: str) -> tuple[int, int]:
+    """ "2/8" → (2, 8). Raises `ConfigError` for anything else."""
+    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
+    if match is None or not int(match[2]):
+        raise ConfigError(f"--shard is I/N, as 0/4 for the first of four builders, not {text!r}")
+    return int(match[1]), int(match[2])
+
+
 def build_cache(
     teacher: Teacher,
     table: ClipTable,
@@ -87,28 +114,70 @@ def build_cache(
     data: DataConfig,
     encoding: EncodingName = "float16",
     batch_size: int = BATCH_SIZE,
+    how: How = How(),
 ) -> Path:
     """Build (or go on building) the cache of one split; the folder it lies in.
 
     `table` holds that split's clips only. `batch_size` clips pass the teacher at once, from the first of each
-    shard on, so that a rebuild with the same number gives the same bytes. Raises `CacheError` when the folder
-    holds latents of another teacher, table, view or batch size, naming each difference.
+    shard on, so that a rebuild with the same number gives the same bytes, whoever else builds along. Raises
+    `CacheError` when the folder holds latents of another teacher, table, view or batch size, naming each
+    difference, when the teacher's numbers are not those it was begun with, or when int8 cannot hold them;
+    `Stopped` after a signal, with all finished shards on disk.
     """
     folder = split_folder(out, split)
     manifest = latents_manifest(teacher, table, split, data.view, encoding, batch_size)
-    with CacheWriter(folder, manifest, table.clip_ids) as writer, stop_on_signals() as stop:
-        total, done = writer.num_keys, writer.num_keys_done
-        if done < total:
-            require_disk(folder, (total - done) * manifest.record.record_bytes, "the latent cache")
-            views, readable = open_views(table, data, teacher.geometry)
-            usable = set(readable)
-            with progress(f"Caching {split} latents", total, "views", done=done) as advance:
-                for shard in writer.pending(lambda _: stop.check("while caching latents")):
-                    writer.write_shard(shard, _records(teacher, views, shard.keys, usable, batch_size))
-                    advance(len(shard.keys))
-                    stop.check(f"while caching {split} latents")
-        refuse_too_many_bad(writer.finish().num_quarantined, total, folder)
+    measured = _measured(folder, manifest, teacher, table, data)
+    writer = CacheWriter(folder, manifest, table.clip_ids, how.stripe, how.lease_seconds)
+    with writer, stop_on_signals() as stop:
+
+        def check() -> None:
+            stop.check(f"while caching {split} latents")
+
+        if not writer.is_complete():
+            left = writer.num_keys - writer.num_keys_done
+            require_disk(folder, left * manifest.record.record_bytes, "the latent cache")
+            _keep_probe(writer, teacher)
+            if measured and not Manifest.read(folder).measured:
+                writer.note(measured)
+            if left:
+                views, _ = open_views(table, data, teacher.geometry)
+                workers = num_decoders(how.num_workers, left, teacher.device)
+                pipeline = Pipeline(writer, views, latents_of(teacher), batch_size, workers, check, "teacher")
+                done = writer.num_keys - left
+                with progress(f"Caching {split} latents", writer.num_keys, "views", done=done) as advance:
+                    pipeline.run(advance)
+        finished = writer.finish(lambda _: check())
+        refuse_too_many_bad(finished.num_quarantined, writer.num_keys, folder)
     return folder
+
+
+def latents_of(teacher: Teacher) -> Compute:
+    """What a pipeline computes: raw latents, float32 (batch, tokens, dim), of uint8 clips."""
+    return lambda frames: teacher.latents(torch.from_numpy(frames)).cpu().numpy()
+
+
+def _measured(
+    folder: Path, manifest: Manifest, teacher: Teacher, table: ClipTable, data: DataConfig
+) -> dict[str, float]:
+    """What int8 costs, measured unless it is on record, and said; empty for other encodings."""
+    if manifest.encoding != "int8":
+        return {}
+    before = Manifest.read(folder) if (folder / MANIFEST).exists() else None
+    if before is not None and before.differences(manifest):
+        return {}  # Another cache's folder, which the writer refuses.
+    measured = before.measured if before is not None else {}
+    if not measured:
+        views = ViewReader(table, data.view, teacher.geometry)
+        measured = int8_cost(teacher, table, views, int(manifest.provenance["batch_size"]))
+    print(describe_int8(measured))
+    return measured
+
+
+def _keep_probe(writer: CacheWriter, teacher: Teacher) -> None:
+    """Hold the teacher against the latents that the cache was begun with, or begin it with its own."""
+    probe = probe_of(teacher)
+    if not check_probe(writer.folder, probe):
+        writer.write_probe(probe)
 
 
 def fitting_batch(teacher: Teacher, out: Path, split: str, limit_bytes: int) -> int:
@@ -124,29 +193,6 @@ def canonical_only(data: DataConfig) -> DataConfig:
     return dataclasses.replace(data, view=dataclasses.replace(data.view, num_views=1))
 
 
-def _records(
-    teacher: Teacher, views: ViewSource, keys: tuple[Key, ...], usable: set[str], batch_size: int
-) -> Iterator[Record]:
-    """Latents of one shard's clips, in batches whose boundaries are fixed by the shard; or why there are
-    none."""
-    good = [key for key in keys if key[0] in usable]
-    records = read_or_quarantine(views, good)
-    for _ in range(0, len(good), batch_size):
-        seen, frames = [], []
-        for record in islice(records, batch_size):
-            if record.array is None:
-                yield record
-                continue
-            seen.append(record.key)
-            frames.append(record.array)
-        if seen:
-            latents = teacher.latents(torch.from_numpy(np.stack(frames))).cpu().numpy()
-            yield from map(Record, seen, latents)
-    for key in keys:
-        if key[0] not in usable:
-            yield Record(key, None, "its views could not be decoded; see the view store's quarantine")
-
-
 def check_cache(
     cache: ArrayCache, table: ClipTable, view: ViewConfig, geometry: ClipGeometry, num_views: int
 ) -> None:
@@ -158,6 +204,11 @@ def check_cache(
         "view_hash": view_hash(view, geometry),
         "geometry": dataclasses.asdict(geometry),
     }
+    if unknown := [name for name in wanted if name in mine and mine[name] is None]:
+        raise CacheError(
+            f"the cache {cache.folder} was imported, and nobody has stated its {', '.join(unknown)}; import it "
+            "again with --data TABLE and --recipe NAME, if you know which clips and pixels it was made of"
+        )
     differences = {key: (mine.get(key), value) for key, value in wanted.items() if mine.get(key) != value}
     if differences:
         raise CacheError(

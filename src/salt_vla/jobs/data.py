@@ -19,11 +19,13 @@ from salt_vla.errors import DataError
 from salt_vla.geometry import ClipGeometry
 from salt_vla.interrupts import stop_on_signals
 from salt_vla.jobs.data_index import MAX_BAD_SHARE, TooManyBad, index_data, kinds_of, place_of, recognised_by
+from salt_vla.jobs.pipeline import Pipeline, num_decoders
 from salt_vla.jobs.resources import require_disk
 from salt_vla.progress import progress
 from salt_vla.rundir import root
 from salt_vla.view_store import StoredViews, ViewSource, store_manifest
 
+VIEWS_AT_ONCE = 16  # from the decoder to the disk
 HELD_OUT_EVERY = 10  # of the training episodes, where a data set has no validation split
 
 
@@ -91,27 +93,38 @@ def open_views(
     manifest = store_manifest(table, data.view, geometry, count)
     identity = [manifest.provenance[name][:8] for name in ("clip_table", "files", "view_hash")]
     folder = root() / "caches" / f"views-{'-'.join(identity)}-{count}"
-    build_view_store(table, data.view, geometry, count, folder)
+    build_view_store(table, data.view, geometry, count, folder, data.num_workers or None)
     stored = StoredViews(folder, manifest)
     return stored, list(compress(table.clip_ids, stored.cache.with_views(table.clip_ids, count)))
 
 
 def build_view_store(
-    table: ClipTable, view: ViewConfig, geometry: ClipGeometry, num_views: int, folder: Path
+    table: ClipTable,
+    view: ViewConfig,
+    geometry: ClipGeometry,
+    num_views: int,
+    folder: Path,
+    num_workers: int | None = None,
 ) -> None:
-    """Decode every view of every clip into `folder`; goes on where an earlier call was interrupted."""
+    """Decode every view of every clip into `folder`, in `num_workers` processes (None: chosen); goes on where
+    an earlier call was interrupted, and together with others."""
     manifest = store_manifest(table, view, geometry, num_views)
     with CacheWriter(folder, manifest, table.clip_ids) as writer, stop_on_signals() as stop:
-        total, done = writer.num_keys, writer.num_keys_done
-        if done < total:
-            require_disk(folder, (total - done) * manifest.record.record_bytes, "the view store")
+
+        def check() -> None:
+            stop.check("while decoding views")
+
+        left = writer.num_keys - writer.num_keys_done
+        if left:
+            require_disk(folder, left * manifest.record.record_bytes, "the view store")
             reader = ViewReader(table, view, geometry)
-            with progress("Decoding views", total, "views", done=done) as advance:
-                for shard in writer.pending(lambda _: stop.check("while decoding views")):
-                    writer.write_shard(shard, read_or_quarantine(reader, shard.keys))
-                    advance(len(shard.keys))
-                    stop.check("while decoding views")
-        refuse_too_many_bad(writer.finish().num_quarantined, total, folder)
+            workers = num_decoders(num_workers, left)
+            pipeline = Pipeline(writer, reader, lambda views: views, VIEWS_AT_ONCE, workers, check)
+            done = writer.num_keys - left
+            with progress("Decoding views", writer.num_keys, "views", done=done) as advance:
+                pipeline.run(advance)
+        finished = writer.finish(lambda _: check())
+        refuse_too_many_bad(finished.num_quarantined, writer.num_keys, folder)
 
 
 def read_or_quarantine(views: ViewSource, keys: Sequence[Key]) -> Iterator[Record]:
