@@ -204,6 +204,22 @@ def remove_leases(folder: Path) -> None:
                 raise
 
 
+def living(folder: Path) -> list[str]:
+    """Processes with a file in a folder of leases that are not known to be dead, in words.
+
+    Only looks: a process of another machine counts as living, since its silence takes time to notice.
+    """
+    found = []
+    with suppress(FileNotFoundError):
+        for path in sorted(folder.iterdir()):
+            if path.is_symlink() or not path.is_file():
+                continue
+            process = _parse(path.read_bytes())
+            if process is None or process.machine != _machine() or not _is_dead(process):
+                found.append(f"{process.host}, process {process.pid}" if process else "an unknown process")
+    return found
+
+
 def _parse(content: bytes) -> _Process | None:
     """What a process's file says; None when a crash of the machine has left it in pieces."""
     try:

@@ -32,8 +32,12 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     },
     "cache": {
         "build": ("cache:build", "cache a teacher's latents for one split"),
-        "show": ("cache:show", "print a cache's manifest"),
-        "verify": ("cache:verify", "check every record; exit code 1 when one is damaged"),
+        "ls": ("cache_care:ls", "list the caches: what they hold, their size, who uses them"),
+        "show": ("cache_care:show", "a cache's manifest, statistics and picture"),
+        "diff": ("cache_care:diff", "two caches, or a cache and a recipe, field by field"),
+        "verify": ("cache_care:verify", "check every record; exit code 1 when one is damaged"),
+        "import": ("cache_care:import_folder", "make a cache of others' latents, one file a clip"),
+        "prune": ("cache_care:prune", "remove what killed builds left, and caches that no run uses"),
     },
     "teacher": {
         "check": ("teacher:check", "what a teacher is: sizes, fingerprint, target statistics, verdict"),

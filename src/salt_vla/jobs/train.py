@@ -93,11 +93,13 @@ def _cached_targets(config: TrainConfig, table: ClipTable, path: Path) -> tuple[
 
 
 def _require_same_teacher(train_cache: ArrayCache, validation_cache: ArrayCache) -> None:
-    a, b = (cache.manifest.provenance["fingerprint"] for cache in (train_cache, validation_cache))
+    # An imported cache has no fingerprint; its teacher's name is all that anybody has said.
+    said = [cache.manifest.provenance for cache in (train_cache, validation_cache)]
+    a, b = (provenance["fingerprint"] or provenance["teacher"] for provenance in said)
     if a != b:
         raise CacheError(
             f"{train_cache.folder} and {validation_cache.folder} hold latents of different teachers "
-            f"(fingerprints {a} and {b}); build both with one teacher"
+            f"({a} and {b}); build both with one teacher"
         )
 
 

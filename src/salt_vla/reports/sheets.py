@@ -152,6 +152,36 @@ def pca_strip(frames: FramesArray, latents: Mapping[str, FloatArray], geometry: 
     return _sheet(strips, geometry)
 
 
+@dataclass(frozen=True)
+class ShownTokens:
+    """A clip on a sheet: its tokens (N, D), its film (T, H, W, 3) in uint8, or both."""
+
+    clip_id: str
+    tokens: FloatArray | None
+    film: FramesArray | None = None
+
+
+def pca_sheet(clips: Sequence[ShownTokens], geometry: ClipGeometry) -> bytes:
+    """Film and tokens of several clips, below each other. The components are fitted for all of them together,
+    so that a colour means the same on the whole sheet."""
+    encoded = [clip.tokens for clip in clips if clip.tokens is not None]
+    if any(len(tokens) != geometry.num_tokens for tokens in encoded):
+        raise DataError(f"expected ({geometry.num_tokens}, dim) tokens, not {encoded[0].shape}")
+    colours = iter(())
+    if encoded:
+        together = principal_colours(np.concatenate(encoded))
+        colours = iter(together.reshape(len(encoded), *geometry.token_grid, 3))
+    strips = []
+    for clip in clips:
+        if clip.film is not None:
+            check_frames(clip.film, geometry)
+            strips.append(Strip(clip.clip_id, _tubelet_starts(clip.film, geometry)))
+        if clip.tokens is not None:
+            label = clip.clip_id if clip.film is None else "its tokens"
+            strips.append(Strip(label, enlarge(next(colours), geometry.patch_size)))
+    return _sheet(strips, geometry)
+
+
 def principal_colours(tokens: FloatArray) -> NDArray[np.uint8]:
     """(N, D) → (N, 3) colours: the first three principal components, 2nd to 98th percentile each.
 

@@ -1,0 +1,349 @@
+"""`salt-vla cache …` beyond building: looking, checking, comparing, clearing up, and others' latents."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from salt_vla.cli.printing import print_json, print_table
+from salt_vla.errors import CacheError, ConfigError
+
+if TYPE_CHECKING:
+    from salt_vla.config import TrainConfig, ViewConfig
+    from salt_vla.data.clip_table import ClipTable
+    from salt_vla.geometry import ClipGeometry
+    from salt_vla.jobs.cache_prune import FoundCache
+    from salt_vla.jobs.import_cache import Imported
+
+GB = 1e9
+
+
+def show(
+    path: Annotated[Path, tyro.conf.Positional],
+    statistics: bool = False,
+    sample: int = 64,
+    picture: Path | None = None,
+    data: str | None = None,
+    json: bool = False,
+) -> None:
+    """A cache's manifest; what its latents are like; a picture of them.
+
+    Example: salt-vla cache show caches/demo --statistics --picture latents.png --data metaworld-mini
+
+    Args:
+        path: the cache's folder.
+        statistics: of some records: size, outlier channels, effective rank, and the error of predicting the
+            mean.
+        sample: records that statistics are taken of, spread over the cache.
+        picture: a PNG to write: principal components of a few clips' tokens as colours.
+        data: the clip table that the cache was built from: shows the films beside their tokens.
+        json: print JSON instead of tables.
+    """
+    from salt_vla.cache import Manifest, open_cache
+
+    if data is not None and picture is None:
+        raise ConfigError("--data is for the picture; give --picture FILE.png too")
+    if sample < 1:
+        raise ConfigError(f"--sample must be at least 1, not {sample}")
+    said: dict[str, Any] = asdict(Manifest.read(path))
+    if picture is not None:
+        from salt_vla.jobs.outputs import PICTURE, require_output
+
+        require_output(picture, PICTURE)
+    if statistics:
+        from salt_vla.jobs.cache_show import sample_statistics
+
+        said["statistics"] = sample_statistics(open_cache(path), sample).to_json()
+    if json:
+        print_json(said)
+    else:
+        _print_fields(said)
+    if picture is not None:
+        from salt_vla.jobs.cache_show import draw
+        from salt_vla.rundir import void, write_atomically
+
+        png = draw(open_cache(path), data)
+        write_atomically(picture, lambda temporary: void(temporary.write_bytes(png)))
+
+
+def _print_fields(said: dict[str, Any]) -> None:
+    from salt_vla.jobs.cache_diff import flat
+
+    rows = [{"field": key, "value": _shown(value)} for key, value in flat(said).items()]
+    print_table(rows, ["field", "value"])
+    if "unknown" in said["provenance"]:
+        _print_statement(said["provenance"])
+
+
+def _shown(value: Any) -> Any:
+    return f"{value:.4g}" if isinstance(value, float) else value
+
+
+def _print_statement(provenance: dict[str, Any]) -> None:
+    """What an imported cache's provenance rests on."""
+    for title, name in (
+        ("stated at the import", "stated"),
+        ("claimed by its metadata.json", "claimed"),
+        ("known to nobody", "unknown"),
+    ):
+        print(f"{title}: {', '.join(provenance[name]) or 'nothing'}")
+
+
+def verify(path: Annotated[Path, tyro.conf.Positional], json: bool = False) -> int:
+    """Check every record against its checksum; exit code 1 when one is damaged.
+
+    Example: salt-vla cache verify caches/demo
+
+    Args:
+        path: the cache's folder.
+        json: print JSON instead of a table.
+    """
+    from salt_vla.cache import open_cache
+    from salt_vla.cache.verify import verify as verify_records
+    from salt_vla.progress import progress
+
+    cache = open_cache(path, check="always")
+    total = cache.manifest.num_records
+    bad = []
+    with progress("Verifying", total, "records") as advance:
+        for found in verify_records(cache):
+            bad += [found] if found else []
+            advance(1)
+    if json:
+        print_json({"records": total, "bad": bad})
+    else:
+        print_table(bad, ["clip_id", "view", "file", "offset", "reason"])
+        print(f"{total} records, {len(bad)} damaged")
+    if not total:
+        raise CacheError(f"{path} holds no records")
+    return 1 if bad else 0
+
+
+def diff(
+    path: Annotated[Path, tyro.conf.Positional],
+    other: Annotated[tuple[str, ...], tyro.conf.Positional] = (),
+    *,
+    recipe: str | None = None,
+    data: str | None = None,
+    json: bool = False,
+) -> int:
+    """Two caches, or a cache and what a recipe asks for, field by field; exit code 1 when they differ.
+
+    Example: salt-vla cache diff caches/a caches/b
+    Example: salt-vla cache diff caches/a --recipe salt_vitb --data ssv2.parquet data.view.frame_stride=2
+
+    Args:
+        path: the cache's folder.
+        other: another cache's folder; with --recipe, fields to change, as field=value.
+        recipe: compare with what a run of this recipe would ask for.
+        data: with --recipe, the run's clip table.
+        json: print JSON instead of tables.
+    """
+    from salt_vla.jobs.cache_diff import diff_caches, diff_recipe
+
+    if recipe is not None:
+        config = _config(recipe, other)
+        from salt_vla.jobs.data import open_table
+
+        table = None if data is None else open_table(data, config.data.view, config.geometry)
+        found = diff_recipe(path, config, table)
+        sides = (str(path), recipe)
+    elif len(other) == 1 and data is None:
+        found = diff_caches(path, Path(other[0]))
+        sides = (str(path), other[0])
+    else:
+        raise ConfigError("give a second cache, or --recipe (with --data and field=value, if wanted)")
+    if json:
+        print_json(found.to_json())
+        return 0 if found.is_same else 1
+    if found.fields:
+        columns = ["field", *sides] if sides[0] != sides[1] else ["field", "a", "b"]
+        rows = [dict(zip(columns, (row.name, row.a, row.b), strict=True)) for row in found.fields]
+        print_table(rows, columns)
+    if found.records is not None:
+        counts = found.records
+        print(
+            f"records: {counts.equal:,} equal, {counts.different:,} different, {counts.only_a:,} only in "
+            f"{sides[0]}, {counts.only_b:,} only in {sides[1]}"
+        )
+        for clip_id, view in counts.differing:
+            print(f"  differs: clip {clip_id!r}, view {view}")
+    elif found.why_no_records:
+        print(f"records were not compared: {found.why_no_records}")
+    print("the same" if found.is_same else "different")
+    return 0 if found.is_same else 1
+
+
+def _config(recipe: str, overrides: tuple[str, ...]) -> TrainConfig:
+    from salt_vla.cli.train import override
+    from salt_vla.recipes import get_recipe
+
+    return override(get_recipe(recipe).config, overrides)
+
+
+def import_folder(
+    folder: Annotated[Path, tyro.conf.Positional],
+    overrides: Annotated[tuple[str, ...], tyro.conf.Positional] = (),
+    *,
+    out: Path,
+    data: str | None = None,
+    split: str | None = None,
+    recipe: str | None = None,
+    teacher_name: str | None = None,
+    layer: int | None = None,
+    names: Literal["check", "clip-ids", "rows"] = "check",
+    unreadable: Path | None = None,
+    encoding: Literal["float16", "int8"] = "float16",
+    json: bool = False,
+) -> None:
+    """Make a cache of a folder with one .pt or .npy file of latents a clip; again goes on.
+
+    Nothing in the files is run. What you state here and what nobody knows are written into the manifest; to
+    train from the cache, state its clips (--data) and their frames and crops (--recipe).
+
+    Example: salt-vla cache import latents/train --out caches/old --data ssv2.parquet --recipe exp1_higher_lr
+
+    Args:
+        folder: the folder, with a metadata.json if there is one.
+        overrides: fields of the recipe to change, as field=value, for example data.view.frame_stride=2.
+        out: the cache's folder.
+        data: the clip table of the clips.
+        split: which clips of the table (default: what metadata.json says).
+        recipe: the recipe whose frames, crops and tokens the latents were made of.
+        teacher_name: what made them (default: what metadata.json says).
+        layer: the teacher's block that they come from, where it is known.
+        names: check: refuse files that are named by row numbers or have evidently shifted; clip-ids: trust
+            their names; rows: they follow the order of the list in metadata.json, else of the clip table.
+        unreadable: a file naming the clips that their maker could not read: names that went on counting are
+            moved back past them.
+        encoding: float16, or int8 with scales per token and channel (half the bytes).
+        json: print JSON instead of sentences.
+    """
+    from salt_vla.jobs.import_cache import Stated, import_latents, read_ids
+
+    view, geometry, table = _clips(recipe, overrides, data)
+    stated = Stated(split, table, view, geometry, teacher_name, layer)
+    skipped = read_ids(unreadable) if unreadable is not None else ()
+    done = import_latents(folder, out, stated, names, skipped, encoding)
+    manifest = done.manifest
+    if json:
+        print_json(asdict(manifest) | {"left_out": done.left_out, "warnings": list(done.warnings)})
+    else:
+        _print_import(done)
+
+
+def _clips(
+    recipe: str | None, overrides: tuple[str, ...], data: str | None
+) -> tuple[ViewConfig | None, ClipGeometry | None, ClipTable | None]:
+    """How an imported cache's clips were seen, and which they are, as far as that is stated."""
+    from salt_vla.config import TrainConfig
+    from salt_vla.jobs.data import open_table
+
+    if overrides and recipe is None:
+        raise ConfigError(f"{overrides[0]!r} changes a recipe; give --recipe, too")
+    config = TrainConfig() if recipe is None else _config(recipe, overrides)
+    table = None if data is None else open_table(data, config.data.view, config.geometry)
+    return (None, None, table) if recipe is None else (config.data.view, config.geometry, table)
+
+
+def _print_import(done: Imported) -> None:
+    manifest = done.manifest
+    print(f"{done.folder}: {manifest.num_records:,} records, {manifest.num_quarantined:,} quarantined")
+    if done.left_out:
+        print(f"{done.left_out:,} files are of none of its clips and were left out")
+    _print_statement(manifest.provenance)
+    for warning in done.warnings:
+        print(f"warning: {warning}")
+    if {"clip_table", "view"} & set(manifest.provenance["unknown"]):
+        print("to train from it, import it again into another folder with --data and --recipe")
+
+
+def ls(json: bool = False) -> None:
+    """The caches below SALT_VLA_ROOT/caches: what they hold, how large they are, which runs use them.
+
+    Example: salt-vla cache ls
+
+    Args:
+        json: print JSON instead of a table.
+    """
+    from salt_vla.jobs.cache_prune import find_caches
+
+    found = find_caches()
+    if json:
+        print_json([cache.to_json() for cache in found])
+    else:
+        _print_caches(found)
+
+
+def prune(
+    paths: Annotated[tuple[Path, ...], tyro.conf.Positional] = (),
+    *,
+    unused: bool = False,
+    yes: bool = False,
+    json: bool = False,
+) -> None:
+    """Clear up: what killed builds left, caches named here, and with --unused those that no run uses.
+
+    Says what would go, and removes it only with --yes. A folder that is no cache, or that somebody is
+    building, is never touched.
+
+    Example: salt-vla cache prune --unused --yes
+
+    Args:
+        paths: caches to remove, whoever uses them.
+        unused: remove the caches and view stores below SALT_VLA_ROOT/caches that no run uses.
+        yes: really remove.
+        json: print JSON instead of a table.
+    """
+    from salt_vla.jobs.cache_prune import find_caches, plan_pruning
+
+    found = find_caches()
+    plan = plan_pruning(found, paths, unused)
+    if yes:
+        plan.carry_out()
+    if json:
+        print_json(
+            {
+                "removed": yes,
+                "bytes": plan.bytes,
+                "leftovers": [str(path) for path in plan.leftovers],
+                "caches": [cache.to_json() for cache in plan.caches],
+                "found": [cache.to_json() for cache in found],
+            }
+        )
+        return
+    _print_caches(found)
+    done = "removed" if yes else "would remove"
+    for path in plan.leftovers:
+        print(f"{done} {path} (left by a build that was killed)")
+    for cache in plan.caches:
+        users = f" (used by {', '.join(cache.used_by)})" if cache.used_by else ""
+        print(f"{done} {cache.path}{users}")
+    more = "" if yes or not plan.bytes else "; nothing is removed without --yes"
+    print(f"{done} {plan.bytes / GB:.2f} GB{more}")
+
+
+def _print_caches(found: list[FoundCache]) -> None:
+    from salt_vla.rundir import root
+
+    columns = ["cache", "kind", "teacher", "split", "records", "GB", "state", "used by", "leftovers"]
+    print_table(
+        [
+            {
+                "cache": cache.path.relative_to(root()),
+                "kind": cache.kind,
+                "teacher": cache.teacher,
+                "split": cache.split,
+                "records": f"{cache.records:,}",
+                "GB": f"{cache.bytes / GB:.2f}",
+                "state": cache.state,
+                "used by": ", ".join(cache.used_by) or "–",
+                "leftovers": len(cache.leftovers) or "",
+            }
+            for cache in found
+        ],
+        columns,
+    )

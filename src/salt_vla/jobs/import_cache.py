@@ -1,0 +1,295 @@
+"""`cache import`: latents that another program left as one file a clip become a cache of ours.
+
+What the user states and what nobody knows are written into the manifest, apart from each other.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from salt_vla.cache import CacheWriter, Key, Manifest, Record
+from salt_vla.cache.foreign import IDS, ForeignFolder, Names, look_into, pair, read_latents
+from salt_vla.cache.format import EncodingName
+from salt_vla.config import ViewConfig
+from salt_vla.data.clip_table import ClipTable
+from salt_vla.data.view_lock import view_hash, view_settings
+from salt_vla.errors import CacheError, ConfigError
+from salt_vla.evaluation.teacher_findings import claim_in
+from salt_vla.geometry import ClipGeometry
+from salt_vla.interrupts import stop_on_signals
+from salt_vla.jobs.build_cache import RECORDS_PER_SHARD, split_folder
+from salt_vla.jobs.data import refuse_too_many_bad
+from salt_vla.jobs.data_index import MAX_BAD_SHARE
+from salt_vla.jobs.resources import require_disk
+from salt_vla.progress import progress
+
+LOOKED_AT = 16  # files, to learn the latents' shape
+SAID = ("model", "teacher", "teacher_name", "model_name")  # what metadata.json may call the teacher
+NEVER_KNOWN = ("fingerprint", "dtype", "batch_size")
+MISSING = "there is no file of it"
+UNREADABLE = "it could not be read when the latents were made, as was stated at their import"
+
+
+@dataclass(frozen=True)
+class Stated:
+    """What the user says of latents that do not say it themselves; None where nobody knows.
+
+    `table` may hold further splits. `view` and `geometry` come together: which pixels the
+    teacher saw, as a recipe has them.
+    """
+
+    split: str | None = None
+    table: ClipTable | None = None
+    view: ViewConfig | None = None
+    geometry: ClipGeometry | None = None
+    teacher: str | None = None
+    layer: int | None = None
+
+
+@dataclass(frozen=True)
+class Imported:
+    """The finished cache; its manifest; how many of the folder's files are of none of its clips; and what
+    deserves a second look."""
+
+    folder: Path
+    manifest: Manifest
+    left_out: int
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Clip → its name in the folder, for all clips of the cache; a clip without a file has none. `unreadable`:
+    clips that were stated to be so."""
+
+    clip_ids: list[str]
+    name_of: Mapping[str, str]
+    left_out: int = 0
+    unreadable: frozenset[str] = frozenset()
+
+
+def import_latents(
+    source: Path,
+    out: Path,
+    stated: Stated,
+    names: Names = "check",
+    unreadable: Sequence[str] = (),
+    encoding: EncodingName = "float16",
+) -> Imported:
+    """Bring the folder's latents into a cache at `out`; the same call goes on where one was interrupted.
+
+    `names` and `unreadable` say whose a file is: see `cache.foreign.pair`. Files that cannot be read, hold
+    NaN, or are of another shape are quarantined. Raises `CacheError` when too many are, or when the clips do
+    not fit the files.
+    """
+    found = look_into(_of_split(source, stated.split))
+    split = _split(found, stated)
+    if stated.table is not None:
+        stated = replace(stated, table=stated.table.select(split=split))
+    plan = _plan(found, stated.table, names, unreadable)
+    missing = len(plan.clip_ids) - len(plan.name_of) - len(plan.unreadable)
+    if missing > MAX_BAD_SHARE * len(plan.clip_ids):
+        raise CacheError(
+            f"{missing} of {len(plan.clip_ids)} clips have no file in {found.folder}, more than "
+            f"{MAX_BAD_SHARE:.0%}; give the clip table and split that the latents were made of"
+        )
+    shape = _shape(found, stated.geometry)
+    manifest = Manifest(
+        kind="latents",
+        encoding=encoding,
+        shape=shape,
+        num_views=1,
+        num_clips=len(plan.clip_ids),
+        records_per_shard=RECORDS_PER_SHARD,
+        provenance=_provenance(found, stated, split, names, unreadable),
+    )
+    folder = split_folder(out, split)
+    with CacheWriter(folder, manifest, plan.clip_ids) as writer, stop_on_signals() as stop:
+        total, done = writer.num_keys, writer.num_keys_done
+        if done < total:
+            require_disk(folder, (total - done) * manifest.record.record_bytes, "the imported cache")
+            with progress("Importing latents", total, "clips", done=done) as advance:
+                for shard in writer.pending(lambda _: stop.check("while importing latents")):
+                    writer.write_shard(shard, _records(found, plan, shard.keys, shape))
+                    advance(len(shard.keys))
+                    stop.check("while importing latents")
+        finished = writer.finish()
+    refuse_too_many_bad(finished.num_quarantined - len(plan.unreadable), total, folder)
+    return Imported(folder, finished, plan.left_out, tuple(_warnings(finished)))
+
+
+def _of_split(source: Path, split: str | None) -> Path:
+    """The earlier attempt kept a folder for each split, with a metadata.json of its own."""
+    return source / split if split is not None and (source / split).is_dir() else source
+
+
+def _split(found: ForeignFolder, stated: Stated) -> str:
+    said = found.said.get("split")
+    if stated.split is None and not isinstance(said, str):
+        raise ConfigError("nothing says which split these latents are of; give --split train (or validation)")
+    if stated.split is not None and isinstance(said, str) and said != stated.split:
+        raise ConfigError(
+            f"{found.folder}/metadata.json says that these are latents of split {said!r}, not "
+            f"{stated.split!r}; give the folder of that split"
+        )
+    return str(stated.split or said)
+
+
+def _plan(found: ForeignFolder, table: ClipTable | None, names: Names, unreadable: Sequence[str]) -> _Plan:
+    if table is None:
+        if names == "rows" and not found.listed:
+            raise ConfigError("--names rows needs the clip table whose order the rows follow; give --data")
+        paired = pair(found, (), names, unreadable)
+        clip_ids = list(paired) if unreadable or names == "rows" else found.in_order(found.listed)
+        return _Plan(clip_ids, paired)
+    known = {*found.listed, *unreadable} | (set() if names == "rows" else set(found.files))
+    called = _called(table, known)
+    if not called and names != "rows" and not found.numbered:
+        raise CacheError(
+            f"no file of {found.folder} is named for a clip of {table.name}: {min(found.files)!r} there, "
+            f"{table.clip_ids[0]!r} here; give the clip table that the latents were made of, or map files to "
+            "its clip ids in metadata.json"
+        )
+    called = called or {clip_id: clip_id for clip_id in table.clip_ids}
+    paired = pair(found, list(called), names, unreadable)
+    name_of = {clip: paired[name] for name, clip in called.items() if name in paired}
+    skipped = frozenset(clip for name, clip in called.items() if name in set(unreadable))
+    return _Plan(table.clip_ids, name_of, len(found.files) - len(name_of), skipped)
+
+
+def _called(table: ClipTable, known: set[str]) -> dict[str, str]:
+    """What the maker called each clip → its id: the id, the id within the data set, the film's path or its
+    name, whichever tells clips apart and is known best; empty where none is known."""
+    columns = [table.rows[name].to_pylist() for name in ("clip_id", "dataset", "file")]
+    rows = list(zip(*columns, strict=True))
+    callings = (
+        [clip for clip, _, _ in rows],
+        [clip.removeprefix(f"{dataset}/") for clip, dataset, _ in rows],
+        [str(PurePosixPath(file).with_suffix("")) for _, _, file in rows],
+        [PurePosixPath(file).stem for _, _, file in rows],
+        [clip.replace("/", "_") for clip, _, _ in rows],
+    )
+    unique = [calling for calling in callings if len(set(calling)) == len(calling)]
+    best = max(unique, key=lambda calling: len(known.intersection(calling)))
+    return dict(zip(best, table.clip_ids, strict=True)) if known.intersection(best) else {}
+
+
+def _shape(found: ForeignFolder, geometry: ClipGeometry | None) -> tuple[int, int]:
+    """(tokens, width) of most of some files. Raises `CacheError` when none can be read, or when they have
+    another number of tokens than the stated clips."""
+    listed = list(found.files)
+    places = np.unique(np.linspace(0, len(listed) - 1, min(LOOKED_AT, len(listed))).astype(int))
+    shapes: Counter[tuple[int, int]] = Counter()
+    reasons = []
+    for place in places:
+        try:
+            tokens, width = read_latents(found.files[listed[place]], listed[place]).shape
+            shapes[tokens, width] += 1
+        except CacheError as error:
+            reasons.append(str(error))
+    if not shapes:
+        raise CacheError(
+            f"none of {len(places)} files of {found.folder} can be read; the first: {reasons[0]}"
+        )
+    shape = shapes.most_common(1)[0][0]
+    if geometry is not None and shape[0] != geometry.num_tokens:
+        extra = " (one more: a class token, which is none of the clip's)"
+        raise CacheError(
+            f"{found.folder} holds {shape[0]} tokens a clip, and a clip of {geometry} has "
+            f"{geometry.num_tokens}{extra * (shape[0] == geometry.num_tokens + 1)}; state the geometry that "
+            "the latents were made with"
+        )
+    return shape
+
+
+def _provenance(
+    found: ForeignFolder, stated: Stated, split: str, names: Names, unreadable: Sequence[str]
+) -> dict[str, Any]:
+    table, view, geometry = stated.table, stated.view, stated.geometry
+    claimed = next((str(found.said[key]) for key in SAID if key in found.said), None)
+    facts: dict[str, Any] = {
+        "teacher": stated.teacher or claimed,
+        "layer": stated.layer,
+        "split": split,
+        "clip_table": table.hash if table else None,
+        "files": table.files_hash if table else None,
+        "view_hash": view_hash(view, geometry) if view and geometry else None,
+        "view": view_settings(view) if view else None,
+        "geometry": asdict(geometry) if geometry else None,
+        **dict.fromkeys(NEVER_KNOWN),
+    }
+    claims = [name for name, own in (("teacher", stated.teacher), ("split", stated.split)) if own is None]
+    unknown = sorted(name for name, value in facts.items() if value is None)
+    return facts | {
+        "stated": sorted(name for name in facts if name not in unknown and name not in claims),
+        "claimed": sorted(name for name in claims if name not in unknown),
+        "unknown": unknown,
+        "imported": {
+            "names": names,
+            "moved_past": sorted(unreadable),
+            "files": _hash_of_files(found),
+            "metadata": _plain(found.said),
+        },
+    }
+
+
+def _plain(said: Mapping[str, Any]) -> dict[str, Any]:
+    """The maker's own single values, as far as JSON and a page hold them."""
+    kept = {key: value for key, value in said.items() if not isinstance(value, float) or math.isfinite(value)}
+    return {str(key)[:80]: value[:200] if isinstance(value, str) else value for key, value in kept.items()}
+
+
+def _hash_of_files(found: ForeignFolder) -> str:
+    """Of names and sizes: an import goes on with the folder that it began with."""
+    digest = xxhash.xxh3_128()
+    for name in sorted(found.files):
+        digest.update(f"{name}\0{found.files[name].stat().st_size}\0".encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
+
+
+def _records(
+    found: ForeignFolder, plan: _Plan, keys: Sequence[Key], shape: tuple[int, int]
+) -> Iterator[Record]:
+    for key in keys:
+        name = plan.name_of.get(key[0])
+        if name is None:
+            yield Record(key, None, UNREADABLE if key[0] in plan.unreadable else MISSING)
+            continue
+        try:
+            yield Record(key, read_latents(found.files[name], name, shape))
+        except CacheError as error:
+            yield Record(key, None, str(error))
+
+
+def _warnings(manifest: Manifest) -> Iterator[str]:
+    claim = claim_in(str(manifest.provenance["teacher"] or ""))
+    width = manifest.shape[1]
+    if claim is not None and claim.dim != width:
+        yield f"{claim.name} is {claim.dim} wide, these latents {width}: they are another model's"
+    if manifest.provenance["imported"]["names"] == "clip-ids":
+        yield "that each file is of the clip it is named for was stated, not checked"
+
+
+def read_ids(path: Path) -> list[str]:
+    """Clips named in a file: a line each, or a JSON list of ids or of objects that hold one."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        if not text.lstrip().startswith("["):
+            return [line.strip() for line in text.splitlines() if line.strip()]
+        rows = [_id_in(row) for row in json.loads(text)]
+    except (OSError, ValueError, StopIteration) as error:
+        raise ConfigError(f"{path} names no clips ({error}); write one id a line") from error
+    return list(dict.fromkeys(map(str, rows)))
+
+
+def _id_in(row: Any) -> Any:
+    return next(row[key] for key in IDS if key in row) if isinstance(row, dict) else row
