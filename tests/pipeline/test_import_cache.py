@@ -233,3 +233,17 @@ def test_nan_and_what_float16_cannot_hold_are_quarantined(salt: Any, tmp_path: P
     rows = json.loads((tmp_path / "c" / "quarantine.json").read_text())
     assert [row["clip_id"] for row in rows] == ["clip7", "clip9"]
     assert all("NaN, infinity or values beyond float16" in row["reason"] for row in rows)
+
+
+def test_int8_is_measured_on_the_files_or_refused(salt: Any, old: Old, tmp_path: Path) -> None:
+    said = salt.ok("cache", "import", old.folder / "train", "--out", tmp_path / "c", "--encoding", "int8").out
+    assert "int8 against float16: mean token cosine 0.999" in said
+    assert salt.json("cache", "show", tmp_path / "c")["measured"]["cosine"] > 0.999
+    rng = np.random.default_rng(0)
+    uneven = rng.normal(size=(32, 64)).astype(np.float32)
+    uneven[0, :-1] = (
+        1e4  # One token takes the scale of all channels but the last, which sets the others' own.
+    )
+    folder = write_old(tmp_path / "latents", {"a": uneven}, ["a"], split="train")
+    answer = salt("cache", "import", folder, "--out", tmp_path / "d", "--encoding", "int8")
+    assert "int8 cannot hold the latents of" in answer.sentence and not (tmp_path / "d").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -92,34 +93,37 @@ def _print_statement(provenance: dict[str, Any]) -> None:
         print(f"{title}: {', '.join(provenance[name]) or 'nothing'}")
 
 
-def verify(path: Annotated[Path, tyro.conf.Positional], json: bool = False) -> int:
-    """Check every record against its checksum; exit code 1 when one is damaged.
+def verify(
+    path: Annotated[Path, tyro.conf.Positional],
+    sample: float | None = None,
+    seed: int = 0,
+    json: bool = False,
+) -> int:
+    """Check every byte of a cache against what was written; exit code 1 when something is damaged.
 
     Example: salt-vla cache verify caches/demo
+    Example: salt-vla cache verify caches/ssv2 --sample 0.05 --seed 12
 
     Args:
         path: the cache's folder.
+        sample: look at a share of the records only (as 0.05), or at so many; all else is checked anyway.
+        seed: which ones.
         json: print JSON instead of a table.
     """
-    from salt_vla.cache import open_cache
-    from salt_vla.cache.verify import verify as verify_records
-    from salt_vla.progress import progress
+    from salt_vla.jobs.cache_verify import verify_cache
 
-    cache = open_cache(path, check="always")
-    total = cache.manifest.num_records
-    bad = []
-    with progress("Verifying", total, "records") as advance:
-        for found in verify_records(cache):
-            bad += [found] if found else []
-            advance(1)
+    report = verify_cache(path, sample, seed)
     if json:
-        print_json({"records": total, "bad": bad})
+        print_json(report.to_json())
     else:
-        print_table(bad, ["clip_id", "view", "file", "offset", "reason"])
-        print(f"{total} records, {len(bad)} damaged")
-    if not total:
+        if report.bad:
+            print_table(report.to_json()["bad"], ["clip_id", "view", "file", "offset", "reason"])
+        print(report.summary)
+    if report.unfinished:
+        print(f"salt-vla: {report.unfinished}; run its `cache build` again to complete it", file=sys.stderr)
+    elif not report.records and not report.bad:
         raise CacheError(f"{path} holds no records")
-    return 1 if bad else 0
+    return 1 if report.bad else 0
 
 
 def diff(
@@ -252,6 +256,10 @@ def _clips(
 def _print_import(done: Imported) -> None:
     manifest = done.manifest
     print(f"{done.folder}: {manifest.num_records:,} records, {manifest.num_quarantined:,} quarantined")
+    if manifest.measured:
+        from salt_vla.jobs.cache_checks import describe_int8
+
+        print(describe_int8(manifest.measured))
     if done.left_out:
         print(f"{done.left_out:,} files are of none of its clips and were left out")
     _print_statement(manifest.provenance)

@@ -206,8 +206,8 @@ def check_cache(
     }
     if unknown := [name for name in wanted if name in mine and mine[name] is None]:
         raise CacheError(
-            f"the cache {cache.folder} was imported, and nobody has stated its {', '.join(unknown)}; import it "
-            "again with --data TABLE and --recipe NAME, if you know which clips and pixels it was made of"
+            f"the cache {cache.folder} was imported, and nobody has stated its {', '.join(unknown)}; import "
+            "it again with --data TABLE and --recipe NAME, if you know which clips and pixels it was made of"
         )
     differences = {key: (mine.get(key), value) for key, value in wanted.items() if mine.get(key) != value}
     if differences:

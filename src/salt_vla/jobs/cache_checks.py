@@ -6,6 +6,7 @@ Knows teachers and encodings; writes nothing.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -78,6 +79,11 @@ def int8_cost(teacher: Teacher, table: ClipTable, views: ViewSource, batch_size:
         exact += list(_latents(teacher, np.stack(pixels))) if pixels else []
     if not exact:
         raise error or DataError("there are no clips to measure int8 on")
+    return int8_cost_of(exact, f"teacher {teacher.name}")
+
+
+def int8_cost_of(exact: Sequence[np.ndarray], whose: str) -> dict[str, float]:
+    """The same of latents (tokens, dim) in float32, one or more; `whose` names them in a refusal."""
     halves, bytes_ = (
         torch.from_numpy(np.stack([_through(name, latents) for latents in exact])).flatten(0, 1)
         for name in ("float16", "int8")
@@ -95,7 +101,7 @@ def int8_cost(teacher: Teacher, table: ClipTable, views: ViewSource, batch_size:
     least = min(measured["cosine"], measured["cosine_normalised"])
     if least < MIN_COSINE:
         raise CacheError(
-            f"int8 cannot hold the latents of teacher {teacher.name}: on {len(exact)} clips the mean cosine "
+            f"int8 cannot hold the latents of {whose}: on {len(exact)} clips the mean cosine "
             f"to float16 is {measured['cosine']} (layer-normalised {measured['cosine_normalised']}), under "
             f"{MIN_COSINE}; build with --encoding float16"
         )

@@ -27,6 +27,7 @@ from salt_vla.evaluation.teacher_findings import claim_in
 from salt_vla.geometry import ClipGeometry
 from salt_vla.interrupts import stop_on_signals
 from salt_vla.jobs.build_cache import RECORDS_PER_SHARD, split_folder
+from salt_vla.jobs.cache_checks import int8_cost_of
 from salt_vla.jobs.data import refuse_too_many_bad
 from salt_vla.jobs.data_index import MAX_BAD_SHARE
 from salt_vla.jobs.resources import require_disk
@@ -68,8 +69,10 @@ class Imported:
 
 @dataclass(frozen=True)
 class _Plan:
-    """Clip → its name in the folder, for all clips of the cache; a clip without a file has none. `unreadable`:
-    clips that were stated to be so."""
+    """Clip → its name in the folder, for all clips of the cache; a clip without a file has none.
+
+    `unreadable`: clips that were stated to be so.
+    """
 
     clip_ids: list[str]
     name_of: Mapping[str, str]
@@ -102,7 +105,8 @@ def import_latents(
             f"{missing} of {len(plan.clip_ids)} clips have no file in {found.folder}, more than "
             f"{MAX_BAD_SHARE:.0%}; give the clip table and split that the latents were made of"
         )
-    shape = _shape(found, stated.geometry)
+    sample = _sample(found)
+    shape = _shape(found, sample, stated.geometry)
     manifest = Manifest(
         kind="latents",
         encoding=encoding,
@@ -113,18 +117,30 @@ def import_latents(
         provenance=_provenance(found, stated, split, names, unreadable),
     )
     folder = split_folder(out, split)
+    finished = _write(folder, manifest, found, plan, _int8_cost(manifest, sample, found))
+    refuse_too_many_bad(finished.num_quarantined - len(plan.unreadable), len(plan.clip_ids), folder)
+    return Imported(folder, finished, plan.left_out, tuple(_warnings(finished)))
+
+
+def _write(
+    folder: Path, manifest: Manifest, found: ForeignFolder, plan: _Plan, measured: dict[str, float]
+) -> Manifest:
     with CacheWriter(folder, manifest, plan.clip_ids) as writer, stop_on_signals() as stop:
+
+        def check() -> None:
+            stop.check("while importing latents")
+
         total, done = writer.num_keys, writer.num_keys_done
         if done < total:
             require_disk(folder, (total - done) * manifest.record.record_bytes, "the imported cache")
+            if measured:
+                writer.note(measured)
             with progress("Importing latents", total, "clips", done=done) as advance:
-                for shard in writer.pending(lambda _: stop.check("while importing latents")):
-                    writer.write_shard(shard, _records(found, plan, shard.keys, shape))
+                for shard in writer.pending(lambda _: check()):
+                    writer.write_shard(shard, _records(found, plan, shard.keys, manifest.shape))
                     advance(len(shard.keys))
-                    stop.check("while importing latents")
-        finished = writer.finish()
-    refuse_too_many_bad(finished.num_quarantined - len(plan.unreadable), total, folder)
-    return Imported(folder, finished, plan.left_out, tuple(_warnings(finished)))
+                    check()
+        return writer.finish(lambda _: check())
 
 
 def _of_split(source: Path, split: str | None) -> Path:
@@ -183,32 +199,46 @@ def _called(table: ClipTable, known: set[str]) -> dict[str, str]:
     return dict(zip(best, table.clip_ids, strict=True)) if known.intersection(best) else {}
 
 
-def _shape(found: ForeignFolder, geometry: ClipGeometry | None) -> tuple[int, int]:
-    """(tokens, width) of most of some files. Raises `CacheError` when none can be read, or when they have
-    another number of tokens than the stated clips."""
+def _sample(found: ForeignFolder) -> list[np.ndarray]:
+    """The latents of some files spread over the folder. Raises `CacheError` when none can be read."""
     listed = list(found.files)
     places = np.unique(np.linspace(0, len(listed) - 1, min(LOOKED_AT, len(listed))).astype(int))
-    shapes: Counter[tuple[int, int]] = Counter()
-    reasons = []
+    sample, reasons = [], []
     for place in places:
         try:
-            tokens, width = read_latents(found.files[listed[place]], listed[place]).shape
-            shapes[tokens, width] += 1
+            sample.append(read_latents(found.files[listed[place]], listed[place]))
         except CacheError as error:
             reasons.append(str(error))
-    if not shapes:
+    if not sample:
         raise CacheError(
             f"none of {len(places)} files of {found.folder} can be read; the first: {reasons[0]}"
         )
-    shape = shapes.most_common(1)[0][0]
-    if geometry is not None and shape[0] != geometry.num_tokens:
+    return sample
+
+
+def _shape(found: ForeignFolder, sample: list[np.ndarray], geometry: ClipGeometry | None) -> tuple[int, int]:
+    """(tokens, width) of most of the sample. Raises `CacheError` when the stated clips have another number of
+    tokens."""
+    ((tokens, width), _) = Counter((len(array), array.shape[1]) for array in sample).most_common(1)[0]
+    if geometry is not None and tokens != geometry.num_tokens:
         extra = " (one more: a class token, which is none of the clip's)"
         raise CacheError(
-            f"{found.folder} holds {shape[0]} tokens a clip, and a clip of {geometry} has "
-            f"{geometry.num_tokens}{extra * (shape[0] == geometry.num_tokens + 1)}; state the geometry that "
+            f"{found.folder} holds {tokens} tokens a clip, and a clip of {geometry} has "
+            f"{geometry.num_tokens}{extra * (tokens == geometry.num_tokens + 1)}; state the geometry that "
             "the latents were made with"
         )
-    return shape
+    return tokens, width
+
+
+def _int8_cost(manifest: Manifest, sample: list[np.ndarray], found: ForeignFolder) -> dict[str, float]:
+    """What int8 costs on the sample; empty for other encodings. Raises `CacheError` when too much."""
+    if manifest.encoding != "int8":
+        return {}
+    usual = [array.astype(np.float32) for array in sample if array.shape == manifest.shape]
+    usual = [array for array in usual if np.isfinite(array).all()]
+    if not usual:
+        raise CacheError(f"none of {len(sample)} files of {found.folder} holds numbers only; look into them")
+    return int8_cost_of(usual, str(found.folder))
 
 
 def _provenance(
@@ -257,7 +287,7 @@ def _hash_of_files(found: ForeignFolder) -> str:
 
 
 def _records(
-    found: ForeignFolder, plan: _Plan, keys: Sequence[Key], shape: tuple[int, int]
+    found: ForeignFolder, plan: _Plan, keys: Sequence[Key], shape: tuple[int, ...]
 ) -> Iterator[Record]:
     for key in keys:
         name = plan.name_of.get(key[0])
