@@ -1,23 +1,344 @@
-"""Compares what lies in a cache's files with what was written: every byte of it has a checksum somewhere.
+"""Compares every byte of a cache with what was written, whatever of it is damaged, and names what differs.
 
-Reads and reports; mending is others' business.
+Reads only; `cache/mend.py` writes. Knows nothing of what the arrays are, nor of progress bars.
 """
 
 from __future__ import annotations
 
+import json
+import math
+import os
+import re
 from collections.abc import Iterator
-from typing import Any
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
 
-from salt_vla.cache.format import CorruptRecord
-from salt_vla.cache.reader import ArrayCache
+import numpy as np
+import pyarrow as pa
+
+from salt_vla.cache.format import (
+    INDEX,
+    INDEX_PAGES,
+    MANIFEST,
+    PROBE,
+    QUARANTINE,
+    SHARDS,
+    DamagedManifest,
+    Manifest,
+    NoManifest,
+    checksum,
+    hexadecimal,
+    shard_name,
+)
+from salt_vla.cache.index import MANIFEST_KEY, PAGE, Index
+from salt_vla.cache.shards import Footer, Key, read_footer
+from salt_vla.errors import CacheError
+
+NO_CLIP = ("", -1)
+_SHARD = re.compile(r"\d{6,}\.bin")
 
 
-def verify(cache: ArrayCache) -> Iterator[dict[str, Any] | None]:
-    """Check every record on disk: None for a good one, else what is wrong and where."""
-    for clip_id, view in cache.keys():
+@dataclass(frozen=True)
+class Finding:
+    """Something that is not what was written, and where; `clip_id` "" and `view` −1 where it is no record."""
+
+    clip_id: str
+    view: int
+    file: str
+    offset: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class ShardCheck:
+    """What became of one shard. `expected`: what it should hold, by its own footer or else by the index; None
+    where nobody knows. `bad_slots`: whose bytes are not that. `num_records` were compared, `num_bytes` read.
+    """
+
+    number: int
+    expected: Footer | None
+    bad_slots: tuple[int, ...]
+    has_footer: bool
+    num_records: int
+    num_bytes: int
+    findings: tuple[Finding, ...]
+
+
+class CacheCheck:
+    """A cache's small files, checked when this is made; its shards follow one by one.
+
+    `findings`: what is wrong outside the shards. `manifest`: None if it is damaged and cannot be recovered;
+    `is_complete`: as it claims. `index`: None unless every page of it is sound. Raises `CacheError` only
+    where there is no cache, or one of another version.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.findings: list[Finding] = []
+        self.manifest, self.has_manifest = self._read_manifest(), not self.findings
+        self.is_complete = self.manifest is not None and self.manifest.complete
+        self.index = self._read_index() if self.is_complete else None
+        self.reasons = self._read_quarantine() if self.is_complete else {}
+        if self.is_complete:
+            self._check_probe()
+        self._identity = self.manifest.identity if self.manifest else ""
+
+    @cached_property
+    def numbers(self) -> range | list[int]:
+        """The shards to look at: all of a complete cache, and of another one those that are there."""
+        if self.is_complete and self.manifest is not None:
+            return range(self.manifest.num_shards)
+        folder = self.folder / SHARDS
+        there = sorted(int(path.stem) for path in folder.glob("*.bin") if _SHARD.fullmatch(path.name))
+        return [number for number in there if self.manifest is None or number < self.manifest.num_shards]
+
+    def _find(self, file: str, offset: int, reason: str) -> None:
+        self.findings.append(Finding(*NO_CLIP, file, offset, reason))
+
+    def _read_manifest(self) -> Manifest | None:
         try:
-            cache.read_many([(clip_id, view)])
-            yield None
-        except CorruptRecord as error:
-            where = {"clip_id": clip_id, "view": view, "file": error.file, "offset": error.offset}
-            yield where | {"reason": str(error)}
+            return Manifest.read(self.folder)
+        except NoManifest:
+            if not (self.folder / INDEX).exists() and not any(self.folder.glob(f"{SHARDS}/*.bin")):
+                raise
+            self._find(MANIFEST, 0, "the file is missing")
+        except DamagedManifest as error:
+            self._find(MANIFEST, 0, str(error))
+        return recovered_manifest(self.folder)
+
+    def _read_index(self) -> Index | None:
+        assert self.manifest is not None
+        before = len(self.findings)
+        try:
+            digests = (self.folder / INDEX_PAGES).read_bytes()
+        except OSError as error:
+            self._find(INDEX_PAGES, 0, f"the file cannot be read ({error.strerror})")
+            return None
+        if hexadecimal(checksum(digests)) != self.manifest.index_checksum:
+            self._find(INDEX_PAGES, 0, "its checksum is not the manifest's, so the index cannot be checked")
+            return None
+        for offset, reason in bad_pages(self.folder / INDEX, digests):
+            self._find(INDEX, offset, reason)
+        return Index(self.folder, self.manifest) if len(self.findings) == before else None
+
+    def _read_quarantine(self) -> dict[Key, str]:
+        assert self.manifest is not None
+        content = self._content(QUARANTINE, self.manifest.quarantine_checksum)
+        if content is None:
+            return {}
+        return {(entry["clip_id"], entry["view"]): entry["reason"] for entry in json.loads(content)}
+
+    def _check_probe(self) -> None:
+        assert self.manifest is not None
+        if self.manifest.probe_checksum:
+            self._content(PROBE, self.manifest.probe_checksum)
+
+    def _content(self, file: str, wanted: str) -> bytes | None:
+        """A small file's bytes; None, and a finding, where they are not those that the manifest knows. A
+        manifest that was recovered knows no quarantine."""
+        try:
+            content = (self.folder / file).read_bytes()
+        except OSError as error:
+            self._find(file, 0, f"the file cannot be read ({error.strerror})")
+            return None
+        if wanted and hexadecimal(checksum(content)) != wanted:
+            self._find(file, 0, "its checksum is not the manifest's, so it is damaged")
+            return None
+        return content if wanted else None
+
+    def num_to_check(self, sample: float | None = None) -> int:
+        """How many slots `shards` will look at, as far as that is known beforehand."""
+        if self.manifest is None:
+            return 0
+        keys = min(len(self.numbers) * self.manifest.records_per_shard, self.manifest.num_keys)
+        return keys if sample is None else min(_count(sample, self.manifest.num_keys), keys)
+
+    def shards(self, sample: float | None = None, seed: int = 0) -> Iterator[ShardCheck]:
+        """Check the shards in order: each footer, and all records; or, of the whole cache's, a share (below
+        1) or a number of them, drawn with `seed`."""
+        chosen = None
+        if sample is not None and self.manifest is not None:
+            rng = np.random.default_rng(seed)
+            keys = self.manifest.num_keys
+            chosen = np.sort(rng.choice(keys, _count(sample, keys), replace=False, shuffle=False))
+        for number in self.numbers:
+            yield self.check_shard(number, chosen)
+
+    def check_shard(self, number: int, chosen: np.ndarray | None = None) -> ShardCheck:
+        """Compare one shard with its footer, and both with the index; `chosen`: sorted keys to look at."""
+        return _OneShard(self, number).check(chosen)
+
+    def belongs(self, footer: Footer, number: int) -> bool:
+        """Whether a footer is this cache's, in its place. Without a manifest the first one decides."""
+        self._identity = self._identity or footer.identity
+        return (footer.shard, footer.identity) == (number, self._identity)
+
+    def from_index(self, number: int) -> Footer | None:
+        """What a shard should say, by the index; None where that is damaged."""
+        if self.index is None or self.manifest is None:
+            return None
+        size, views = self.manifest.records_per_shard, self.manifest.num_views
+        first, stop = number * size, min((number + 1) * size, self.manifest.num_keys)
+        clips = self.index.ids.slice(first // views, -(-stop // views) - first // views).to_pylist()
+        keys = tuple((clips[key // views - first // views], key % views) for key in range(first, stop))
+        present, checksums = self._columns
+        known = zip(present[first:stop].tolist(), checksums[first:stop].tolist(), strict=True)
+        sums = tuple(check if is_there else None for is_there, check in known)
+        reasons = tuple(self.reasons.get(key, "") for key in keys)
+        return Footer(number, self.manifest.identity, keys, sums, reasons)
+
+    @cached_property
+    def _columns(self) -> tuple[np.ndarray, np.ndarray]:
+        assert self.index is not None
+        return self.index.all_present().reshape(-1), self.index.all_checksums().reshape(-1)
+
+
+class _OneShard:
+    """The check of one shard file."""
+
+    def __init__(self, cache: CacheCheck, number: int) -> None:
+        self.cache, self.number = cache, number
+        self.file = shard_name(number)
+        self.path = cache.folder / self.file
+        self.findings: list[Finding] = []
+        self.indexed = cache.from_index(number)
+        self.own = self._footer()
+        self.expected = self.own or self.indexed
+
+    def _footer(self) -> Footer | None:
+        """Its own footer, if that is sound and this cache's; else a finding."""
+        encoding = self.cache.manifest.record if self.cache.manifest else None
+        slots = len(self.indexed.keys) if self.indexed else 0
+        offset = slots * encoding.record_bytes if encoding else 0
+        try:
+            footer = read_footer(self.path, encoding)
+        except CacheError as error:
+            if self.path.exists() or self.indexed is None:
+                self._find(offset, f"{error}{self._of_clips()}")
+            return None
+        is_ours = self.cache.belongs(footer, self.number)
+        if not is_ours or (self.indexed is not None and footer.keys != self.indexed.keys):
+            self._find(offset, f"this is a shard of another cache, or of another place{self._of_clips()}")
+            return None
+        return footer
+
+    def _of_clips(self) -> str:
+        if self.indexed is None:
+            return ""
+        first, last = self.indexed.keys[0], self.indexed.keys[-1]
+        return f"; it is to hold clips {first[0]!r} to {last[0]!r} ({len(self.indexed.keys)} records)"
+
+    def _find(self, offset: int, reason: str) -> None:
+        self.findings.append(Finding(*NO_CLIP, self.file, offset, reason))
+
+    def check(self, chosen: np.ndarray | None) -> ShardCheck:
+        if self.expected is None:
+            return ShardCheck(self.number, None, (), False, 0, 0, tuple(self.findings))
+        slots: range | list[int] = range(len(self.expected.keys))
+        if chosen is not None and self.cache.manifest is not None:
+            first = self.number * self.cache.manifest.records_per_shard
+            ours = chosen[np.searchsorted(chosen, first) : np.searchsorted(chosen, first + len(slots))]
+            slots = (ours - first).tolist()
+        bad, records, read = self._check_slots(slots)
+        return ShardCheck(
+            self.number,
+            self.expected,
+            tuple(bad),
+            self.own is not None,
+            records,
+            read,
+            tuple(self.findings),
+        )
+
+    def _check_slots(self, slots: range | list[int]) -> tuple[list[int], int, int]:
+        """Bad ones, the number of records compared, and of bytes read."""
+        assert self.expected is not None
+        bad: list[int] = []
+        records = read = 0
+        buffer = np.empty(self._record_bytes(), np.uint8)
+        descriptor, unreadable = -1, ""
+        try:
+            descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            with suppress(OSError):  # What memory holds of the file is not what the disk holds.
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        except FileNotFoundError:
+            unreadable = "the shard is missing"
+        except OSError as error:
+            unreadable = error.strerror or str(error)
+        try:
+            for slot in slots:
+                is_record = self.expected.checksums[slot] is not None
+                reason = unreadable if is_record else ""
+                if descriptor >= 0:
+                    reason = self._look(descriptor, buffer, slot)
+                    read += len(buffer)
+                records += is_record
+                if reason:
+                    bad.append(slot)
+                    key = self.expected.keys[slot]
+                    self.findings.append(Finding(*key, self.file, slot * len(buffer), reason))
+        finally:
+            if descriptor >= 0:
+                os.close(descriptor)
+        return bad, records, read
+
+    def _record_bytes(self) -> int:
+        if self.cache.manifest is not None:
+            return self.cache.manifest.record.record_bytes
+        assert self.own is not None  # There is no index without a manifest.
+        return (self.path.stat().st_size - len(self.own.to_bytes())) // len(self.own.keys)
+
+    def _look(self, descriptor: int, buffer: np.ndarray, slot: int) -> str:
+        """Why a slot is not what it should be, or ""; what the index says otherwise is a finding."""
+        assert self.expected is not None
+        wanted = self.expected.checksums[slot]
+        try:
+            filled = os.preadv(descriptor, [buffer.data], slot * len(buffer))
+        except OSError as error:
+            return error.strerror or str(error)
+        if filled != len(buffer):
+            return "the shard is truncated"
+        if wanted is None and buffer.any():
+            return "there are bytes in the slot of a quarantined record, which is to be empty"
+        if wanted is not None and checksum(buffer.data) != wanted:
+            return "the checksum does not match, so the record is damaged"
+        if self.indexed is not None and self.indexed.checksums[slot] != wanted:
+            reason = f"it does not say of this record what {self.file} says, which is sound"
+            self.findings.append(Finding(*self.expected.keys[slot], INDEX, 0, reason))
+        return ""
+
+
+def recovered_manifest(folder: Path) -> Manifest | None:
+    """What a lost manifest said, from the index, as far as that is sound; None where it is not."""
+    try:
+        digests = (folder / INDEX_PAGES).read_bytes()
+        if any(bad_pages(folder / INDEX, digests)):
+            return None
+        with pa.memory_map(str(folder / INDEX)) as file:
+            text = pa.ipc.open_file(file).schema.metadata[MANIFEST_KEY].decode()
+        manifest = Manifest.parse(text, folder / INDEX)
+        size = (folder / INDEX).stat().st_size
+    except (OSError, pa.ArrowInvalid, KeyError, TypeError, CacheError):
+        return None
+    pages = hexadecimal(checksum(digests))
+    return replace(manifest, complete=True, index_bytes=size, index_checksum=pages)
+
+
+def bad_pages(path: Path, digests: bytes) -> Iterator[tuple[int, str]]:
+    """(offset, reason) of each page of the index that is not what was written."""
+    wanted = np.frombuffer(digests[: len(digests) // 8 * 8], "<u8").tolist()
+    try:
+        with path.open("rb") as file:
+            for number, check in enumerate(wanted):
+                if checksum(file.read(PAGE)) != check:
+                    yield number * PAGE, "the page's checksum does not match, so the index is damaged"
+            if file.read(1) or not wanted:
+                yield len(wanted) * PAGE, "the index goes on where it should end"
+    except OSError as error:
+        yield 0, f"the file cannot be read ({error.strerror})"
+
+
+def _count(sample: float, keys: int) -> int:
+    return min(math.ceil(sample * keys) if sample < 1 else int(sample), keys)
