@@ -8,14 +8,13 @@ from pathlib import Path
 
 import torch
 
-from salt_vla.cache import ArrayCache, CacheWriter, Manifest
-from salt_vla.cache.format import MANIFEST, EncodingName, describe_differences
+from salt_vla.cache import CacheWriter, Manifest
+from salt_vla.cache.format import MANIFEST, DamagedManifest, EncodingName, NoManifest
 from salt_vla.cache.writer import LEASE_SECONDS
 from salt_vla.config import DataConfig, ViewConfig
 from salt_vla.data.clip_table import ClipTable
 from salt_vla.data.view_lock import ViewReader, view_hash, view_settings
-from salt_vla.errors import CacheError, ConfigError
-from salt_vla.geometry import ClipGeometry
+from salt_vla.errors import ConfigError
 from salt_vla.interrupts import stop_on_signals
 from salt_vla.jobs.cache_checks import check_probe, describe_int8, int8_cost, probe_of
 from salt_vla.jobs.data import open_views, refuse_too_many_bad
@@ -65,9 +64,18 @@ def latents_manifest(
 def split_folder(out: Path, split: str) -> Path:
     """Where a split's cache lies below `out`: `out` itself for the first one built there, `out/<split>` for
     a further one."""
-    if (out / MANIFEST).exists() and Manifest.read(out).provenance.get("split") != split:
-        return out / split
-    return out
+    there, below = manifest_at(out), manifest_at(out / split)
+    if there is None:  # Nothing, or a damaged manifest: what lies below is of this split for certain.
+        return out if below is None else out / split
+    return out if there.provenance.get("split") == split else out / split
+
+
+def manifest_at(folder: Path) -> Manifest | None:
+    """The folder's manifest, or None where there is none, or one that `cache build` writes anew."""
+    try:
+        return Manifest.read(folder)
+    except (NoManifest, DamagedManifest):
+        return None
 
 
 def find_split(path: Path, split: str) -> Path | None:
@@ -98,6 +106,9 @@ class How:
             )
 
 
+ALONE = How()
+
+
 def parse_stripe(text: str) -> tuple[int, int]:
     """ "2/8" → (2, 8). Raises `ConfigError` for anything else."""
     match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
@@ -114,7 +125,7 @@ def build_cache(
     data: DataConfig,
     encoding: EncodingName = "float16",
     batch_size: int = BATCH_SIZE,
-    how: How = How(),
+    how: How = ALONE,
 ) -> Path:
     """Build (or go on building) the cache of one split; the folder it lies in.
 
@@ -162,7 +173,7 @@ def _measured(
     """What int8 costs, measured unless it is on record, and said; empty for other encodings."""
     if manifest.encoding != "int8":
         return {}
-    before = Manifest.read(folder) if (folder / MANIFEST).exists() else None
+    before = manifest_at(folder)
     if before is not None and before.differences(manifest):
         return {}  # Another cache's folder, which the writer refuses.
     measured = before.measured if before is not None else {}
@@ -183,40 +194,12 @@ def _keep_probe(writer: CacheWriter, teacher: Teacher) -> None:
 def fitting_batch(teacher: Teacher, out: Path, split: str, limit_bytes: int) -> int:
     """The largest batch that the teacher takes within `limit_bytes`, or that of the cache that has begun."""
     folder = split_folder(out, split)
-    if (folder / MANIFEST).exists():
-        return int(Manifest.read(folder).provenance["batch_size"])
+    before = manifest_at(folder)
+    if before is not None:
+        return int(before.provenance["batch_size"])
     return min(largest_batch(teacher, limit_bytes), RECORDS_PER_SHARD)
 
 
 def canonical_only(data: DataConfig) -> DataConfig:
     """The same settings with view 0 alone: held-out clips need no more."""
     return dataclasses.replace(data, view=dataclasses.replace(data.view, num_views=1))
-
-
-def check_cache(
-    cache: ArrayCache, table: ClipTable, view: ViewConfig, geometry: ClipGeometry, num_views: int
-) -> None:
-    """Refuse a cache whose latents were not made from this run's clips and views, field by field."""
-    mine = cache.manifest.provenance
-    wanted = {
-        "clip_table": table.hash,
-        "files": table.files_hash,
-        "view_hash": view_hash(view, geometry),
-        "geometry": dataclasses.asdict(geometry),
-    }
-    if unknown := [name for name in wanted if name in mine and mine[name] is None]:
-        raise CacheError(
-            f"the cache {cache.folder} was imported, and nobody has stated its {', '.join(unknown)}; import "
-            "it again with --data TABLE and --recipe NAME, if you know which clips and pixels it was made of"
-        )
-    differences = {key: (mine.get(key), value) for key, value in wanted.items() if mine.get(key) != value}
-    if differences:
-        raise CacheError(
-            f"the cache {cache.folder} does not fit this run: {describe_differences(differences)}; "
-            "build one from the run's clip table and views"
-        )
-    if cache.num_views < num_views:
-        raise CacheError(
-            f"the cache {cache.folder} holds {cache.num_views} view(s) of a clip, the run wants {num_views}; "
-            "lower data.view.num_views or build it again"
-        )
