@@ -223,12 +223,12 @@ def test_canonical_batches_are_view_0_of_clips_spread_over_the_data_set(tiny_tab
 
 def test_a_clip_the_cache_lacks_is_refused_before_training(tiny_table, cache):
     with pytest.raises(
-        CacheError, match=r"lacks 24 of the run's clip views, the first: view 2 of clip 'tiny/0"
+        CacheError, match=r"lacks views of 24 of the run's clips, the first: 'tiny/000000/"
     ):
         make(tiny_table, cache, num_views=3)
     strangers = [*tiny_table.clip_ids, "tiny/stranger"]
     with pytest.raises(
-        CacheError, match=r"lacks 2 .* view 0 of clip 'tiny/stranger'; build it from the same"
+        CacheError, match=r"lacks views of 1 .* the first: 'tiny/stranger'; build it from the same"
     ):
         Batches(
             [Part(tuple(strangers))], ViewReader(tiny_table, VIEW, GEOMETRY), MASKS, **OPTIONS, cache=cache

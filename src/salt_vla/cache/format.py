@@ -164,12 +164,19 @@ class Manifest:
 
     @property
     def identity(self) -> str:
-        """Of all that was asked for: shards carry it, so that they are never taken for another cache's."""
+        """All that was asked for, as JSON. Shards carry it, so that they are never taken for another cache's
+        and say themselves what they hold."""
         wanted = {name: value for name, value in asdict(self).items() if name not in RESULTS}
-        return str(xxhash.xxh3_128_hexdigest(json.dumps(wanted, sort_keys=True).encode()))
+        return json.dumps(wanted, sort_keys=True)
+
+    @classmethod
+    def from_identity(cls, identity: str) -> Manifest:
+        """As it was when the build began. Raises ValueError, KeyError or TypeError for another text."""
+        wanted = json.loads(identity)
+        return cls(**{**wanted, "shape": tuple(wanted["shape"])})
 
     def to_text(self) -> str:
-        """The file's content; its last word is a checksum of all the others."""
+        """The file's content, a checksum of everything else in it included."""
         said = asdict(self)
         return json.dumps({**said, "checksum": _checksum_of(said)}, indent=2, sort_keys=True) + "\n"
 
@@ -203,7 +210,8 @@ class Manifest:
                 is_newer = version > SCHEMA_VERSION
                 raise CacheError(
                     f"{path} has schema version {version}, {'newer' if is_newer else 'older'} than this "
-                    f"program's {SCHEMA_VERSION}; {'update salt-vla or ' * is_newer}build the cache again"
+                    f"program's {SCHEMA_VERSION}; {'update salt-vla, or ' * is_newer}remove that folder and "
+                    "build the cache again"
                 )
             del raw["checksum"]
             manifest = cls(**{**raw, "shape": tuple(raw["shape"])})
@@ -231,8 +239,8 @@ class Manifest:
 
 def _checksum_of(said: dict[str, Any]) -> str:
     """Of a manifest's fields, whatever they say, but for the checksum itself."""
-    fields_only = {name: value for name, value in said.items() if name != "checksum"}
-    return hexadecimal(checksum(json.dumps(fields_only, sort_keys=True).encode()))
+    rest = {name: value for name, value in said.items() if name != "checksum"}
+    return hexadecimal(checksum(json.dumps(rest, sort_keys=True).encode()))
 
 
 RESULTS = frozenset(item.name for item in fields(Manifest) if "result" in item.metadata)

@@ -9,9 +9,10 @@ import math
 import mmap
 import os
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
 import numpy as np
 import pyarrow as pa
@@ -24,23 +25,52 @@ from salt_vla.rundir import void, write_atomically
 if TYPE_CHECKING:
     from jaxtyping import UInt8, UInt64
 
+ClipIdsLike: TypeAlias = Sequence[str] | pa.Array | pa.ChunkedArray
 PAGE = 1 << 16  # bytes of the index that share a checksum
 CURE = "`salt-vla cache repair` writes it anew"
 MANIFEST_KEY = b"salt_vla.manifest"  # of the table's metadata
 
 
-def id_hash(clip_id: str) -> int:
-    return int(xxhash.xxh3_64_intdigest(clip_id.encode("utf-8", "surrogatepass")))
+def as_clip_ids(clip_ids: ClipIdsLike) -> pa.LargeStringArray:
+    """Clip ids as one Arrow array, which for ten million of them is a tenth of a list's size. Its buffers are
+    the same whatever the ids were cut from, since what Arrow writes of an array depends on them.
 
-
-def as_clip_ids(clip_ids: Sequence[str] | pa.Array | pa.ChunkedArray) -> pa.LargeStringArray:
-    """Clip ids as one Arrow array, which for ten million of them is a tenth of a list's size."""
-    if isinstance(clip_ids, pa.ChunkedArray):
-        return pa.concat_arrays([chunk.cast(pa.large_string()) for chunk in clip_ids.chunks] or [_NONE])
-    return pa.array(clip_ids, pa.large_string())
+    Raises `CacheError` for what is no text.
+    """
+    if isinstance(clip_ids, ClipIds):
+        clip_ids = clip_ids.ids
+    try:
+        chunks = clip_ids.chunks if isinstance(clip_ids, pa.ChunkedArray) else [clip_ids]
+        array = pa.concat_arrays([pa.array(chunk, pa.large_string()) for chunk in chunks] or [_NONE])
+    except (UnicodeError, TypeError) as error:
+        raise CacheError(
+            f"clip ids are texts, and one of these is not ({error}); mend the clip table"
+        ) from error
+    if array.null_count:
+        raise CacheError(f"{array.null_count} clips have no id; mend the clip table")
+    _, ends, text = array.buffers()
+    offsets = np.frombuffer(ends, np.int64)[array.offset : array.offset + len(array) + 1]
+    used = pa.py_buffer(b"") if text is None else text[int(offsets[0]) : int(offsets[-1])]
+    return pa.LargeStringArray.from_buffers(len(array), pa.py_buffer(offsets - offsets[0]), used)
 
 
 _NONE = pa.array([], pa.large_string())
+
+
+def _hashes(clip_ids: pa.LargeStringArray) -> UInt64[np.ndarray, " clips"]:
+    ids = (clip.encode() for clip in _in_chunks(clip_ids))
+    return np.fromiter(map(xxhash.xxh3_64_intdigest, ids), np.uint64, len(clip_ids))
+
+
+def require_unique(clip_ids: pa.LargeStringArray) -> None:
+    """Raises `CacheError` that names a clip id which comes twice."""
+    hashes = _hashes(clip_ids)
+    order = np.argsort(hashes, kind="stable")
+    is_same = np.diff(hashes[order]) == 0
+    alike = order[np.append(is_same, False) | np.append(False, is_same)] if len(order) else order
+    counts = Counter(clip_ids.take(pa.array(alike)).to_pylist())
+    if twice := [clip_id for clip_id, count in counts.items() if count > 1]:
+        raise CacheError(f"clip {twice[0]!r} comes more than once; mend the clip table")
 
 
 def write_index(
@@ -52,11 +82,12 @@ def write_index(
 ) -> tuple[int, str]:
     """Write `index.arrow` and `index.pages`; the former's size and the latter's checksum.
 
-    `present` is 1 where the clip has a record of that view, whose checksum then is in `checksums`.
+    `clip_ids` are as `as_clip_ids` gives them. `present` is 1 where the clip has a record of that view, whose
+    checksum then is in `checksums`.
     `manifest`: kept with the columns' description, from where a lost manifest is written anew.
     """
     views = checksums.shape[1]
-    hashes = np.fromiter((id_hash(clip) for clip in _in_chunks(clip_ids)), np.uint64, len(clip_ids))
+    hashes = _hashes(clip_ids)
     order = np.argsort(hashes, kind="stable")
     columns = {
         "clip_id": clip_ids,
@@ -148,9 +179,7 @@ class Index:
         self._is_sound = bytearray(len(self._digests))
         self._bytes = memoryview(self._map)
         whole = pa.py_buffer(self._map)
-        # What describes the columns lies at the file's ends; their values are checked where they are used.
-        self._check(0, min(PAGE, size))
-        self._check(max(size - PAGE, 0), size)
+        self._check_descriptions(size)
         batch = pa.ipc.open_file(whole).get_batch(0)
         self._base = whole.address
         self.num_clips = batch.num_rows
@@ -163,6 +192,17 @@ class Index:
         self._hashes, self._hashes_at = self._column(batch["id_hash"].buffers()[1], "Q")
         self._rows, self._rows_at = self._column(batch["id_row"].buffers()[1], "I")
         self._margin = 4 * math.isqrt(self.num_clips) + 8
+
+    def _check_descriptions(self, size: int) -> None:
+        """Check what describes the columns, and lies at the file's ends: the schema and the batch's layout,
+        each after a mark and its length, and the footer, before its length. Values are checked when used."""
+        start = 8
+        for _ in range(2):
+            self._check(start, start + 8)
+            start += 8 + int.from_bytes(self._bytes[start + 4 : start + 8], "little")
+        self._check(0, start)
+        self._check(size - 10, size)
+        self._check(size - 10 - int.from_bytes(self._bytes[size - 10 : size - 6], "little"), size)
 
     def _column(self, buffer: pa.Buffer | None, code: Literal["q", "Q", "I", "B"]) -> tuple[memoryview, int]:
         """A buffer's values and where in the file they begin; Arrow keeps no buffer for no values."""
@@ -202,9 +242,10 @@ class Index:
         low, high = max(guess - self._margin, 0), min(guess + self._margin, self.num_clips)
         self._check(self._hashes_at + 8 * low, self._hashes_at + 8 * high)
         at = bisect_left(self._hashes, value, low, high)
-        if (at == low and low) or (at == high and high < self.num_clips):
+        is_beyond = (at == low and low > 0) or (at == high and high < self.num_clips)
+        if is_beyond or (high < self.num_clips and self._hashes[high - 1] == value):
             self._check(self._hashes_at, self._hashes_at + 8 * self.num_clips)
-            at = bisect_left(self._hashes, value)
+            at = bisect_left(self._hashes, value, 0, self.num_clips)
         while at < self.num_clips and self._hashes[at] == value:
             self._check(self._rows_at + 4 * at, self._rows_at + 4 * at + 4)
             row = self._rows[at]

@@ -5,6 +5,7 @@ Safe across forked and spawned workers; knows nothing of how a cache is built.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,14 +18,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from salt_vla.cache.format import CorruptRecord, Encoding, Manifest, checksum, shard_name
-from salt_vla.cache.index import ClipIds, Index, as_clip_ids
+from salt_vla.cache.index import ClipIds, ClipIdsLike, Index, as_clip_ids
 from salt_vla.cache.shards import Key
 from salt_vla.errors import CacheError
 
 if TYPE_CHECKING:
-    from jaxtyping import Float32, UInt8
+    from jaxtyping import Bool, Float32, UInt8
 
 MAX_OPEN_SHARDS = 128  # A run reads several caches, and 1,024 open files is the usual limit.
+# What the machine or the user lacks; another record would fare no better.
+NOT_THE_RECORDS_FAULT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, errno.EPERM)
 Check = Literal["first", "always", "never"]
 
 
@@ -44,6 +47,18 @@ class RawRecords:
         return np.stack([self.encoding.decode(row.data) for row in self.data])
 
 
+class _OpenShard:
+    """A descriptor that closes when nobody reads from it any more, in whatever thread."""
+
+    def __init__(self, path: Path) -> None:
+        self.descriptor = -1
+        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __del__(self) -> None:
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+
+
 class ArrayCache:
     """An open cache. `num_views` is the manifest's; `check` says when a record's checksum is compared: at its
     first reading in this process, always, or never.
@@ -52,7 +67,7 @@ class ArrayCache:
     """
 
     def __init__(self, folder: Path, check: Check = "first") -> None:
-        self._files: dict[int, int] = {}
+        self._files: dict[int, _OpenShard] = {}
         if check not in get_args(Check):
             raise ValueError(f"check is one of {', '.join(get_args(Check))}, not {check!r}")
         self.folder, self.check = folder, check
@@ -63,7 +78,8 @@ class ArrayCache:
             )
         self.encoding = self.manifest.record
         self.index = Index(folder, self.manifest)
-        self._is_checked = bytearray(self.manifest.num_keys)
+        # Zeros that take no memory before they are written to.
+        self._is_checked = np.zeros(self.manifest.num_keys, np.uint8).data
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Opened anew in another process, where neither descriptors nor mappings mean anything.
@@ -92,7 +108,7 @@ class ArrayCache:
         has_view = row is not None and 0 <= key[1] < self.num_views
         return has_view and self.index.checksum_of(row or 0, key[1]) is not None
 
-    def with_views(self, clip_ids: Sequence[str] | pa.Array | pa.ChunkedArray, num_views: int) -> np.ndarray:
+    def with_views(self, clip_ids: ClipIdsLike, num_views: int) -> Bool[np.ndarray, " clips"]:
         """Which of these clips have records of views 0 … `num_views` − 1: (clips,) bool."""
         asked = as_clip_ids(clip_ids)
         if num_views > self.num_views:
@@ -143,9 +159,15 @@ class ArrayCache:
         shard, slot = divmod(number, self.manifest.records_per_shard)
         offset = slot * len(data)
         try:
-            filled = os.preadv(self._descriptor(shard), [data.data], offset)
+            opened = self._shard(shard)
+            filled = more = os.preadv(opened.descriptor, [data.data], offset)
+            while more and filled < len(data):  # A file system may give less at once than there is.
+                more = os.preadv(opened.descriptor, [data[filled:].data], offset + filled)
+                filled += more
         except OSError as error:
             reason = os.strerror(error.errno or 0)
+            if error.errno in NOT_THE_RECORDS_FAULT:
+                raise CacheError(f"{self.folder / shard_name(shard)} cannot be read: {reason}") from error
             raise CorruptRecord(self.folder, clip_id, view, shard_name(shard), offset, reason) from error
         reason = ""
         if filled != len(data):
@@ -158,22 +180,18 @@ class ArrayCache:
         if reason:
             raise CorruptRecord(self.folder, clip_id, view, shard_name(shard), offset, reason)
 
-    def _descriptor(self, shard: int) -> int:
+    def _shard(self, number: int) -> _OpenShard:
         # A forked worker may go on with its parent's descriptors: preadv moves no shared file position.
-        if shard not in self._files:
+        shard = self._files.get(number)
+        if shard is None:
             if len(self._files) >= MAX_OPEN_SHARDS:
                 self.close()
-            self._files[shard] = os.open(self.folder / shard_name(shard), os.O_RDONLY | os.O_CLOEXEC)
-        return self._files[shard]
+            shard = self._files[number] = _OpenShard(self.folder / shard_name(number))
+        return shard
 
     def close(self) -> None:
         """Close the shards; reading opens them again."""
-        for descriptor in self._files.values():
-            os.close(descriptor)
         self._files.clear()
-
-    def __del__(self) -> None:
-        self.close()
 
 
 def _reopen(folder: Path, check: Check, manifest: Manifest) -> ArrayCache:

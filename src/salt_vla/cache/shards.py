@@ -15,14 +15,18 @@ from typing import Any
 
 import numpy as np
 
-from salt_vla.cache.format import Encoding, checksum
+from salt_vla.cache.format import Encoding, Manifest, checksum
 from salt_vla.errors import CacheError
-from salt_vla.rundir import void, write_atomically
+from salt_vla.rundir import write_atomically
 
 Key = tuple[str, int]  # (clip_id, view)
 
 MAGIC = b"SALTSHD2"
 TAIL = struct.Struct("<QQ8s")  # bytes of the footer's JSON, its XXH3-64, MAGIC: the last 24 bytes of a shard
+
+
+class DamagedShard(CacheError):
+    """A file that is not the whole shard that was written."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,7 @@ class Record:
 @dataclass(frozen=True)
 class Footer:
     """What a shard says of itself, slot by slot: whose record lies there, and its checksum; or, where it has
-    none, the reason. `identity` is its cache's (`Manifest.identity`)."""
+    none, the reason. `identity` is its cache's (`Manifest.identity`): in the file an object, `manifest`."""
 
     shard: int
     identity: str
@@ -52,7 +56,7 @@ class Footer:
     def to_bytes(self) -> bytes:
         said = {
             "shard": self.shard,
-            "identity": self.identity,
+            "manifest": json.loads(self.identity),
             "clip_ids": [clip_id for clip_id, _ in self.keys],
             "views": [view for _, view in self.keys],
             "checksums": self.checksums,
@@ -65,8 +69,9 @@ class Footer:
     def from_json(cls, text: bytes) -> Footer:
         """Raises ValueError, KeyError or TypeError for what `to_bytes` never wrote."""
         said: dict[str, Any] = json.loads(text)
+        identity = json.dumps(said["manifest"], sort_keys=True)
         keys = tuple(zip(map(str, said["clip_ids"]), map(int, said["views"]), strict=True))
-        return cls(said["shard"], said["identity"], keys, tuple(said["checksums"]), tuple(said["reasons"]))
+        return cls(said["shard"], identity, keys, tuple(said["checksums"]), tuple(said["reasons"]))
 
 
 class RecordsInShard:
@@ -146,30 +151,33 @@ def write_shard(
     return footers[0]
 
 
-def read_footer(path: Path, encoding: Encoding | None) -> Footer:
-    """The footer of the shard at `path`. Raises `CacheError` when that is no whole shard.
+def read_footer(path: Path, encoding: Encoding | None = None) -> Footer:
+    """The footer of the shard at `path`, whose records are `encoding`'s, or else what its own manifest says.
 
-    Without an encoding, nothing is said about whether its records are all there.
+    Raises `DamagedShard` when that is no whole shard, `CacheError` when it cannot be read at all.
     """
     try:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
-            void(file.seek(max(size - TAIL.size, 0)))
+            file.seek(max(size - TAIL.size, 0))
             length, check, magic = TAIL.unpack(file.read(TAIL.size))
             if magic != MAGIC or length > size - TAIL.size:
                 raise ValueError("it ends otherwise than shards do")
             file.seek(size - TAIL.size - length)
             text = file.read(length)
+    except FileNotFoundError as error:
+        raise DamagedShard(f"{path} is missing") from error
     except (struct.error, ValueError) as error:
-        raise CacheError(f"{path} is no whole shard ({error})") from error
+        raise DamagedShard(f"{path} is no whole shard ({error})") from error
     except OSError as error:
         raise CacheError(f"{path} cannot be read: {error.strerror}") from error
     if checksum(text) != check:
-        raise CacheError(f"{path} is damaged: its footer's checksum does not match")
+        raise DamagedShard(f"{path} is damaged: its footer's checksum does not match")
     try:
         footer = Footer.from_json(text)
+        record = encoding or Manifest.from_identity(footer.identity).record
     except (ValueError, KeyError, TypeError) as error:
-        raise CacheError(f"{path} is no shard of this version ({error})") from error
-    if encoding is not None and size != len(footer.keys) * encoding.record_bytes + length + TAIL.size:
-        raise CacheError(f"{path} is no whole shard (it has {size} bytes, and its footer says otherwise)")
+        raise DamagedShard(f"{path} is no shard of this version ({error})") from error
+    if size != len(footer.keys) * record.record_bytes + length + TAIL.size:
+        raise DamagedShard(f"{path} is no whole shard (it has {size} bytes, and its footer says otherwise)")
     return footer
