@@ -31,12 +31,13 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "simulate": ("data:simulate", "render robot episodes in Meta-World (extra: sim)"),
     },
     "cache": {
+        "plan": ("cache:plan", "what a cache will take: bytes, hours, disk; exit code 2 when it cannot fit"),
         "build": ("cache:build", "cache a teacher's latents for one split"),
         "ls": ("cache_care:ls", "list the caches: what they hold, their size, who uses them"),
         "show": ("cache_care:show", "a cache's manifest, statistics and picture"),
         "diff": ("cache_care:diff", "two caches, or a cache and a recipe, field by field"),
         "verify": ("cache_care:verify", "check every record; exit code 1 when one is damaged"),
-        "import": ("cache_care:import_folder", "make a cache of others' latents, one file a clip"),
+        "import": ("cache_import:import_folder", "make a cache of others' latents, one file a clip"),
         "prune": ("cache_care:prune", "remove what killed builds left, and caches that no run uses"),
     },
     "teacher": {
@@ -71,12 +72,14 @@ def usage() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; its exit code. A `UserError` becomes one sentence on stderr and exit code 2."""
+    """Run one command; its exit code. A `UserError` becomes one sentence on stderr, below the table that some
+    have, and exit code 2."""
     args = list(sys.argv[1:] if argv is None else argv)
     try:
         return _dispatch(args)
     except UserError as error:
-        print(f"salt-vla: {error}", file=sys.stderr)
+        sentence, _, table = str(error).partition("\n")
+        print(f"{table}\n\n" * bool(table) + f"salt-vla: {sentence}", file=sys.stderr)
         return 2
     except (PermissionError, FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
         where = error.filename or "a file"
