@@ -30,9 +30,11 @@ DIGITS = 6
 
 
 def probe_clip(geometry: ClipGeometry) -> np.ndarray:
-    """uint8 (1, frames, size, size, 3): noise that is the same on every machine (PCG64, seed 0)."""
-    shape = (1, geometry.num_frames, geometry.image_size, geometry.image_size, 3)
-    return np.random.Generator(np.random.PCG64(0)).integers(0, 256, shape, dtype=np.uint8)
+    """uint8 (1, frames, size, size, 3): noise that is the same on every machine: PCG64's raw bits of seed 0,
+    which, unlike what NumPy makes of them, are the same in every version."""
+    bits = np.random.PCG64(0).random_raw(-(-geometry.clip_bytes // 8))
+    noise = np.asarray(bits, "<u8").view(np.uint8)[: geometry.clip_bytes]
+    return noise.reshape(1, geometry.num_frames, geometry.image_size, geometry.image_size, 3)
 
 
 def probe_of(teacher: Teacher) -> bytes:
