@@ -1,4 +1,4 @@
-"""The errors a person can cure: what is wrong, where, and what to do, in one sentence.
+"""The errors a person can cure: what is wrong, where, and what to do, in one sentence (and a table below).
 
 Raised where the fact is known; only the command line turns them into an exit code (2).
 """

@@ -249,38 +249,6 @@ def test_one_bad_clip_is_set_aside_without_a_view_store(
     assert all("lost.mp4 is missing" in entry["reason"] for entry in listed)
 
 
-def test_a_damaged_record_stops_training_with_its_place(
-    salt: Any, workshop: Any, student: Command, tmp_path: Path
-) -> None:
-    damaged = tmp_path / "latents"
-    shutil.copytree(workshop.cache, damaged)
-    shard = damaged / "shards" / "000000.bin"
-    shard.write_bytes(bytes(len(shard.read_bytes())))
-    said = salt(*student("run", "--cache", damaged)).sentence
-    assert "shards/000000.bin, offset" in said and "record is damaged" in said
-    assert salt.at("run").status().state == "failed"
-    shard.unlink()
-    assert "No such file" in salt(*student("other", "--cache", damaged)).sentence
-
-
-def test_a_damaged_record_met_by_a_worker_is_a_sentence_too(
-    salt: Any, workshop: Any, student: Command, tmp_path: Path
-) -> None:
-    """Of a clip that the statistics at the start pass over: only the worker reads its second view."""
-    damaged = tmp_path / "latents"
-    shutil.copytree(workshop.cache, damaged)
-    cache = open_cache(damaged)
-    shard = damaged / "shards" / "000000.bin"
-    content = bytearray(shard.read_bytes())
-    for row, (_, view) in enumerate(cache.keys):
-        if view == 1:
-            content[row * cache.encoding.record_bytes] ^= 1
-    shard.write_bytes(bytes(content))
-    answer = salt.run(*student("run", "--cache", damaged, data__num_workers=1))
-    assert "record is damaged" in answer.sentence
-    assert salt.at("run").status().state == "failed"
-
-
 def test_folders_that_may_not_be_written_are_a_sentence(
     salt: Any, workshop: Any, pixels: Command, tmp_path: Path
 ) -> None:

@@ -184,9 +184,9 @@ def test_a_run_does_not_resume_on_another_teachers_latents(
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
-        ({"data__view__num_views": 3}, "holds 2 view(s) of a clip, the run wants 3"),
-        ({"data__view__max_shift": 1}, "view_hash"),
-        ({"encoder__geometry__image_size": 64}, "geometry"),
+        ({"data__view__num_views": 3}, "differ in num_views; build"),
+        ({"data__view__max_shift": 1}, "differ in view.max_shift; build"),
+        ({"encoder__geometry__image_size": 64}, "differ in geometry.image_size, tokens; build"),
     ],
 )
 def test_latents_of_other_pixels_are_refused(

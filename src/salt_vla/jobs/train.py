@@ -10,11 +10,11 @@ from typing import Any
 
 from salt_vla.batches import Batches, parts_of
 from salt_vla.cache import ArrayCache, open_cache
-from salt_vla.cache.format import describe_differences
 from salt_vla.config import TrainConfig
 from salt_vla.data.clip_table import ClipTable
 from salt_vla.errors import CacheError, ConfigError
-from salt_vla.jobs.build_cache import check_cache, find_split
+from salt_vla.jobs.build_cache import find_split
+from salt_vla.jobs.cache_fit import require_as_before, require_fit, require_same_teacher
 from salt_vla.jobs.data import Splits, open_table, open_views, split_table, training_clips
 from salt_vla.jobs.data_index import EMBEDDED
 from salt_vla.jobs.resources import require_memory
@@ -48,7 +48,7 @@ def train(config: TrainConfig, name: str, max_steps: int | None = None) -> Statu
     weights = {"weights": table.weights} if table.weights else {}
     pin(run, "clip table", {"clip_table": table.hash, "files": table.files_hash} | weights)
     if targets.train is not None:
-        pin(run, "cache", targets.train.manifest.provenance)
+        pin(run, "cache", targets.train.manifest.provenance | {"encoding": targets.train.encoding.name})
     note = f"held-out clips: {splits.note}"
     return fit(run, config, learned, held_out, targets.provider, stop_at=max_steps, note=note)
 
@@ -83,24 +83,13 @@ def _cached_targets(config: TrainConfig, table: ClipTable, path: Path) -> tuple[
     learned = splits.train
     if train_cache.manifest.provenance.get("clip_table") != learned.hash:
         learned = training_clips(table)
-    check_cache(train_cache, learned, config.data.view, config.geometry, views)
+    require_fit(train_cache, learned, config.data.view, config.geometry, views)
     validation_cache = train_cache
     if validation_folder is not None:
         validation_cache = open_cache(validation_folder)
-        check_cache(validation_cache, splits.validation, config.data.view, config.geometry, 1)
-        _require_same_teacher(train_cache, validation_cache)
+        require_fit(validation_cache, splits.validation, config.data.view, config.geometry, 1)
+        require_same_teacher(train_cache, validation_cache)
     return Targets(CachedTargets(train_cache.encoding), train_cache, validation_cache), splits
-
-
-def _require_same_teacher(train_cache: ArrayCache, validation_cache: ArrayCache) -> None:
-    # An imported cache has no fingerprint; its teacher's name is all that anybody has said.
-    said = [cache.manifest.provenance for cache in (train_cache, validation_cache)]
-    a, b = (provenance["fingerprint"] or provenance["teacher"] for provenance in said)
-    if a != b:
-        raise CacheError(
-            f"{train_cache.folder} and {validation_cache.folder} hold latents of different teachers "
-            f"({a} and {b}); build both with one teacher"
-        )
 
 
 def pin(run: RunDirectory, what: str, mine: dict[str, Any]) -> None:
@@ -109,17 +98,7 @@ def pin(run: RunDirectory, what: str, mine: dict[str, Any]) -> None:
     if not file.exists():
         write_text(file, json.dumps(mine, indent=2, sort_keys=True))
         return
-    before = read_json(file, dict)
-    differences = {
-        key: (mine.get(key), before.get(key))
-        for key in sorted(before.keys() | mine.keys())
-        if mine.get(key) != before.get(key)
-    }
-    if differences:
-        raise CacheError(
-            f"run {run.name!r} began with another {what}: {describe_differences(differences)}; "
-            "give the run another --name"
-        )
+    require_as_before(what, run.name, mine, read_json(file, dict), file)
 
 
 def _batches(
@@ -140,6 +119,7 @@ def _batches(
         seed=seed,
         steps=config.steps,
         cache=cache,
+        on_corrupt_record=config.data.on_corrupt_record,
     )
 
 

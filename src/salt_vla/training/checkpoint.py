@@ -15,7 +15,7 @@ from torch import Tensor
 from salt_vla.config import EncoderConfig
 from salt_vla.errors import RunError
 from salt_vla.models.loading import WEIGHTS, read_tensors, save_encoder, step_directories, write_tensors
-from salt_vla.rundir import writing_to
+from salt_vla.rundir import read_json, writing_to
 from salt_vla.training.learner import Learner
 
 PREDICTOR = "predictor.safetensors"
@@ -26,16 +26,17 @@ UNFINISHED = ".writing-"
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A copy of everything a resume needs, taken between two steps."""
+    """A copy of everything a resume needs, taken between two steps; `corrupt_records` as `skipped.Tally`."""
 
     step: int
     encoder_config: EncoderConfig
     encoder: dict[str, Tensor]
     predictor: dict[str, Tensor]
     optimizer: dict[str, Tensor]
+    corrupt_records: int = 0
 
 
-def take_snapshot(learner: Learner, step: int) -> Snapshot:
+def take_snapshot(learner: Learner, step: int, corrupt_records: int = 0) -> Snapshot:
     def copied(state: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in state.items()}
 
@@ -45,7 +46,8 @@ def take_snapshot(learner: Learner, step: int) -> Snapshot:
         for key, value in learner.optimizer.state[parameter].items()
     }
     encoder, predictor = learner.encoder.state_dict(), learner.predictor.state_dict()
-    return Snapshot(step, learner.encoder.config, copied(encoder), copied(predictor), copied(optimizer))
+    states = copied(encoder), copied(predictor), copied(optimizer)
+    return Snapshot(step, learner.encoder.config, *states, corrupt_records)
 
 
 def write_snapshot(snapshot: Snapshot, folder: Path) -> Path:
@@ -58,7 +60,8 @@ def write_snapshot(snapshot: Snapshot, folder: Path) -> Path:
             save_encoder(snapshot.encoder, snapshot.encoder_config, temporary)
             write_tensors(snapshot.predictor, temporary / PREDICTOR)
             write_tensors(snapshot.optimizer, temporary / OPTIMIZER)
-            (temporary / STATE).write_text(json.dumps({"step": snapshot.step}))
+            state = {"step": snapshot.step, "corrupt_records": snapshot.corrupt_records}
+            (temporary / STATE).write_text(json.dumps(state))
             for file in temporary.iterdir():
                 with file.open("rb") as handle:
                     os.fsync(handle.fileno())
@@ -90,9 +93,9 @@ class CheckpointWriter:
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
-    def save(self, learner: Learner, step: int) -> None:
+    def save(self, learner: Learner, step: int, corrupt_records: int = 0) -> None:
         self.wait()
-        snapshot = take_snapshot(learner, step)
+        snapshot = take_snapshot(learner, step, corrupt_records)
         self._thread = threading.Thread(target=self._write, args=(snapshot,), name="checkpoint")
         self._thread.start()
 
@@ -133,6 +136,13 @@ def restore_latest(learner: Learner, folder: Path) -> int:
         raise RunError(f"checkpoint {path} does not fit this run's configuration: {reason}") from error
     _restore_optimizer(learner, path, step)
     return step
+
+
+def corrupt_records_until(folder: Path) -> int:
+    """How many damaged records the newest checkpoint had met; 0 for none, and for those that did not say."""
+    steps = step_directories(folder)
+    state = read_json(steps[-1][1] / STATE, dict) if steps else {}
+    return int(state["corrupt_records"]) if "corrupt_records" in state else 0
 
 
 def _restore_optimizer(learner: Learner, path: Path, step: int) -> None:

@@ -17,9 +17,15 @@ from salt_vla.models.loading import read_tensors, step_directories, write_tensor
 from salt_vla.progress import progress
 from salt_vla.rundir import RunDirectory, Status, write_atomically, write_text
 from salt_vla.targets import TargetProvider, TargetSpace, mean_per_position
-from salt_vla.training.checkpoint import CheckpointWriter, restore_latest, sweep_unfinished
+from salt_vla.training.checkpoint import (
+    CheckpointWriter,
+    corrupt_records_until,
+    restore_latest,
+    sweep_unfinished,
+)
 from salt_vla.training.learner import Learner, build_learner
 from salt_vla.training.runtime import resolve_device, resolve_precision
+from salt_vla.training.skipped import SkippedRecords, Tally
 from salt_vla.training.step import Task, train_step, validate
 
 STATISTICS_CLIPS = 1024
@@ -87,7 +93,10 @@ def _steps(
     runtime = config.runtime
     start = time.monotonic() - status.seconds
     saver = CheckpointWriter(run.checkpoints, runtime.keep_checkpoints)
-    batches = load_from(train, status.step, config.data.num_workers, runtime.device == "cuda")
+    skipped = SkippedRecords(run)
+    tally = Tally(status.step * config.batch_size, corrupt_records_until(run.checkpoints))
+    loaded = load_from(train, status.step, config.data.num_workers, runtime.device == "cuda")
+    batches = skipped.watch(loaded, tally)
     figures = ""
     with progress(f"Training {run.name}", last_step, "steps", done=status.step) as advance:
         for step, batch, waited in _timed(batches, status.step, last_step):
@@ -97,14 +106,18 @@ def _steps(
             row = train_step(learner, batch.to(runtime.device), task, config, step - 1, scored=logged)
             if logged:
                 row |= {"data_wait_s": round(waited, 4), "step_s": round(time.monotonic() - began, 4)}
-                run.log_metrics(row)
+                run.log_metrics(row | tally.as_row())
                 figures = f"loss {row['loss']:.3f}, R² over place means {row['r2_position_mean']:+.3f}"
+                figures += f", {tally.corrupt} damaged records skipped" * bool(tally.corrupt)
             stopping = bool(stop)  # Asked once a step: a signal from here on waits for the next step's end.
             if runtime.validation_clips and (last or step % runtime.validate_every == 0):
+                of_pass = Tally()
                 held_out = validation.canonical(runtime.validation_clips, config.batch_size)
-                run.log_metrics(validate(learner, held_out, task, config, step, runtime.device))
+                good = skipped.watch(held_out, of_pass)
+                row = validate(learner, good, task, config, step, runtime.device)
+                run.log_metrics(row | of_pass.as_row())
             if last or stopping or step % runtime.checkpoint_every == 0:
-                saver.save(learner, step)
+                saver.save(learner, step, tally.corrupt)
                 status = replace(status, step=step, seconds=time.monotonic() - start)
                 run.set_status(status)
             advance(1, note=figures)
@@ -187,7 +200,8 @@ def _measure_space(
 ) -> TargetSpace:
     """The mean of training targets per token place, over up to 1,024 clips; kept with the run."""
     device, mode = config.runtime.device, config.objective.targets
-    batches = (batch.to(device) for batch in train.canonical(STATISTICS_CLIPS, config.batch_size))
+    clips = train.canonical(STATISTICS_CLIPS, config.batch_size)
+    batches = (batch.to(device) for batch in SkippedRecords(run).watch(clips, Tally()))
     with torch.no_grad():
         mean = mean_per_position((provider.targets(b.frames, b.records) for b in batches), mode)
     tensors = {"position_mean": mean.cpu().contiguous()}
