@@ -83,7 +83,6 @@ class CacheCheck:
         self.reasons = self._read_quarantine() if self.is_complete else {}
         if self.is_complete:
             self._check_probe()
-        self._identity = self.manifest.identity if self.manifest else ""
 
     @cached_property
     def numbers(self) -> range | list[int]:
@@ -170,11 +169,6 @@ class CacheCheck:
         """Compare one shard with its footer, and both with the index; `chosen`: sorted keys to look at."""
         return _OneShard(self, number).check(chosen)
 
-    def belongs(self, footer: Footer, number: int) -> bool:
-        """Whether a footer is this cache's, in its place. Without a manifest the first one decides."""
-        self._identity = self._identity or footer.identity
-        return (footer.shard, footer.identity) == (number, self._identity)
-
     def from_index(self, number: int) -> Footer | None:
         """What a shard should say, by the index; None where that is damaged."""
         if self.index is None or self.manifest is None:
@@ -203,22 +197,22 @@ class _OneShard:
         self.file = shard_name(number)
         self.path = cache.folder / self.file
         self.findings: list[Finding] = []
+        self.identity = cache.manifest.identity if cache.manifest else ""
+        self.record_bytes = cache.manifest.record.record_bytes if cache.manifest else 0
         self.indexed = cache.from_index(number)
         self.own = self._footer()
         self.expected = self.own or self.indexed
 
     def _footer(self) -> Footer | None:
         """Its own footer, if that is sound and this cache's; else a finding."""
-        encoding = self.cache.manifest.record if self.cache.manifest else None
-        slots = len(self.indexed.keys) if self.indexed else 0
-        offset = slots * encoding.record_bytes if encoding else 0
+        offset = len(self.indexed.keys) * self.record_bytes if self.indexed else 0
         try:
-            footer = read_footer(self.path, encoding)
+            footer = read_footer(self.path)
         except CacheError as error:
             if self.path.exists() or self.indexed is None:
                 self._find(offset, f"{error}{self._of_clips()}")
             return None
-        is_ours = self.cache.belongs(footer, self.number)
+        is_ours = (footer.shard, footer.identity) == (self.number, self.identity)
         if not is_ours or (self.indexed is not None and footer.keys != self.indexed.keys):
             self._find(offset, f"this is a shard of another cache, or of another place{self._of_clips()}")
             return None
@@ -257,7 +251,7 @@ class _OneShard:
         assert self.expected is not None
         bad: list[int] = []
         records = read = 0
-        buffer = np.empty(self._record_bytes(), np.uint8)
+        buffer = np.empty(self.record_bytes, np.uint8)
         descriptor, unreadable = -1, ""
         try:
             descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
@@ -284,12 +278,6 @@ class _OneShard:
                 os.close(descriptor)
         return bad, records, read
 
-    def _record_bytes(self) -> int:
-        if self.cache.manifest is not None:
-            return self.cache.manifest.record.record_bytes
-        assert self.own is not None  # There is no index without a manifest.
-        return (self.path.stat().st_size - len(self.own.to_bytes())) // len(self.own.keys)
-
     def _look(self, descriptor: int, buffer: np.ndarray, slot: int) -> str:
         """Why a slot is not what it should be, or ""; what the index says otherwise is a finding."""
         assert self.expected is not None
@@ -311,7 +299,18 @@ class _OneShard:
 
 
 def recovered_manifest(folder: Path) -> Manifest | None:
-    """What a lost manifest said, from the index, as far as that is sound; None where it is not."""
+    """What a lost manifest said: from the index if that is sound, else, without what came of the build, from
+    a footer; None where nothing tells."""
+    return _from_index(folder) or next(_from_footers(folder), None)
+
+
+def _from_footers(folder: Path) -> Iterator[Manifest]:
+    for path in sorted(folder.glob(f"{SHARDS}/*.bin")):
+        with suppress(CacheError):
+            yield Manifest.from_identity(read_footer(path).identity)
+
+
+def _from_index(folder: Path) -> Manifest | None:
     try:
         digests = (folder / INDEX_PAGES).read_bytes()
         if any(bad_pages(folder / INDEX, digests)):

@@ -36,7 +36,11 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "ls": ("cache_care:ls", "list the caches: what they hold, their size, who uses them"),
         "show": ("cache_care:show", "a cache's manifest, statistics and picture"),
         "diff": ("cache_care:diff", "two caches, or a cache and a recipe, field by field"),
-        "verify": ("cache_care:verify", "check every record; exit code 1 when one is damaged"),
+        "verify": ("cache_care:verify", "check every byte; exit code 1 when one is damaged"),
+        "repair": (
+            "cache_care:repair",
+            "mend what verify finds, and only that; exit code 1 when some is left",
+        ),
         "import": ("cache_import:import_folder", "make a cache of others' latents, one file a clip"),
         "prune": ("cache_care:prune", "remove what killed builds left, and caches that no run uses"),
     },

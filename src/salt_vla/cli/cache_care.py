@@ -114,6 +114,48 @@ def verify(
     return 1 if report.bad else 0
 
 
+def repair(
+    path: Annotated[Path, tyro.conf.Positional],
+    teacher: str | None = None,
+    data: str | None = None,
+    quarantined: bool = False,
+    device: str = "auto",
+    json: bool = False,
+) -> int:
+    """Mend what `cache verify` finds, and only that; exit code 1 when something is left.
+
+    Index, manifest and footers are written anew from one another. Records are computed again by the teacher,
+    from the same clips; one that comes out in other bytes is taken only if the teacher's numbers on the
+    cache's probe clip agree. Killed, the same command goes on.
+
+    Example: salt-vla cache repair caches/demo --teacher demo_teacher --data metaworld-mini
+
+    Args:
+        path: the cache's folder.
+        teacher: the one that the cache was built with (a run's name, a directory, a published name).
+        data: the clip table or data set that it was built from.
+        quarantined: try the clips in quarantine once more, too.
+        device: where the teacher runs; `auto` is CUDA where there is one.
+        json: print JSON instead of sentences.
+    """
+    from salt_vla.jobs.cache_repair import repair_cache, source_of
+
+    if (teacher is None) != (data is None):
+        raise ConfigError("records are computed from both: give --teacher and --data, or neither")
+    source = source_of(teacher, data, device) if teacher is not None and data is not None else None
+    report = repair_cache(path, source, quarantined)
+    if json:
+        print_json(report.to_json())
+    else:
+        rows = report.to_json()
+        if rows["failed"]:
+            print_table(rows["failed"], ["clip_id", "view", "reason"])
+        if rows["left"]:
+            print_table(rows["left"], ["clip_id", "view", "file", "offset", "reason"])
+        print(report.summary)
+    return 1 if report.left else 0
+
+
 def diff(
     path: Annotated[Path, tyro.conf.Positional],
     other: Annotated[tuple[str, ...], tyro.conf.Positional] = (),

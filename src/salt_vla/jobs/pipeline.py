@@ -51,6 +51,16 @@ def nothing() -> None:
     """For who has nothing to check."""
 
 
+def records_of(batch: Sequence[tuple[Key, np.ndarray | DataError]], compute: Compute) -> list[Record]:
+    """A batch's records: computed at once of all the views that there are, and reasons for the others."""
+    seen = [(key, pixels) for key, pixels in batch if not isinstance(pixels, DataError)]
+    records = [Record(key, None, str(error)) for key, error in batch if isinstance(error, DataError)]
+    if seen:
+        arrays = compute(np.stack([pixels for _, pixels in seen]))
+        records += [Record(key, array) for (key, _), array in zip(seen, arrays, strict=True)]
+    return records
+
+
 @dataclass
 class Pipeline:
     """Makes what a cache lacks. `compute` turns a batch of uint8 clips into an array of as many records;
@@ -77,21 +87,21 @@ class Pipeline:
         self._drawn: deque[Shard] = deque()
         self._waiting_for = ""
 
-    def run(self, advance: Advance) -> None:
-        """Returns when every shard is on disk, whoever made it. Raises what decoding, computing, writing or
-        `check` raise."""
-        while self._make_what_is_left(advance):
+    def run(self, advance: Advance, numbers: Sequence[int] | None = None) -> None:
+        """Returns when every shard, or each of these `numbers`, is on disk, whoever made it. Raises what
+        decoding, computing, writing or `check` raise."""
+        while self._make_what_is_left(advance, numbers):
             pass  # Another writer has taken shards over: they are its now, or ours once more.
 
-    def _make_what_is_left(self, advance: Advance) -> int:
+    def _make_what_is_left(self, advance: Advance, numbers: Sequence[int] | None) -> int:
         """The number of shards that were taken over by others while they were made here."""
         self._drawn.clear()
-        views = read_ahead(self.views, self._keys(), self.num_workers, lambda: self._wait(advance))
+        views = read_ahead(self.views, self._keys(numbers), self.num_workers, lambda: self._wait(advance))
         with BackgroundWriter(self.writer) as out, closing(views):
             for shard, batch, is_last in self._batches(views):
                 self.check()
                 with self.shares.of(self.work):
-                    records = self._records(batch)
+                    records = records_of(batch, self.compute)
                 with self.shares.of("disk"):
                     out.put(_Part(shard, records, is_last))
                 self.computed += len(batch)
@@ -102,9 +112,9 @@ class Pipeline:
         self._written_before += out.num_keys
         return out.num_lost
 
-    def _keys(self) -> Iterator[Key | None]:
+    def _keys(self, numbers: Sequence[int] | None) -> Iterator[Key | None]:
         """Of the shards that this process gets, one after the other; asked from the thread that decodes."""
-        for offer in self.writer.offers():
+        for offer in self.writer.offers(numbers):
             if isinstance(offer, Shard):
                 self._waiting_for = ""
                 self._drawn.append(offer)
@@ -138,14 +148,6 @@ class Pipeline:
             if view is None:
                 return
             yield view
-
-    def _records(self, batch: Sequence[tuple[Key, np.ndarray | DataError]]) -> list[Record]:
-        seen = [(key, pixels) for key, pixels in batch if not isinstance(pixels, DataError)]
-        records = [Record(key, None, str(error)) for key, error in batch if isinstance(error, DataError)]
-        if seen:
-            arrays = self.compute(np.stack([pixels for _, pixels in seen]))
-            records += [Record(key, array) for (key, _), array in zip(seen, arrays, strict=True)]
-        return records
 
     def _tell(self, advance: Advance, out: BackgroundWriter) -> None:
         done = self.writer.num_keys_done + self.computed - self._written_before - out.num_keys
