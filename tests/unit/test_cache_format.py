@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import struct
 from dataclasses import asdict, replace
@@ -15,7 +16,16 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from salt_vla.cache import Encoding, Manifest
-from salt_vla.cache.format import MANIFEST, SCHEMA_VERSION, checksum, describe_differences, shard_name
+from salt_vla.cache.format import (
+    MANIFEST,
+    SCHEMA_VERSION,
+    CorruptRecord,
+    DamagedManifest,
+    NoManifest,
+    checksum,
+    describe_differences,
+    shard_name,
+)
 from salt_vla.errors import CacheError
 
 SHAPE = (6, 48)
@@ -154,9 +164,35 @@ def test_manifest_comes_back_as_it_was_written(tmp_path):
     MANIFEST_OF_LATENTS.write(tmp_path)
     assert Manifest.read(tmp_path) == MANIFEST_OF_LATENTS
     text = (tmp_path / MANIFEST).read_text()
-    assert list(json.loads(text)) == sorted(asdict(MANIFEST_OF_LATENTS))
+    said = json.loads(text)
+    assert list(said) == sorted([*asdict(MANIFEST_OF_LATENTS), "checksum"])
     MANIFEST_OF_LATENTS.write(tmp_path)
     assert (tmp_path / MANIFEST).read_text() == text
+    rest = {name: value for name, value in said.items() if name != "checksum"}
+    assert said["checksum"] == f"{checksum(json.dumps(rest, sort_keys=True).encode()):016x}"
+
+
+def test_counts_follow_from_what_was_asked_for():
+    asked = replace(MANIFEST_OF_LATENTS, num_clips=7)
+    assert (asked.num_keys, asked.num_shards) == (14, 4)
+    assert replace(asked, num_clips=0).num_shards == 0
+    assert replace(asked, num_clips=8).num_shards == 4
+
+
+def test_identity_is_what_was_asked_for_and_gives_it_back():
+    done = replace(
+        MANIFEST_OF_LATENTS,
+        provenance=MANIFEST_OF_LATENTS.provenance | {"share": 0.1, "grid": [4, 6]},
+        num_records=5,
+        measured={"cosine": 0.9999},
+        probe_checksum="ab",
+        complete=True,
+    )
+    begun = done.without_results()
+    assert begun.identity == done.identity and not begun.complete and begun.measured == {}
+    assert Manifest.from_identity(done.identity) == begun
+    for other in (replace(done, num_clips=3), replace(done, provenance={}), replace(done, encoding="int8")):
+        assert other.identity != done.identity
 
 
 def test_differences_name_fields_and_ignore_what_came_of_the_build():
@@ -177,40 +213,77 @@ def test_tuples_in_provenance_equal_the_lists_json_makes_of_them(tmp_path):
     manifest = replace(MANIFEST_OF_LATENTS, provenance={"grid": (4, 6, 6)})
     manifest.write(tmp_path)
     assert Manifest.read(tmp_path).differences(manifest) == {}
-
-
-def write_raw(folder: Path, **changes: object) -> None:
-    (folder / MANIFEST).write_text(json.dumps(asdict(MANIFEST_OF_LATENTS) | changes))
+    assert Manifest.read(tmp_path).identity == manifest.identity
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"schema_version": SCHEMA_VERSION + 1}, "newer than this program's 1; update salt-vla"),
-        ({"schema_version": 0}, "schema_version cannot be right"),
         ({"schema_version": "one"}, "schema_version cannot be right"),
         ({"kind": "latent"}, "kind cannot be right"),
         ({"encoding": "float8"}, "encoding cannot be right"),
-        ({"shape": []}, "shape cannot be right"),
-        ({"shape": [6, -48]}, "shape cannot be right"),
+        ({"shape": ()}, "shape cannot be right"),
+        ({"shape": (6, -48)}, "shape cannot be right"),
         ({"shape": "6x48", "num_views": 0}, "shape, num_views cannot be right"),
         ({"num_records": None}, "num_records cannot be right"),
+        ({"num_clips": -1}, "num_records cannot be right"),
+        ({"index_bytes": 1.5}, "index_bytes cannot be right"),
         ({"provenance": []}, "provenance cannot be right"),
+        ({"measured": None}, "measured cannot be right"),
         ({"complete": "yes"}, "complete cannot be right"),
-        ({"colour": "green"}, r"is damaged \(.*colour"),
     ],
 )
 def test_a_manifest_that_cannot_be_is_one_sentence(tmp_path, changes, message):
-    write_raw(tmp_path, **changes)
-    with pytest.raises(CacheError, match=message) as error:
+    """Though its checksum is right: somebody has computed that too."""
+    replace(MANIFEST_OF_LATENTS, **changes).write(tmp_path)
+    with pytest.raises(DamagedManifest, match=message) as error:
         Manifest.read(tmp_path)
-    assert str(tmp_path / MANIFEST) in str(error.value)
+    assert str(tmp_path / MANIFEST) in str(error.value) and "`salt-vla cache repair`" in str(error.value)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"null", b"\xff\xfe{}", b"{}"])
+@pytest.mark.parametrize("version", [1, SCHEMA_VERSION + 1, 99])
+def test_a_manifest_of_another_version_is_refused_with_both_versions(tmp_path, version):
+    """Not as damage: those who repair damage would write this version's over it."""
+    replace(MANIFEST_OF_LATENTS, schema_version=version).write(tmp_path)
+    said = json.loads((tmp_path / MANIFEST).read_text())
+    age = "older" if version < SCHEMA_VERSION else "newer"
+    for fields in (said, {"schema_version": version, "colour": "green"}):
+        (tmp_path / MANIFEST).write_text(json.dumps(fields))
+        with pytest.raises(
+            CacheError, match=f"schema version {version}, {age} than this program's 2"
+        ) as error:
+            Manifest.read(tmp_path)
+        assert not isinstance(error.value, DamagedManifest | NoManifest)
+        assert ("update salt-vla" in str(error.value)) == (age == "newer")
+
+
+def test_a_changed_version_number_is_damage_and_no_other_version(tmp_path):
+    MANIFEST_OF_LATENTS.write(tmp_path)
+    text = (tmp_path / MANIFEST).read_text()
+    for version in (0, 1, 3, 6):
+        (tmp_path / MANIFEST).write_text(text.replace('"schema_version": 2', f'"schema_version": {version}'))
+        with pytest.raises(DamagedManifest):
+            Manifest.read(tmp_path)
+
+
+def test_any_other_byte_of_a_manifest_is_noticed(tmp_path):
+    MANIFEST_OF_LATENTS.write(tmp_path)
+    content = (tmp_path / MANIFEST).read_bytes()
+    rng = np.random.default_rng(0)
+    for at in range(len(content)):
+        changed = bytearray(content)
+        changed[at] ^= int(rng.integers(1, 256))
+        (tmp_path / MANIFEST).write_bytes(changed)
+        with pytest.raises(DamagedManifest, match=r"manifest.json is damaged"):
+            Manifest.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[1]", b"null", b'"no"', b"\xff\xfe{}", b"{}", b"[" * 100_000]
+)
 def test_a_manifest_that_is_no_object_is_one_sentence(tmp_path, content):
     (tmp_path / MANIFEST).write_bytes(content)
-    with pytest.raises(CacheError, match=r"manifest.json is damaged .*; remove .* and build it again"):
+    with pytest.raises(DamagedManifest, match=r"manifest.json is damaged .*; `salt-vla cache repair` or"):
         Manifest.read(tmp_path)
 
 
@@ -218,5 +291,14 @@ def test_no_manifest_is_one_sentence_with_the_cure(tmp_path):
     file = tmp_path / "file"
     file.write_text("not a folder")
     for folder in (tmp_path, tmp_path / "nowhere", file):
-        with pytest.raises(CacheError, match=r"there is no cache at .*; make it with `salt-vla cache build`"):
+        with pytest.raises(NoManifest, match=r"there is no cache at .*; make it with `salt-vla cache build`"):
             Manifest.read(folder)
+
+
+def test_corrupt_records_say_the_same_in_another_process():
+    """Which makes them anew from what `__reduce__` gives, as a copy is made."""
+    error = CorruptRecord(Path("/caches/a"), "clip/1", 3, shard_name(2), 4096, "truncated")
+    again = copy.copy(error)
+    assert (again.clip_id, again.view, again.file, again.offset) == ("clip/1", 3, "shards/000002.bin", 4096)
+    place = "cache /caches/a, shards/000002.bin, offset 4096 (clip 'clip/1', view 3): truncated; "
+    assert str(again) == str(error) and str(error).startswith(place)
