@@ -81,7 +81,7 @@ def test_a_lost_probe_is_told_from_a_wrong_one(
 
 @dataclass
 class Answers:
-    """A teacher whose latents are the pixels' means, plus a large value in every third token's first channel."""
+    """A teacher whose latents are the pixels' means, plus much in every third token's first channel."""
 
     spike: float
     name: str = "answers"
