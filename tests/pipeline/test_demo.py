@@ -185,8 +185,12 @@ def test_killed_in_every_stage_it_goes_on_and_redoes_nothing_finished(
         while f"── {stage}\n" not in heard:
             heard.append(process.stdout.readline())
             assert heard[-1], process.communicate()
-        if stage == "student":  # In the middle of its steps.
-            while not list(student.checkpoints.glob("step_*")):
+        begun = {
+            "cache": (tmp_path / "caches/demo", "manifest.json"),
+            "student": (student.checkpoints, "step_*"),
+        }
+        if stage in begun:  # In the middle of its shards, or of its steps.
+            while not list(begun[stage][0].glob(begun[stage][1])):
                 assert process.poll() is None, process.communicate()
         process.kill()
         process.communicate()
