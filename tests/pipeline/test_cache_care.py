@@ -35,6 +35,7 @@ def test_statistics_are_those_of_the_records(workshop: Any, salt: Any) -> None:
     keys = [(clip_id, place % 2) for place, clip_id in enumerate(cache.clip_ids)]
     latents = torch.from_numpy(np.stack([cache.read(clip, view=view) for clip, view in keys]))
     assert stats["mean_square"] == pytest.approx(float(latents.square().mean()), rel=1e-5)
+    assert stats["top_channels"] == latents.flatten(0, 1).double().var(0).topk(8).indices.tolist()
     scored = normalise(latents).flatten(0, 1)
     assert stats["mean_mse_normalised"] == pytest.approx(float(scored.var(0, correction=0).mean()), rel=1e-4)
     assert stats.keys() >= {

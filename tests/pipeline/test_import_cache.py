@@ -247,3 +247,35 @@ def test_int8_is_measured_on_the_files_or_refused(salt: Any, old: Old, tmp_path:
     folder = write_old(tmp_path / "latents", {"a": uneven}, ["a"], split="train")
     answer = salt("cache", "import", folder, "--out", tmp_path / "d", "--encoding", "int8")
     assert "int8 cannot hold the latents of" in answer.sentence and not (tmp_path / "d").exists()
+
+
+def test_the_teacher_itself_tells_whether_the_latents_are_its_own(
+    salt: Any, old: Old, state: Any, workshop: Any, pixels: Any, tmp_path: Path
+) -> None:
+    folder, out = old.folder / "train", tmp_path / "c"
+    said = salt.ok(*state(folder, out, "--compare", workshop.teacher)).out
+    assert "R² of the teacher's latents on some of the clips: 1.0000" in said
+    assert salt.json("cache", "show", out)["measured"]["teacher_r2"] > 0.999
+    salt.ok(*pixels("other", "--seed", 5, "--max-steps", 1))
+    other = salt(*state(folder, tmp_path / "d", "--compare", salt.at("other").path)).sentence
+    assert "where 1 is the same; names, frames, crops, layer or teacher are others" in other
+    stride = salt(
+        *state(folder, tmp_path / "d", "data.view.frame_stride=9", "--compare", workshop.teacher)
+    ).sentence
+    assert "fewer than two clips" in stride or "are not teacher" in stride
+    bare = salt("cache", "import", folder, "--out", tmp_path / "d", "--compare", workshop.teacher).sentence
+    assert "state them with --data and --recipe" in bare
+    assert not (tmp_path / "d").exists()
+
+
+def test_the_teacher_tells_that_names_have_shifted(
+    salt: Any, old: Old, state: Any, workshop: Any, tmp_path: Path
+) -> None:
+    right = open_cache(old.cache)
+    clip_ids = list(right.clip_ids)
+    moved = {
+        clip: right.read(after) for clip, after in zip(clip_ids, clip_ids[1:] + clip_ids[:1], strict=True)
+    }
+    folder = write_old(tmp_path / "latents", moved, clip_ids, split="train")
+    said = salt(*state(folder, tmp_path / "c", "--compare", workshop.teacher)).sentence
+    assert "with clips 1 further on: the names have shifted, see --unreadable" in said

@@ -30,6 +30,7 @@ def import_folder(
     layer: int | None = None,
     names: Literal["check", "clip-ids", "rows"] = "check",
     unreadable: Path | None = None,
+    compare: str | None = None,
     encoding: Literal["float16", "int8"] = "float16",
     json: bool = False,
 ) -> None:
@@ -53,6 +54,8 @@ def import_folder(
             their names; rows: they follow the order of the list in metadata.json, else of the clip table.
         unreadable: a file naming the clips that their maker could not read: names that went on counting are
             moved back past them.
+        compare: a teacher (a run's name, a directory, a published name) to run on a few of the clips first:
+            latents that are not its own are refused.
         encoding: float16, or int8 with scales per token and channel (half the bytes).
         json: print JSON instead of sentences.
     """
@@ -61,7 +64,7 @@ def import_folder(
     view, geometry, table = _clips(recipe, overrides, data)
     stated = Stated(split, table, view, geometry, teacher_name, layer)
     skipped = read_ids(unreadable) if unreadable is not None else ()
-    done = import_latents(folder, out, stated, names, skipped, encoding)
+    done = import_latents(folder, out, stated, names, skipped, encoding, compare)
     manifest = done.manifest
     if json:
         print_json(asdict(manifest) | {"left_out": done.left_out, "warnings": list(done.warnings)})
@@ -88,7 +91,9 @@ def _clips(
 def _print_import(done: Imported) -> None:
     manifest = done.manifest
     print(f"{done.folder}: {manifest.num_records:,} records, {manifest.num_quarantined:,} quarantined")
-    if manifest.measured:
+    if "teacher_r2" in manifest.measured:
+        print(f"R² of the teacher's latents on some of the clips: {manifest.measured['teacher_r2']:.4f}")
+    if "r2_cost" in manifest.measured:
         from salt_vla.jobs.cache_checks import describe_int8
 
         print(describe_int8(manifest.measured))

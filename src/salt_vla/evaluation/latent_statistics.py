@@ -89,6 +89,11 @@ class LatentSums:
         self._raw.add(latents.double())
         self._scored.add(scored.double())
 
+    def top_channels(self) -> list[int]:
+        """The raw channels that vary most, the first of them most of all."""
+        variance = self._raw.covariance().diagonal()
+        return [int(channel) for channel in variance.topk(min(TOP_CHANNELS, len(variance))).indices]
+
     def statistics(self) -> LatentStatistics:
         """Raises `ValueError` before the first `add`."""
         raw, scored = self._raw, self._scored

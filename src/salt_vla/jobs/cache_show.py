@@ -30,14 +30,17 @@ SHOWN = 4  # clips on a picture
 
 @dataclass(frozen=True)
 class Sampled:
-    """Statistics of `records` records spread over the cache, and of how many could not be read."""
+    """Statistics of `records` records spread over the cache and the channels that vary most; how many further
+    records could not be read."""
 
     records: int
     damaged: int
+    top_channels: list[int]
     statistics: LatentStatistics
 
     def to_json(self) -> dict[str, Any]:
-        return {"records": self.records, "damaged": self.damaged, **asdict(self.statistics)}
+        said = asdict(self)
+        return said | said.pop("statistics")
 
 
 def spread_keys(cache: ArrayCache, count: int) -> list[Key]:
@@ -70,7 +73,7 @@ def sample_statistics(cache: ArrayCache, count: int = SAMPLE) -> Sampled:
             advance(len(keys[start : start + AT_ONCE]))
     if len(damaged) == len(keys):
         raise CacheError(f"not one of {len(keys)} records can be read; the first: {damaged[0]}")
-    return Sampled(len(keys) - len(damaged), len(damaged), sums.statistics())
+    return Sampled(len(keys) - len(damaged), len(damaged), sums.top_channels(), sums.statistics())
 
 
 def _readable(cache: ArrayCache, keys: Sequence[Key], damaged: list[str]) -> list[np.ndarray]:

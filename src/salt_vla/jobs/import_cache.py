@@ -30,6 +30,7 @@ from salt_vla.jobs.build_cache import RECORDS_PER_SHARD, split_folder
 from salt_vla.jobs.cache_checks import int8_cost_of
 from salt_vla.jobs.data import refuse_too_many_bad
 from salt_vla.jobs.data_index import MAX_BAD_SHARE
+from salt_vla.jobs.import_compare import Clips, teacher_r2
 from salt_vla.jobs.resources import require_disk
 from salt_vla.progress import progress
 
@@ -87,12 +88,13 @@ def import_latents(
     names: Names = "check",
     unreadable: Sequence[str] = (),
     encoding: EncodingName = "float16",
+    compare: str | None = None,
 ) -> Imported:
     """Bring the folder's latents into a cache at `out`; the same call goes on where one was interrupted.
 
     `names` and `unreadable` say whose a file is: see `cache.foreign.pair`. Files that cannot be read, hold
-    NaN, or are of another shape are quarantined. Raises `CacheError` when too many are, or when the clips do
-    not fit the files.
+    NaN, or are of another shape are quarantined. `compare` names a teacher whose latents they must be. Raises
+    `CacheError` when too many are bad, when clips and files do not fit, or when they are not the teacher's.
     """
     found = look_into(_of_split(source, stated.split))
     split = _split(found, stated)
@@ -117,7 +119,8 @@ def import_latents(
         provenance=_provenance(found, stated, split, names, unreadable),
     )
     folder = split_folder(out, split)
-    finished = _write(folder, manifest, found, plan, _int8_cost(manifest, sample, found))
+    measured = _int8_cost(manifest, sample, found) | _teacher_r2(compare, found, plan, stated)
+    finished = _write(folder, manifest, found, plan, measured)
     refuse_too_many_bad(finished.num_quarantined - len(plan.unreadable), len(plan.clip_ids), folder)
     return Imported(folder, finished, plan.left_out, tuple(_warnings(finished)))
 
@@ -239,6 +242,15 @@ def _int8_cost(manifest: Manifest, sample: list[np.ndarray], found: ForeignFolde
     if not usual:
         raise CacheError(f"none of {len(sample)} files of {found.folder} holds numbers only; look into them")
     return int8_cost_of(usual, str(found.folder))
+
+
+def _teacher_r2(compare: str | None, found: ForeignFolder, plan: _Plan, stated: Stated) -> dict[str, float]:
+    if compare is None:
+        return {}
+    if stated.table is None or stated.view is None or stated.geometry is None:
+        raise ConfigError("--compare runs the teacher on the clips: state them with --data and --recipe")
+    clips = Clips(stated.table, stated.view, stated.geometry, plan.name_of)
+    return {"teacher_r2": teacher_r2(found, clips, compare, stated.layer)}
 
 
 def _provenance(
