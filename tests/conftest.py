@@ -144,6 +144,17 @@ def build_cache() -> BuildCache:
     return build
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--torture", action="store_true", help="kill and damage as often as docs/reliability.md")
+
+
+@pytest.fixture(scope="session")
+def times(request: pytest.FixtureRequest) -> Callable[[int, int], int]:
+    """`times(quick, long)`: how often to do something: `long` with --torture, which `make torture` gives."""
+    is_long = bool(request.config.getoption("--torture"))
+    return lambda quick, long: long if is_long else quick
+
+
 @pytest.fixture(scope="session")
 def tree() -> Callable[[Path], dict[str, bytes]]:
     """Every file below a folder with its bytes, hidden ones too: what "byte-equal" means."""

@@ -165,7 +165,7 @@ def read_footer(path: Path, encoding: Encoding | None = None) -> Footer:
                 raise ValueError("it ends otherwise than shards do")
             file.seek(size - TAIL.size - length)
             text = file.read(length)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise DamagedShard(f"{path} is missing") from error
     except (struct.error, ValueError) as error:
         raise DamagedShard(f"{path} is no whole shard ({error})") from error
