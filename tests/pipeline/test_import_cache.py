@@ -113,6 +113,8 @@ def test_training_needs_to_be_told_of_which_clips_the_latents_are(
     assert "import it again into another folder with --data and --recipe" in said
     command = salt.train("demo_student", "run", "--data", workshop.table, "--cache", tmp_path / "c")
     refused = salt(*command).sentence
+    compared = salt("cache", "diff", tmp_path / "c", "--recipe", "demo_student")
+    assert compared.code == 1 and "unknown" in compared.out
     assert "nobody has stated its clip_table, files, view_hash, geometry" in refused
     assert "--data TABLE and --recipe NAME" in refused and not salt.at("run").path.exists()
 
@@ -124,6 +126,9 @@ def test_an_import_goes_on_and_is_then_as_it_would_have_been(
     salt.ok(*state(old.folder / "train", tmp_path / "again"))
     (tmp_path / "again" / "shards" / "000000.bin").unlink()
     (tmp_path / "again" / MANIFEST).unlink()
+    salt.ok(*state(old.folder / "train", tmp_path / "again"))
+    assert tree(tmp_path / "whole") == tree(tmp_path / "again")
+    (tmp_path / "again" / "shards" / "000000.bin").unlink()  # As of a damaged shard: how it is mended.
     salt.ok(*state(old.folder / "train", tmp_path / "again"))
     assert tree(tmp_path / "whole") == tree(tmp_path / "again")
     other = shutil.copytree(old.folder / "train", tmp_path / "other")

@@ -57,6 +57,7 @@ def test_nested_folders_are_part_of_the_name(tmp_path: Path) -> None:
     [
         {"000000.pt": "x", "000001.pt": "y"},
         {"files": {"x": "000000.pt", "y": "./000001.pt"}},
+        {"x": "000000.pt", "y": "000001.pt"},
         {"files": {"000000": "x", "000001": "y"}, "shape": [3, 4]},
         [{"file": "000000.pt", "clip_id": "x", "label": "push"}, {"file": "000001.pt", "clip_id": "y"}],
         {"clips": [{"video_id": "y", "path": "000001.pt"}, {"video_id": "x", "path": "000000.pt"}]},
@@ -65,7 +66,7 @@ def test_nested_folders_are_part_of_the_name(tmp_path: Path) -> None:
 def test_a_mapping_goes_before_the_names(tmp_path: Path, metadata: Any) -> None:
     found = look_into(lay(tmp_path, ["000000.pt", "000001.pt"], metadata))
     assert {name: path.name for name, path in found.files.items()} == {"x": "000000.pt", "y": "000001.pt"}
-    assert not found.numbered
+    assert not found.numbered and found.said == {}
     assert pair(found, (), "check") == {"x": "x", "y": "y"}
 
 

@@ -19,8 +19,10 @@ from salt_vla.reports.patches import enlarge, paste_predictions, patchify, token
 from salt_vla.reports.sheets import (
     MOST_COLUMNS,
     Layout,
+    ShownTokens,
     layout_of,
     mask_sheet,
+    pca_sheet,
     pca_strip,
     principal_colours,
     reconstruction_sheet,
@@ -251,3 +253,20 @@ def test_large_frames_are_shrunk_by_averaging() -> None:
 def test_enlarging_repeats_pixels() -> None:
     image = np.array([[[1, 2], [3, 4]]])
     assert enlarge(image, 2).tolist() == [[[1, 1, 2, 2], [1, 1, 2, 2], [3, 3, 4, 4], [3, 3, 4, 4]]]
+
+
+def test_a_sheet_of_several_clips_colours_them_together(frames: NDArray[np.uint8]) -> None:
+    """Equal tokens of two clips have one colour, though the clips differ elsewhere; a film lies above its
+    tokens."""
+    rng = np.random.default_rng(1)
+    first = rng.normal(size=(GEOMETRY.num_tokens, 6))
+    second = first + 0.0
+    second[GEOMETRY.tokens_per_step :] += 5
+    shown = [ShownTokens("a", first, frames), ShownTokens("b", second), ShownTokens("c", None, frames)]
+    sheet, layout = decoded(pca_sheet(shown, GEOMETRY)), layout_of(GEOMETRY, 4)
+    assert sheet.shape[:2] == (layout.height, layout.width)
+    assert np.array_equal(tile(sheet, layout, 1, 0), tile(sheet, layout, 2, 0))
+    assert not np.array_equal(tile(sheet, layout, 1, 1), tile(sheet, layout, 2, 1))
+    assert np.array_equal(tile(sheet, layout, 0, 1), tile(sheet, layout, 3, 1))
+    with pytest.raises(DataError, match="expected"):
+        pca_sheet([ShownTokens("a", first[:5])], GEOMETRY)

@@ -79,9 +79,7 @@ def look_into(folder: Path) -> ForeignFolder:
                 f"{folder} holds two files of clip {name!r}: {files[name].name} and {path}; remove one"
             )
         files[name] = folder / path
-    facts = metadata if isinstance(metadata, dict) else {}
-    said = {key: value for key, value in facts.items() if isinstance(value, str | int | float | bool)}
-    return ForeignFolder(folder, files, _listed(metadata, files), said)
+    return ForeignFolder(folder, files, _listed(metadata, files), _facts(metadata, {*files, *names, *paths}))
 
 
 def pair(
@@ -239,6 +237,13 @@ def _read_metadata(path: Path) -> Any:
         raise CacheError(
             f"{path} cannot be read ({error}); mend it, or remove it if names are clip ids"
         ) from error
+
+
+def _facts(metadata: Any, of_clips: set[str]) -> dict[str, Any]:
+    """What the metadata say of the whole: single values that are not of one file or clip."""
+    entries = metadata.items() if isinstance(metadata, dict) else ()
+    plain = {key: value for key, value in entries if isinstance(value, str | int | float | bool)}
+    return {key: value for key, value in plain.items() if not of_clips.intersection((key, str(value)))}
 
 
 def _tables(metadata: Any) -> list[Any]:

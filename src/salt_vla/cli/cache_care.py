@@ -78,6 +78,8 @@ def _print_fields(said: dict[str, Any]) -> None:
 
 
 def _shown(value: Any) -> Any:
+    if value is None:
+        return "unknown"
     return f"{value:.4g}" if isinstance(value, float) else value
 
 
@@ -198,7 +200,9 @@ def diff(
         return 0 if found.is_same else 1
     if found.fields:
         columns = ["field", *sides] if sides[0] != sides[1] else ["field", "a", "b"]
-        rows = [dict(zip(columns, (row.name, row.a, row.b), strict=True)) for row in found.fields]
+        rows = [
+            dict(zip(columns, (row.name, _shown(row.a), _shown(row.b)), strict=True)) for row in found.fields
+        ]
         print_table(rows, columns)
     if found.records is not None:
         counts = found.records

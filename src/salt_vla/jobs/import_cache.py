@@ -36,6 +36,7 @@ from salt_vla.progress import progress
 
 LOOKED_AT = 16  # files, to learn the latents' shape
 SAID = ("model", "teacher", "teacher_name", "model_name")  # what metadata.json may call the teacher
+MOST_SAID = 32  # of metadata.json's single values that are kept
 NEVER_KNOWN = ("fingerprint", "dtype", "batch_size")
 MISSING = "there is no file of it"
 UNREADABLE = "it could not be read when the latents were made, as was stated at their import"
@@ -171,7 +172,7 @@ def _plan(found: ForeignFolder, table: ClipTable | None, names: Names, unreadabl
         clip_ids = list(paired) if unreadable or names == "rows" else found.in_order(found.listed)
         return _Plan(clip_ids, paired)
     known = {*found.listed, *unreadable} | (set() if names == "rows" else set(found.files))
-    called = _called(table, known)
+    called = names_of_maker(table, known)
     if not called and names != "rows" and not found.numbered:
         raise CacheError(
             f"no file of {found.folder} is named for a clip of {table.name}: {min(found.files)!r} there, "
@@ -185,7 +186,7 @@ def _plan(found: ForeignFolder, table: ClipTable | None, names: Names, unreadabl
     return _Plan(table.clip_ids, name_of, len(found.files) - len(name_of), skipped)
 
 
-def _called(table: ClipTable, known: set[str]) -> dict[str, str]:
+def names_of_maker(table: ClipTable, known: set[str]) -> dict[str, str]:
     """What the maker called each clip → its id: the id, the id within the data set, the film's path or its
     name, whichever tells clips apart and is known best; empty where none is known."""
     columns = [table.rows[name].to_pylist() for name in ("clip_id", "dataset", "file")]
@@ -286,8 +287,10 @@ def _provenance(
 
 def _plain(said: Mapping[str, Any]) -> dict[str, Any]:
     """The maker's own single values, as far as JSON and a page hold them."""
-    kept = {key: value for key, value in said.items() if not isinstance(value, float) or math.isfinite(value)}
-    return {str(key)[:80]: value[:200] if isinstance(value, str) else value for key, value in kept.items()}
+    kept = [
+        (key, value) for key, value in said.items() if not isinstance(value, float) or math.isfinite(value)
+    ]
+    return {key[:80]: value[:200] if isinstance(value, str) else value for key, value in kept[:MOST_SAID]}
 
 
 def _hash_of_files(found: ForeignFolder) -> str:
