@@ -8,10 +8,11 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -59,6 +60,15 @@ class _OpenShard:
             os.close(self.descriptor)
 
 
+class _Place(NamedTuple):
+    """Where a record is, and what its checksum must be; None where that has been compared already."""
+
+    number: int
+    shard: int
+    offset: int
+    checksum: int | None
+
+
 class ArrayCache:
     """An open cache. `num_views` is the manifest's; `check` says when a record's checksum is compared: at its
     first reading in this process, always, or never.
@@ -77,6 +87,9 @@ class ArrayCache:
                 f"the cache at {folder} is unfinished; run its `cache build` again to complete it"
             )
         self.encoding = self.manifest.record
+        # Asked for at every record, and properties there.
+        self._record_bytes = self.encoding.record_bytes
+        self._num_views, self._records_per_shard = self.manifest.num_views, self.manifest.records_per_shard
         self.index = Index(folder, self.manifest)
         # Zeros that take no memory before they are written to.
         self._is_checked = np.zeros(self.manifest.num_keys, np.uint8).data
@@ -127,8 +140,8 @@ class ArrayCache:
     ) -> Float32[np.ndarray, "tokens dim"]:
         """One record decoded; `token_ids` picks rows. Raises `CacheError` for a clip or view that is not
         there, `CorruptRecord` for a damaged one."""
-        data = np.empty(self.encoding.record_bytes, np.uint8)
-        self._read_into(data, clip_id, view)
+        data = np.empty(self._record_bytes, np.uint8)
+        self._read_into(data.data, self._find(clip_id, view), (clip_id, view))
         array = self.encoding.decode(data.data)
         return array if token_ids is None else array[np.asarray(token_ids, dtype=np.int64)]
 
@@ -140,45 +153,65 @@ class ArrayCache:
         `out`: a buffer to fill and hand back, C-contiguous, (n, record_bytes) uint8; fresh memory costs as
         much as reading what the page cache holds. Errors as of `read`.
         """
-        shape = (len(keys), self.encoding.record_bytes)
+        shape = (len(keys), self._record_bytes)
         data = np.empty(shape, np.uint8) if out is None else out
         if data.shape != shape or data.dtype != np.uint8 or not data.flags.c_contiguous:
             raise ValueError(f"`out` must be C-contiguous uint8 of shape {shape}")
-        for row, (clip_id, view) in zip(data, keys, strict=True):
-            self._read_into(row, clip_id, view)
+        whole, size = data.reshape(-1).data, self._record_bytes
+        places = [self._find(*key) for key in keys]
+        for at, place in enumerate(places):
+            if at + 1 < len(places) and places[at + 1].checksum is not None:
+                self._fetch(places[at + 1])  # While this one's checksum is computed.
+            self._read_into(whole[at * size : (at + 1) * size], place, keys[at])
         return RawRecords(data, self.encoding)
 
-    def _read_into(self, data: np.ndarray, clip_id: str, view: int) -> None:
+    def _find(self, clip_id: str, view: int) -> _Place:
         row = self.index.find(clip_id)
+        if row is None or not 0 <= view < self._num_views:
+            raise self._nowhere(clip_id, view)
+        number = row * self._num_views + view
         wanted = None
-        if row is not None and 0 <= view < self.manifest.num_views:
-            wanted = self.index.checksum_of(row, view)
-        if row is None or wanted is None:
-            raise CacheError(f"cache {self.folder} holds no view {view} of clip {clip_id!r}")
-        number = row * self.manifest.num_views + view
-        shard, slot = divmod(number, self.manifest.records_per_shard)
-        offset = slot * len(data)
+        if not self._is_checked[number] and (wanted := self.index.checksum_of(row, view)) is None:
+            raise self._nowhere(clip_id, view)
+        shard, slot = divmod(number, self._records_per_shard)
+        return _Place(number, shard, slot * self._record_bytes, wanted)
+
+    def _fetch(self, place: _Place) -> None:
+        """Have the disk begin with a record that is to be read next, unless it is in memory."""
+        with suppress(OSError):  # Its reading will tell; and not every file system answers such a question.
+            opened = self._shard(place.shard)
+            try:
+                os.preadv(opened.descriptor, (bytearray(1),), place.offset, os.RWF_NOWAIT)
+            except BlockingIOError:
+                size, will_need = self._record_bytes, os.POSIX_FADV_WILLNEED
+                os.posix_fadvise(opened.descriptor, place.offset, size, will_need)
+
+    def _read_into(self, buffer: memoryview, place: _Place, key: Key) -> None:
+        number, shard, offset, wanted = place
         try:
-            opened = self._shard(shard)
-            filled = more = os.preadv(opened.descriptor, [data.data], offset)
-            while more and filled < len(data):  # A file system may give less at once than there is.
-                more = os.preadv(opened.descriptor, [data[filled:].data], offset + filled)
+            opened = self._shard(shard)  # Kept, so that no other thread closes it meanwhile.
+            filled = more = os.preadv(opened.descriptor, (buffer,), offset)
+            while more and filled < len(buffer):  # A file system may give less at once than there is.
+                more = os.preadv(opened.descriptor, (buffer[filled:],), offset + filled)
                 filled += more
         except OSError as error:
             reason = os.strerror(error.errno or 0)
             if error.errno in NOT_THE_RECORDS_FAULT:
                 raise CacheError(f"{self.folder / shard_name(shard)} cannot be read: {reason}") from error
-            raise CorruptRecord(self.folder, clip_id, view, shard_name(shard), offset, reason) from error
+            raise CorruptRecord(self.folder, *key, shard_name(shard), offset, reason) from error
         reason = ""
-        if filled != len(data):
+        if filled != len(buffer):
             reason = "the shard is truncated"
-        elif self.check == "always" or (self.check == "first" and not self._is_checked[number]):
-            if checksum(data.data) == wanted:
-                self._is_checked[number] = 1
-            else:
+        elif wanted is not None and self.check != "never":
+            if checksum(buffer) != wanted:
                 reason = "the checksum does not match, so the record is damaged"
+            elif self.check == "first":
+                self._is_checked[number] = 1
         if reason:
-            raise CorruptRecord(self.folder, clip_id, view, shard_name(shard), offset, reason)
+            raise CorruptRecord(self.folder, *key, shard_name(shard), offset, reason)
+
+    def _nowhere(self, clip_id: str, view: int) -> CacheError:
+        return CacheError(f"cache {self.folder} holds no view {view} of clip {clip_id!r}")
 
     def _shard(self, number: int) -> _OpenShard:
         # A forked worker may go on with its parent's descriptors: preadv moves no shared file position.
