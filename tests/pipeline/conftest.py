@@ -10,8 +10,10 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -171,6 +173,18 @@ def workshop(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Wo
             *("cache", "build", "--teacher", "teacher", "--split", split, "--data", table, "--out", cache)
         )
     return Workshop(salt, tiny_dataset, table, root / "runs" / "teacher", cache)
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """A folder in memory where there is one: a builder waits for the disk at every shard, against power cuts
+    that no test makes. Every user may enter it, unlike pytest's own."""
+    memory = Path("/dev/shm")
+    has_memory = memory.is_dir() and os.access(memory, os.W_OK)
+    folder = Path(tempfile.mkdtemp(prefix="salt-vla-", dir=memory if has_memory else None))
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)
 
 
 @pytest.fixture

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -79,18 +77,6 @@ def made_shards(log: Path) -> list[int]:
     return [int(number) for number in log.read_text().split()] if log.exists() else []
 
 
-@pytest.fixture
-def place() -> Iterator[Path]:
-    """A folder in memory where there is one: a builder waits for the disk at every shard, against power cuts
-    that no test makes. Every user may enter it, unlike pytest's own."""
-    memory = Path("/dev/shm")
-    has_memory = memory.is_dir() and os.access(memory, os.W_OK)
-    folder = Path(tempfile.mkdtemp(prefix="salt-vla-", dir=memory if has_memory else None))
-    folder.chmod(0o755)
-    yield folder
-    shutil.rmtree(folder)
-
-
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory: pytest.TempPathFactory, tree: Callable[[Path], dict[str, bytes]]):
     folder = tmp_path_factory.mktemp("unbroken")
@@ -104,7 +90,7 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory, tree: Callable[[Path], di
 # new cache when one is finished. Prints (killed, shards finished before and after, those of them touched).
 AT_RANDOM = """
 rng = random.Random(int(sys.argv[3]))
-kills = round_ = 0
+kills, round_, patience = 0, 0, 0.05
 while True:
     folder, log = f"{sys.argv[1]}/cache{round_}", f"{sys.argv[1]}/made{round_}"
     before = finished(folder)
@@ -115,13 +101,15 @@ while True:
         build(folder, log, pause=0.0 if is_last else 0.003)
         os._exit(0)
     if not is_last:
-        time.sleep(rng.uniform(0, 0.05))
+        time.sleep(rng.uniform(0, patience))
         os.kill(child, signal.SIGKILL)
     killed = os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
     after = finished(folder)
     touched = [number for number in before if before[number] != after.get(number)]
     print(json.dumps([killed, len(before), len(after), touched]), flush=True)
     kills += killed
+    # As fast as this machine is now: some finish nothing, some a shard or two, few a whole cache.
+    patience *= 0.7 if not killed else 1.3 if len(after) == len(before) else 1.0
     if not killed:
         round_ += 1
         if is_last:
@@ -139,7 +127,7 @@ def test_killed_at_random_moments_it_ends_byte_equal_and_nothing_is_made_twice(
     rounds = [json.loads(line) for line in done.stdout.splitlines()]
     assert sum(killed for killed, *_ in rounds) == kills
     assert not any(touched for *_, touched in rounds), "a finished shard was written again"
-    assert {before for _, before, *_ in rounds} > {0, 1, 2}, "the kills were not spread over the build"
+    assert len({after for killed, _, after, _ in rounds if killed}) > 2, "all died at the same place"
     finished = list(place.glob("cache*"))
     for folder in finished:
         assert tree(folder) == unbroken
