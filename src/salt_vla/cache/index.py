@@ -177,7 +177,7 @@ class Index:
             raise CacheError(f"{folder / INDEX_PAGES} is damaged: its checksum is not the manifest's; {CURE}")
         self._digests = memoryview(digests).cast("Q")
         self._is_sound = bytearray(len(self._digests))
-        self._num_unchecked = len(self._digests)  # 0: every page is sound, and none need be looked up
+        self._is_all_sound = False  # Then no page need be looked up.
         self._bytes = memoryview(self._map)
         whole = pa.py_buffer(self._map)
         self._check_descriptions(size)
@@ -215,7 +215,7 @@ class Index:
 
     def _check(self, start: int, stop: int) -> None:
         """Compare the pages that bytes `start` … `stop` lie in with their checksums, once each."""
-        if not self._num_unchecked:
+        if self._is_all_sound:
             return
         for page in range(start >> 16, (stop + PAGE - 1) >> 16):
             if not self._is_sound[page]:
@@ -226,13 +226,12 @@ class Index:
                         f"{page * PAGE + len(content)}: the checksum does not match; {CURE}"
                     )
                 self._is_sound[page] = 1
-                self._num_unchecked -= 1
+                self._is_all_sound = 0 not in self._is_sound
 
     def check_all(self) -> Iterator[CacheError | None]:
         """Each page's verdict, read from the file anew."""
         for page in range(len(self._is_sound)):
-            self._num_unchecked += self._is_sound[page]
-            self._is_sound[page] = 0
+            self._is_sound[page], self._is_all_sound = 0, False
             try:
                 self._check(page * PAGE, min((page + 1) * PAGE, len(self._bytes)))
                 yield None
