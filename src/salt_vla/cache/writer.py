@@ -225,12 +225,12 @@ class CacheWriter:
                 while_waiting(offer)
                 time.sleep(POLL_SECONDS)
 
-    def offers(self) -> Iterator[Shard | str]:
-        """As `pending`, but without waiting: while others make what is left it gives who they are, for the
-        caller to ask again later."""
+    def offers(self, numbers: Iterable[int] | None = None) -> Iterator[Shard | str]:
+        """As `pending`, of all shards or of these `numbers`, but without waiting: while others make what is
+        left it gives who they are, for the caller to ask again later."""
         index, count = self.stripe
-        everything = range(self.manifest.num_shards)
-        own_first = sorted(everything, key=lambda number: (number - index) % count != 0)
+        wanted = range(self.manifest.num_shards) if numbers is None else numbers
+        own_first = sorted(wanted, key=lambda number: (number - index) % count != 0)
         while todo := [n for n in own_first if n not in self.ledger.done and n not in self._held]:
             waiting_for = None
             for number in todo:
@@ -291,12 +291,16 @@ class CacheWriter:
 
     def write_probe(self, content: bytes) -> None:
         """Keep the teacher's latents of a fixed clip beside the records of an unfinished cache."""
+        if self._leases is None:
+            return
         with self._alone():
             if not self.is_complete():
                 write_atomically(self.folder / PROBE, lambda path: void(path.write_bytes(content)))
 
     def note(self, measured: dict[str, float]) -> None:
         """Keep figures in the `measured` of an unfinished cache's manifest."""
+        if self._leases is None:
+            return
         with self._alone():
             before = Manifest.read(self.folder)
             if not before.complete:
