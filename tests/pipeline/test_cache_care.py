@@ -183,6 +183,12 @@ def test_pruning_says_what_would_go_and_then_removes_that_alone(home: Path, salt
     assert "would remove 0.00 GB\n" in salt.ok("cache", "prune").out
 
 
+def test_splits_that_are_both_unused_leave_no_folder(home: Path, salt: Any) -> None:
+    shutil.copytree(home / "spare", home / "spare" / "further")
+    salt.ok("cache", "prune", "--unused", "--yes")
+    assert not (home / "spare").exists()
+
+
 def test_a_cache_that_is_named_goes_with_nothing_else_in_its_folder(home: Path, salt: Any) -> None:
     (home / "used" / "notes.txt").write_text("mine")
     told = salt.ok("cache", "prune", home / "used").out

@@ -112,6 +112,7 @@ def test_training_needs_to_be_told_of_which_clips_the_latents_are(
     said = salt.ok("cache", "import", old.folder / "train", "--out", tmp_path / "c").out
     assert "import it again into another folder with --data and --recipe" in said
     command = salt.train("demo_student", "run", "--data", workshop.table, "--cache", tmp_path / "c")
+    assert salt.json("cache", "show", tmp_path / "c")["token_order"] == ""
     refused = salt(*command).sentence
     compared = salt("cache", "diff", tmp_path / "c", "--recipe", "demo_student")
     assert compared.code == 1 and "unknown" in compared.out

@@ -80,7 +80,8 @@ class Pruning:
         for path in self.leftovers:
             if not living(_cache_of(path) / LEASES):
                 _remove(path)
-        for cache in self.caches:
+        # Those that lie in another's folder first, so that it is empty when its turn comes.
+        for cache in sorted(self.caches, key=lambda cache: len(cache.path.parts), reverse=True):
             if builders := living(cache.path / LEASES):
                 raise CacheError(f"{cache.path} is being built by {builders[0]}; wait for it")
             remove_cache(cache.path)

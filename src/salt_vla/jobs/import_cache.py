@@ -118,6 +118,7 @@ def import_latents(
         num_clips=len(plan.clip_ids),
         records_per_shard=RECORDS_PER_SHARD,
         provenance=_provenance(found, stated, split, names, unreadable),
+        token_order="time,row,column" if stated.geometry else "",
     )
     folder = split_folder(out, split)
     measured = _int8_cost(manifest, sample, found) | _teacher_r2(compare, found, plan, stated)
