@@ -351,7 +351,11 @@ def _require(manifest: Manifest, source: Source, folder: Path) -> None:
         provenance["batch_size"],
     )
     # A teacher's name says where it lay; its fingerprint, what it is.
-    wanted = replace(wanted, provenance=wanted.provenance | {"teacher": provenance["teacher"]})
+    wanted = replace(
+        wanted,
+        records_per_shard=manifest.records_per_shard,
+        provenance=wanted.provenance | {"teacher": provenance["teacher"]},
+    )
     if differences := manifest.differences(wanted):
         raise CacheError(
             f"{folder} was made from something else ({describe_differences(differences)}); give the teacher "
