@@ -157,7 +157,9 @@ def test_clips_without_a_file_and_files_without_a_clip_are_counted(
 ) -> None:
     folder = shutil.copytree(old.folder / "train", tmp_path / "latents")
     torch.save(torch.zeros(32, 64), folder / "stranger.pt")
-    assert "1 files are of none of its clips" in salt.ok(*state(folder, tmp_path / "c")).out
+    said = salt.ok(*state(folder, tmp_path / "c")).out
+    assert "1 files are of none of its clips" in said
+    assert "warning: metadata.json counts 18 files, and there are 19" in said
     for path in sorted(folder.glob("*.pt"))[5:8]:
         path.unlink()
     assert "3 of 18 clips have no file" in salt(*state(folder, tmp_path / "d")).sentence
@@ -285,3 +287,25 @@ def test_the_teacher_tells_that_names_have_shifted(
     folder = write_old(tmp_path / "latents", moved, clip_ids, split="train")
     said = salt(*state(folder, tmp_path / "c", "--compare", workshop.teacher)).sentence
     assert "with clips 1 further on: the names have shifted, see --unreadable" in said
+
+
+def test_an_import_that_is_killed_is_gone_on_with(
+    salt: Any, tmp_path: Path, tree: Callable[[Path], dict[str, bytes]]
+) -> None:
+    folder = tmp_path / "latents"
+    folder.mkdir()
+    for number in range(500):
+        np.save(folder / f"clip{5 * number}.npy", np.full((4, 8), number, np.float32))
+    command = ("cache", "import", folder, "--split", "train", "--out")
+    salt.ok(*command, tmp_path / "whole")
+    process = salt.start(*command, tmp_path / "killed")
+    first = tmp_path / "killed" / "shards" / "000000.bin"
+    while not first.exists():
+        assert process.poll() is None
+    process.kill()
+    process.wait()
+    assert not Manifest.read(tmp_path / "killed").complete
+    written = first.stat().st_ino
+    salt.ok(*command, tmp_path / "killed")
+    assert first.stat().st_ino == written
+    assert tree(tmp_path / "killed") == tree(tmp_path / "whole")

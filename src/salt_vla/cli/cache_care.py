@@ -54,27 +54,28 @@ def show(
         from salt_vla.jobs.cache_show import sample_statistics
 
         said["statistics"] = sample_statistics(open_cache(path), sample).to_json()
-    if json:
-        print_json(said)
-    else:
-        _print_fields(said)
     if picture is not None:
         from salt_vla.jobs.cache_show import draw
         from salt_vla.rundir import void, write_atomically
 
         png = draw(open_cache(path), data)
         write_atomically(picture, lambda temporary: void(temporary.write_bytes(png)))
+    if json:
+        print_json(said)
+    else:
+        _print_fields(said)
 
 
 def _print_fields(said: dict[str, Any]) -> None:
+    from salt_vla.cli.cache_import import STATEMENT, print_statement
     from salt_vla.jobs.cache_diff import flat
 
+    provenance = said["provenance"]
+    said = said | {"provenance": {name: provenance[name] for name in provenance if name not in STATEMENT}}
     rows = [{"field": key, "value": _shown(value)} for key, value in flat(said).items()]
     print_table(rows, ["field", "value"])
-    if "unknown" in said["provenance"]:
-        from salt_vla.cli.cache_import import print_statement
-
-        print_statement(said["provenance"])
+    if "unknown" in provenance:
+        print_statement(provenance)
 
 
 def _shown(value: Any) -> Any:

@@ -17,6 +17,12 @@ if TYPE_CHECKING:
     from salt_vla.geometry import ClipGeometry
     from salt_vla.jobs.import_cache import Imported
 
+STATEMENT = {  # What an imported cache's provenance rests on, in the words for it.
+    "stated": "stated at the import",
+    "claimed": "claimed by its metadata.json",
+    "unknown": "known to nobody",
+}
+
 
 def import_folder(
     folder: Annotated[Path, tyro.conf.Positional],
@@ -108,9 +114,5 @@ def _print_import(done: Imported) -> None:
 
 def print_statement(provenance: dict[str, Any]) -> None:
     """What an imported cache's provenance rests on."""
-    for title, name in (
-        ("stated at the import", "stated"),
-        ("claimed by its metadata.json", "claimed"),
-        ("known to nobody", "unknown"),
-    ):
+    for name, title in STATEMENT.items():
         print(f"{title}: {', '.join(provenance[name]) or 'nothing'}")

@@ -36,6 +36,7 @@ from salt_vla.progress import progress
 
 LOOKED_AT = 16  # files, to learn the latents' shape
 SAID = ("model", "teacher", "teacher_name", "model_name")  # what metadata.json may call the teacher
+COUNTS = ("num_samples", "num_clips", "num_files", "count")  # what it may say of their number
 MOST_SAID = 32  # of metadata.json's single values that are kept
 NEVER_KNOWN = ("fingerprint", "dtype", "batch_size")
 MISSING = "there is no file of it"
@@ -124,7 +125,7 @@ def import_latents(
     measured = _int8_cost(manifest, sample, found) | _teacher_r2(compare, found, plan, stated)
     finished = _write(folder, manifest, found, plan, measured)
     refuse_too_many_bad(finished.num_quarantined - len(plan.unreadable), len(plan.clip_ids), folder)
-    return Imported(folder, finished, plan.left_out, tuple(_warnings(finished)))
+    return Imported(folder, finished, plan.left_out, tuple(_warnings(finished, found)))
 
 
 def _write(
@@ -316,7 +317,10 @@ def _records(
             yield Record(key, None, str(error))
 
 
-def _warnings(manifest: Manifest) -> Iterator[str]:
+def _warnings(manifest: Manifest, found: ForeignFolder) -> Iterator[str]:
+    counted = next((found.said[key] for key in COUNTS if key in found.said), None)
+    if isinstance(counted, int) and counted != len(found.files):
+        yield f"metadata.json counts {counted:,} files, and there are {len(found.files):,}"
     claim = claim_in(str(manifest.provenance["teacher"] or ""))
     width = manifest.shape[1]
     if claim is not None and claim.dim != width:
