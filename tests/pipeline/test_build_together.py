@@ -13,16 +13,14 @@ import psutil
 import pytest
 from safetensors.numpy import load_file, save_file
 
-import salt_vla.cli.cache as cli
 import salt_vla.jobs.build_cache as job
 from salt_vla.cache import Manifest, open_cache
 
 # Builds in shards of four records, ten batches a second at the most: there is a middle to be stopped in.
 SLOW_BUILD = """
 import sys, time
-import salt_vla.cli.cache as cli
 import salt_vla.jobs.build_cache as job
-job.RECORDS_PER_SHARD, cli._batch_size = 4, lambda *_: 2
+job.RECORDS_PER_SHARD, job.BATCH_SIZE = 4, 2
 latents_of = job.latents_of
 def slow(teacher):
     compute = latents_of(teacher)
@@ -71,7 +69,7 @@ def test_a_signal_stops_it_between_two_batches_and_it_goes_on_from_there(
     shards = {path.name: path.stat().st_ino for path in (tmp_path / "c" / "shards").iterdir()}
     assert 3 <= len(shards) <= 4 and set(shards) == {f"{number:06d}.bin" for number in range(len(shards))}
     monkeypatch.setattr(job, "RECORDS_PER_SHARD", 4)
-    monkeypatch.setattr(cli, "_batch_size", lambda *_: 2)
+    monkeypatch.setattr(job, "BATCH_SIZE", 2)
     for name in ("c", "whole"):
         salt.ok(*build(workshop, tmp_path / name))
     assert tree(tmp_path / "c") == tree(tmp_path / "whole")
@@ -203,8 +201,7 @@ def test_bytes_are_planned_without_a_teacher(salt: Any, tmp_path: Path) -> None:
         figures = ("--tokens", 1568, "--dim", 768, "--clips", 1000, "--encoding", encoding)
         sizes[encoding] = salt.json("cache", "plan", "--out", tmp_path, *figures)["size"]["record_bytes"]
     assert sizes == {"float16": 2_408_448, "int8": 1_213_568}
-    assert "give --teacher, or --tokens, --dim and --clips" in salt("cache", "plan", "--clips", 5).sentence
-    assert (
-        "--clips must be at least 1, not 0"
-        in salt("cache", "plan", "--teacher", "random:vit_micro", "--clips", 0).sentence
-    )
+    without = ("cache", "plan", "--out", tmp_path, "--clips")
+    assert "give --teacher, or --tokens, --dim and --clips" in salt(*without, 5).sentence
+    assert "--clips must be at least 1, not 0" in salt(*without, 0, "--teacher", "random:vit_micro").sentence
+    assert "whose latents? give --teacher" in salt("cache", "build", "--out", tmp_path / "c").sentence

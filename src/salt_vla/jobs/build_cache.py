@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -18,9 +20,9 @@ from salt_vla.errors import ConfigError
 from salt_vla.interrupts import stop_on_signals
 from salt_vla.jobs.cache_checks import check_probe, describe_int8, int8_cost, probe_of
 from salt_vla.jobs.data import open_views, refuse_too_many_bad
-from salt_vla.jobs.pipeline import Compute, Pipeline, num_decoders
+from salt_vla.jobs.pipeline import Compute, Pipeline, nothing, num_decoders
 from salt_vla.jobs.resources import require_disk
-from salt_vla.progress import progress
+from salt_vla.progress import Advance, progress
 from salt_vla.teachers import Teacher
 from salt_vla.teachers.batch_size import largest_batch
 
@@ -126,40 +128,65 @@ def build_cache(
     encoding: EncodingName = "float16",
     batch_size: int = BATCH_SIZE,
     how: How = ALONE,
+    make: Callable[[Pipeline, Advance], None] = Pipeline.run,
 ) -> Path:
     """Build (or go on building) the cache of one split; the folder it lies in.
 
     `table` holds that split's clips only. `batch_size` clips pass the teacher at once, from the first of each
-    shard on, so that a rebuild with the same number gives the same bytes, whoever else builds along. Raises
-    `CacheError` when the folder holds latents of another teacher, table, view or batch size, naming each
-    difference, when the teacher's numbers are not those it was begun with, or when int8 cannot hold them;
-    `Stopped` after a signal, with all finished shards on disk.
+    shard on, so that a rebuild with the same number gives the same bytes, whoever else builds along. `make`
+    makes the shards: here, or on a cluster. Raises `CacheError` when the folder holds latents of another
+    teacher, table, view or batch size, naming each difference, when the teacher's numbers are not those it
+    was begun with, or when int8 cannot hold them; `Stopped` after a signal, with all finished shards on disk.
     """
-    folder = split_folder(out, split)
-    manifest = latents_manifest(teacher, table, split, data.view, encoding, batch_size)
-    measured = _measured(folder, manifest, teacher, table, data)
-    writer = CacheWriter(folder, manifest, table.clip_ids, how.stripe, how.lease_seconds)
-    with writer, stop_on_signals() as stop:
+    with stop_on_signals() as stop:
 
         def check() -> None:
             stop.check(f"while caching {split} latents")
 
+        begun = (teacher, table, split, out, data, encoding, batch_size, how, check)
+        with opened(*begun) as (writer, pipeline):
+            total, done = writer.num_keys, writer.num_keys_done
+            if pipeline is not None:
+                with progress(f"Caching {split} latents", total, "views", done=done) as advance:
+                    make(pipeline, advance)
+            finished = writer.finish(lambda _: check())
+            refuse_too_many_bad(finished.num_quarantined, total, writer.folder)
+    return writer.folder
+
+
+@contextmanager
+def opened(
+    teacher: Teacher,
+    table: ClipTable,
+    split: str,
+    out: Path,
+    data: DataConfig,
+    encoding: EncodingName,
+    batch_size: int,
+    how: How,
+    check: Callable[[], None] = nothing,
+) -> Iterator[tuple[CacheWriter, Pipeline | None]]:
+    """A cache under construction, as `build_cache` takes it, and what makes its shards (None: all are there).
+
+    Its manifest and the teacher's probe are on disk. Raises what `build_cache` does.
+    """
+    folder = split_folder(out, split)
+    manifest = latents_manifest(teacher, table, split, data.view, encoding, batch_size)
+    measured = _measured(folder, manifest, teacher, table, data)
+    with CacheWriter(folder, manifest, table.clip_ids, how.stripe, how.lease_seconds) as writer:
+        left = 0
         if not writer.is_complete():
             left = writer.num_keys - writer.num_keys_done
             require_disk(folder, left * manifest.record.record_bytes, "the latent cache")
             _keep_probe(writer, teacher)
             if measured and not Manifest.read(folder).measured:
                 writer.note(measured)
-            if left:
-                views, _ = open_views(table, data, teacher.geometry)
-                workers = num_decoders(how.num_workers, left, teacher.device)
-                pipeline = Pipeline(writer, views, latents_of(teacher), batch_size, workers, check, "teacher")
-                done = writer.num_keys - left
-                with progress(f"Caching {split} latents", writer.num_keys, "views", done=done) as advance:
-                    pipeline.run(advance)
-        finished = writer.finish(lambda _: check())
-        refuse_too_many_bad(finished.num_quarantined, writer.num_keys, folder)
-    return folder
+        if not left:
+            yield writer, None
+            return
+        views, _ = open_views(table, data, teacher.geometry)
+        workers = num_decoders(how.num_workers, left, teacher.device)
+        yield writer, Pipeline(writer, views, latents_of(teacher), batch_size, workers, check, "teacher")
 
 
 def latents_of(teacher: Teacher) -> Compute:

@@ -117,13 +117,13 @@ def size_of(encoding: Encoding, clips: int, views: int, per_shard: int, id_bytes
 def plan_bytes(
     out: Path,
     encoding: EncodingName,
-    tokens: int | None,
-    dim: int | None,
+    shape: tuple[int | None, int | None],
     clips: int | None,
     views: int,
     per_shard: int,
 ) -> Plan:
-    """Bytes alone, of a teacher that is not at hand."""
+    """Bytes alone, of a teacher that is not at hand. `shape`: tokens of a clip, and their width."""
+    tokens, dim = shape
     if tokens is None or dim is None or clips is None or min(tokens, dim, clips, views) < 1:
         raise ConfigError("give --teacher, or --tokens, --dim and --clips, each at least 1")
     return plan_size(out, size_of(Encoding(encoding, (tokens, dim)), clips, views, per_shard, ID_BYTES))
