@@ -6,6 +6,7 @@ Safe across forked and spawned workers; knows nothing of how a cache is built.
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -91,8 +92,9 @@ class ArrayCache:
         self._record_bytes = self.encoding.record_bytes
         self._num_views, self._records_per_shard = self.manifest.num_views, self.manifest.records_per_shard
         self.index = Index(folder, self.manifest)
-        # Zeros that take no memory before they are written to.
-        self._is_checked = np.zeros(self.manifest.num_keys, np.uint8).data
+        # Zeros that take neither time nor memory before they are written to, which a heap's may.
+        private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        self._is_checked = memoryview(mmap.mmap(-1, max(self.manifest.num_keys, 1), flags=private))
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Opened anew in another process, where neither descriptors nor mappings mean anything.
