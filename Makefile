@@ -1,7 +1,7 @@
 # `make demo` and `make test` each set up what they need in .venv: Python 3.11+, pip, git and make are enough.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: demo test lint setup help
+.PHONY: demo test torture lint setup help
 
 PYTHON ?= python3
 ARGS ?=
@@ -43,6 +43,11 @@ demo: export SALT_VLA_ROOT ?= $(CURDIR)
 
 test: lint ## Run the linters, the type checker, the import layers, then the tests
 	OMP_NUM_THREADS=1 $(venv)/bin/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+
+tortured := $(addprefix tests/pipeline/test_cache_,kill.py kill_decoding.py faults.py repair.py)
+
+torture: $(dev) ## Kill builders and damage caches for some minutes; docs/reliability.md says what is looked for
+	OMP_NUM_THREADS=1 $(venv)/bin/python -m pytest $(tortured) --torture -rP $(ARGS)
 
 lint: $(dev) ## Run everything in `make test` that is not a test
 	$(venv)/bin/ruff check
