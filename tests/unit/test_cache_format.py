@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import struct
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from salt_vla.cache.format import (
     describe_differences,
     shard_name,
 )
+from salt_vla.cache.shards import Footer
 from salt_vla.errors import CacheError
 
 SHAPE = (6, 48)
@@ -170,6 +172,17 @@ def test_manifest_comes_back_as_it_was_written(tmp_path):
     assert (tmp_path / MANIFEST).read_text() == text
     rest = {name: value for name, value in said.items() if name != "checksum"}
     assert said["checksum"] == f"{checksum(json.dumps(rest, sort_keys=True).encode()):016x}"
+
+
+def test_every_field_of_manifest_and_footer_is_documented():
+    page = (Path(__file__).parents[2] / "docs" / "formats.md").read_text(encoding="utf-8")
+    cells = re.findall(
+        r"^\| (`[^|]+`) \|", page[page.index("## Cache") : page.index("## Run directory")], re.M
+    )
+    documented = set(re.findall(r"`(\w+)`", " ".join(cells)))
+    text = Footer(0, MANIFEST_OF_LATENTS.identity, (), (), ()).to_bytes()[:-24]
+    assert {*asdict(MANIFEST_OF_LATENTS), "checksum", *json.loads(text)} <= documented
+    assert f"| `schema_version` | {SCHEMA_VERSION}. " in page
 
 
 def test_counts_follow_from_what_was_asked_for():
