@@ -289,12 +289,13 @@ class CacheWriter:
             lease.release()
         return True
 
-    def write_probe(self, content: bytes) -> None:
-        """Keep the teacher's latents of a fixed clip beside the records of an unfinished cache."""
+    def write_probe(self, content: bytes, unless: Callable[[], bool] = lambda: False) -> None:
+        """Keep the teacher's latents of a fixed clip beside the records of an unfinished cache, unless there
+        are some: asked while no other writer can add its own."""
         if self._leases is None:
             return
         with self._alone():
-            if not self.is_complete():
+            if not self.is_complete() and not unless():
                 write_atomically(self.folder / PROBE, lambda path: void(path.write_bytes(content)))
 
     def note(self, measured: dict[str, float]) -> None:

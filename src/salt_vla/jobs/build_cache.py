@@ -214,8 +214,7 @@ def _measured(
 def _keep_probe(writer: CacheWriter, teacher: Teacher) -> None:
     """Hold the teacher against the latents that the cache was begun with, or begin it with its own."""
     probe = probe_of(teacher)
-    if not check_probe(writer.folder, probe):
-        writer.write_probe(probe)
+    writer.write_probe(probe, unless=lambda: check_probe(writer.folder, probe))
 
 
 def fitting_batch(teacher: Teacher, out: Path, split: str, limit_bytes: int) -> int:
