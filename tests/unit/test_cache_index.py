@@ -62,6 +62,9 @@ def test_every_clip_is_found_where_a_dict_would_find_it(large):
     assert [index.find(clip_id) for clip_id in ids] == list(rows.values())
     strangers = [f"{clip_id}?" for clip_id in ids[:2000]] + ["", "\ud800", "\0"]
     assert all(index.find(clip_id) is None for clip_id in strangers)
+    asked = [*strangers[:5], *ids[::-1], *strangers[5:2001], ids[7], ids[7]]
+    at_once = index.rows_of(as_clip_ids(asked)).tolist()
+    assert at_once == [rows.get(clip_id, -1) for clip_id in asked]
 
 
 def test_what_is_read_of_a_row_is_what_was_written(large):
@@ -86,6 +89,7 @@ def test_any_ids_that_differ_are_told_apart(tmp_path_factory, ids, views):
     folder = tmp_path_factory.mktemp("index")
     index = open_new(folder, ids, views)
     assert [index.find(clip_id) for clip_id in ids] == list(range(len(ids)))
+    assert index.rows_of(as_clip_ids(["e\u0301", *ids]))[1:].tolist() == list(range(len(ids)))
     assert index.num_clips == len(ids) and index.all_present().shape == (len(ids), views)
     assert index.find("e\u0301") is None or "e\u0301" in ids
 
@@ -114,6 +118,8 @@ def test_ids_of_one_hash_are_told_apart(tmp_path, monkeypatch, kinds, where):
     monkeypatch.setattr(index_module.xxhash, "xxh3_64_intdigest", poor_hash)
     assert [index.find(clip_id) for clip_id in ids] == list(range(len(ids)))
     assert index.find("stranger") is None
+    at_once = index.rows_of(as_clip_ids(["stranger", *ids[::-1]]))
+    assert at_once.tolist() == [-1, *range(len(ids) - 1, -1, -1)]
     require_unique(as_clip_ids(ids))
     with pytest.raises(CacheError, match="clip 'twice' comes more than once"):
         require_unique(as_clip_ids(["twice", *ids, "twice"]))

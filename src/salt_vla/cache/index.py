@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import xxhash
 
 from salt_vla.cache.format import INDEX, INDEX_PAGES, Manifest, checksum, hexadecimal
@@ -23,10 +24,11 @@ from salt_vla.errors import CacheError
 from salt_vla.rundir import void, write_atomically
 
 if TYPE_CHECKING:
-    from jaxtyping import UInt8, UInt64
+    from jaxtyping import Int64, UInt8, UInt64
 
 ClipIdsLike: TypeAlias = Sequence[str] | pa.Array | pa.ChunkedArray
 PAGE = 1 << 16  # bytes of the index that share a checksum
+CHUNK = 1 << 16  # clips whose ids are Python objects at one time
 CURE = "`salt-vla cache repair` writes it anew"
 MANIFEST_KEY = b"salt_vla.manifest"  # of the table's metadata
 
@@ -114,9 +116,9 @@ def _pages(path: Path) -> Iterator[bytes]:
             yield page
 
 
-def _in_chunks(clip_ids: pa.LargeStringArray, length: int = 1 << 16) -> Iterator[str]:
-    for start in range(0, len(clip_ids), length):
-        yield from clip_ids.slice(start, length).to_pylist()
+def _in_chunks(clip_ids: pa.LargeStringArray) -> Iterator[str]:
+    for start in range(0, len(clip_ids), CHUNK):
+        yield from clip_ids.slice(start, CHUNK).to_pylist()
 
 
 class ClipIds(Sequence[str]):
@@ -257,6 +259,29 @@ class Index:
                 return row
             at += 1
         return None
+
+    def rows_of(self, clip_ids: pa.LargeStringArray) -> Int64[np.ndarray, " clips"]:
+        """As `find`, of many at once; −1 for a clip that is not there. Takes no memory that grows with it."""
+        rows = np.full(len(clip_ids), -1, np.int64)
+        if not self.num_clips:
+            return rows
+        ids = self.all_ids()
+        self._check(self._hashes_at, self._hashes_at + 8 * self.num_clips)
+        self._check(self._rows_at, self._rows_at + 4 * self.num_clips)
+        known, rows_known = np.frombuffer(self._hashes, np.uint64), np.frombuffer(self._rows, np.uint32)
+        for start in range(0, len(rows), CHUNK):
+            asked = clip_ids.slice(start, CHUNK)
+            hashes = _hashes(asked)
+            at = np.minimum(np.searchsorted(known, hashes), self.num_clips - 1)
+            found = rows_known[at].astype(np.int64)
+            is_right = np.asarray(pc.equal(ids.take(pa.array(found)), asked))
+            for other in np.flatnonzero(
+                ~is_right & (known[at] == hashes)
+            ):  # Of two with one hash, the first.
+                row = self.find(asked[int(other)].as_py())
+                found[other], is_right[other] = (row, True) if row is not None else (-1, False)
+            rows[start : start + CHUNK] = np.where(is_right, found, -1)
+        return rows
 
     def _id_bytes(self, row: int) -> bytes:
         at = self._offsets_at + 8 * row

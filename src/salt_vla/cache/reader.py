@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from salt_vla.cache.format import CorruptRecord, Encoding, Manifest, checksum, shard_name
 from salt_vla.cache.index import ClipIds, ClipIdsLike, Index, as_clip_ids
@@ -131,11 +130,10 @@ class ArrayCache:
         has_all = np.asarray(self.index.all_present()[:, :num_views].all(axis=1))
         if asked.equals(self.index.all_ids()):
             return has_all
-        rows = pc.index_in(asked, self.index.all_ids())
-        known = np.array(rows.is_valid())
-        found = np.zeros(len(asked), bool)
-        found[known] = has_all[np.array(rows.drop_null(), dtype=np.int64)]
-        return found
+        rows = self.index.rows_of(asked)
+        is_known = rows >= 0
+        is_known[is_known] = has_all[rows[is_known]]
+        return is_known
 
     def read(
         self, clip_id: str, token_ids: Sequence[int] | np.ndarray | None = None, view: int = 0

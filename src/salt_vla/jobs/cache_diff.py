@@ -175,5 +175,4 @@ def _rows_of(clips: pa.Array, start: int, ids_b: pa.Array, b: ArrayCache) -> np.
     same_place = ids_b.slice(start, len(clips))
     if clips.equals(same_place):
         return np.arange(start, start + len(clips))
-    found = (b.index.find(clip_id) for clip_id in clips.to_pylist())
-    return np.fromiter((-1 if row is None else row for row in found), np.int64, len(clips))
+    return b.index.rows_of(clips)
