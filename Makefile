@@ -76,5 +76,5 @@ endif
 	@touch $@
 
 $(dev): $(core)
-	$(call install,-c constraints.txt -e '.[dev]')
+	$(call install,-c constraints.txt -e '.[dev,scale]')
 	@touch $@

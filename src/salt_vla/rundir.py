@@ -24,12 +24,13 @@ from salt_vla.errors import ResourceError, RunError
 
 T = TypeVar("T")
 DECODER = "SALT_VLA_DECODER"
+ROOT = "SALT_VLA_ROOT"
 _NAME = re.compile(r"(?=.{1,100}\Z)[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 def root() -> Path:
     """The folder that holds `runs/` and `caches/`: `SALT_VLA_ROOT`, or the current folder."""
-    return Path(os.environ.get("SALT_VLA_ROOT") or ".").expanduser().resolve()
+    return Path(os.environ.get(ROOT) or ".").expanduser().resolve()
 
 
 def wanted_decoder() -> str:
