@@ -261,19 +261,41 @@ def _read_all(cache: Path, right: dict[tuple[str, int], np.ndarray]) -> bool:
     return True
 
 
-def test_damage_in_an_index_of_many_pages_is_named_by_its_page(tmp_path: Path) -> None:
+@pytest.fixture
+def many(place: Path) -> Path:
+    """3,000 clips in 4 shards, whose ids alone take more than two pages of the index."""
     clips = [f"a clip whose name is not short at all, number {number:06d}" for number in range(3000)]
-    manifest = Manifest("latents", "float16", (1, 2), 1, 4096, {"teacher": "t"})
-    with CacheWriter(tmp_path / "cache", manifest, clips) as writer:
+    manifest = Manifest("latents", "float16", (1, 2), 1, 750, {"teacher": "t"})
+    with CacheWriter(place / "many", manifest, clips) as writer:
         for shard in writer.pending():
             writer.write_shard(shard, (Record(key, np.ones((1, 2))) for key in shard.keys))
         writer.finish()
+    return place / "many"
+
+
+def test_damage_in_an_index_of_many_pages_is_named_by_its_page(many: Path) -> None:
     for at in (0, 65_535, 65_536, 140_000):
-        flip(tmp_path / "cache" / INDEX, at)
-        (bad,) = verify_cache(tmp_path / "cache").bad
+        flip(many / INDEX, at)
+        (bad,) = verify_cache(many).bad
         assert (bad.file, bad.offset) == (INDEX, at // 65_536 * 65_536)
-        flip(tmp_path / "cache" / INDEX, at)
-    assert verify_cache(tmp_path / "cache").bad == ()
+        flip(many / INDEX, at)
+    assert verify_cache(many).bad == ()
+
+
+def test_an_index_damaged_in_one_page_still_tells_what_a_lost_footer_said(many: Path, tree: Any) -> None:
+    """Of the other pages' clips; of those on the page itself nobody knows."""
+    whole = tree(many)
+    flip(many / INDEX, 100_000)
+    flip(many / "shards/000003.bin", -3)
+    bad = verify_cache(many).bad
+    assert [b.file for b in bad] == [INDEX, "shards/000003.bin"]
+    assert "number 002250' to " in bad[1].reason
+    assert repair_cache(many).left == []
+    assert tree(many) == whole
+    flip(many / INDEX, 100_000)
+    flip(many / "shards/000001.bin", -3)
+    assert [b.file for b in repair_cache(many).left] == [INDEX, "shards/000001.bin"]
+    assert (many / "shards/000001.bin").read_bytes() != whole["shards/000001.bin"]
 
 
 # Files that shrink, vanish or come from elsewhere

@@ -70,8 +70,8 @@ class CacheCheck:
     """A cache's small files, checked when this is made; its shards follow one by one.
 
     `findings`: what is wrong outside the shards. `manifest`: None if it is damaged and cannot be recovered;
-    `is_complete`: as it claims. `index`: None unless every page of it is sound. Raises `CacheError` only
-    where there is no cache, or one of another version.
+    `is_complete`: as it claims. `index`: as far as it is sound; it never answers from a damaged page. Raises
+    `CacheError` only where there is no cache, or one of another version.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -109,7 +109,6 @@ class CacheCheck:
 
     def _read_index(self) -> Index | None:
         assert self.manifest is not None
-        before = len(self.findings)
         try:
             digests = (self.folder / INDEX_PAGES).read_bytes()
         except OSError as error:
@@ -120,7 +119,10 @@ class CacheCheck:
             return None
         for offset, reason in bad_pages(self.folder / INDEX, digests):
             self._find(INDEX, offset, reason)
-        return Index(self.folder, self.manifest) if len(self.findings) == before else None
+        try:
+            return Index(self.folder, self.manifest)
+        except CacheError:
+            return None  # Where its ends are damaged; what lies between is asked for page by page.
 
     def _read_quarantine(self) -> dict[Key, str]:
         assert self.manifest is not None
@@ -170,23 +172,19 @@ class CacheCheck:
         return _OneShard(self, number).check(chosen)
 
     def from_index(self, number: int) -> Footer | None:
-        """What a shard should say, by the index; None where that is damaged."""
+        """What a shard should say, by the index; None where that does not know."""
         if self.index is None or self.manifest is None:
             return None
         size, views = self.manifest.records_per_shard, self.manifest.num_views
         first, stop = number * size, min((number + 1) * size, self.manifest.num_keys)
-        clips = self.index.ids.slice(first // views, -(-stop // views) - first // views).to_pylist()
-        keys = tuple((clips[key // views - first // views], key % views) for key in range(first, stop))
-        present, checksums = self._columns
-        known = zip(present[first:stop].tolist(), checksums[first:stop].tolist(), strict=True)
-        sums = tuple(check if is_there else None for is_there, check in known)
+        places = [divmod(key, views) for key in range(first, stop)]
+        try:
+            keys = tuple((self.index.clip_id(row), view) for row, view in places)
+            sums = tuple(self.index.checksum_of(row, view) for row, view in places)
+        except CacheError:
+            return None
         reasons = tuple(self.reasons.get(key, "") for key in keys)
         return Footer(number, self.manifest.identity, keys, sums, reasons)
-
-    @cached_property
-    def _columns(self) -> tuple[np.ndarray, np.ndarray]:
-        assert self.index is not None
-        return self.index.all_present().reshape(-1), self.index.all_checksums().reshape(-1)
 
 
 class _OneShard:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -310,8 +310,9 @@ class _Repair:
 
     def _clip_ids(self) -> pa.LargeStringArray:
         """All clips of the cache in order, from the index or else from the footers."""
-        if self.check.index is not None:
-            return self.check.index.ids
+        with suppress(CacheError):
+            if self.check.index is not None:
+                return self.check.index.all_ids()
         clips: dict[str, None] = {}
         for number in range(self.manifest.num_shards):
             footer = read_footer(self.folder / shard_name(number), self.manifest.record)
