@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -263,10 +263,55 @@ def opening(folder: Path, sizes: Sequence[int], repeats: int) -> Table:
     return table
 
 
+class Grey:
+    """Views that cost no more than their memory: what a loader does beside them is what is timed."""
+
+    def read_many(self, keys: Sequence[Key]) -> np.ndarray:
+        return np.full((len(keys), 16, 224, 224, 3), 128, np.uint8)
+
+    def read_each(self, keys: Iterable[Key]) -> Iterator[tuple[Key, np.ndarray]]:
+        return ((key, self.read_many([key])[0]) for key in keys)
+
+
+def clips_a_second(cache: ArrayCache | None, clip_ids: Sequence[str], workers: int, steps: int) -> float:
+    """Of the training's own loader, from its third batch on."""
+    from salt_vla.batches import Batches, Part, load_from
+    from salt_vla.config import MaskConfig
+    from salt_vla.geometry import ClipGeometry
+    from salt_vla.masks import build_masks
+
+    masks = build_masks(MaskConfig(), ClipGeometry())
+    part = Part(tuple(clip_ids))
+    batches = Batches(
+        [part], Grey(), masks, batch_size=BATCH, num_views=1, seed=0, steps=steps + 2, cache=cache
+    )
+    loaded = load_from(batches, 0, workers, pin_memory=False)
+    for _ in range(2):
+        next(loaded)
+    began = time.perf_counter()
+    count = sum(len(batch.keys) for batch in loaded)
+    return count / (time.perf_counter() - began)
+
+
+def loading(folder: Path, steps: int) -> Table:
+    table = Table(
+        "loader processes", "pixels and masks", "and float16", "and int8",
+        title=f"clips a second through the training's loader, batches of {BATCH}, grey pixels, warm",
+    )  # fmt: skip
+    names = ("float16", "int8")
+    clip_ids = list(open_cache(folder / names[0]).clip_ids)
+    for workers in (0, 1, 2):
+        rates = [clips_a_second(None, clip_ids, workers, steps)]
+        rates += [clips_a_second(open_cache(folder / name), clip_ids, workers, steps) for name in names]
+        table.add_row(str(workers), *(f"{rate:.0f}" for rate in rates))
+    return table
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=11)
     parser.add_argument("--records", type=int, default=256)
+    parser.add_argument("--steps", type=int, default=32, help="batches that the loader is timed over")
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
     parser.add_argument("--folder", type=Path, help="where the caches are kept for the next time")
     parser.add_argument("--peak", nargs=2, help=argparse.SUPPRESS)
@@ -278,10 +323,11 @@ def main() -> None:
         print(int(peak.split()[1]) * 1024)
         return
     folder = chosen.folder or Path(tempfile.mkdtemp(prefix="salt-cache-"))
-    console = Console(width=140)
+    console = Console(width=170)
     try:
         console.print(reading(folder, chosen.records, chosen.repeats))
         console.print(bytes_a_clip(folder))
+        console.print(loading(folder, chosen.steps))
         console.print(opening(folder, chosen.sizes, 20 * chosen.repeats))
     finally:
         if chosen.folder is None:
