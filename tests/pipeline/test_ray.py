@@ -21,7 +21,7 @@ import pytest
 import salt_vla.jobs.build_cache as job
 from salt_vla.cache import CacheWriter, Key, Manifest
 from salt_vla.errors import CacheError, UserError
-from salt_vla.jobs.build_on_ray import Builder, OnRay, count
+from salt_vla.jobs.build_on_ray import Builder, OnRay, count, cut
 from salt_vla.jobs.pipeline import Pipeline
 from salt_vla.rundir import root
 
@@ -32,7 +32,6 @@ SLOW = """
 import sys
 import salt_vla.cli.cache as cli
 import salt_vla.jobs.build_cache as job
-import salt_vla.jobs.build_on_ray as on_ray
 
 def slowly(*arguments):
     import os, time
@@ -52,7 +51,7 @@ def slowly(*arguments):
     return cli._opened(*arguments)
 
 log = sys.argv.pop(1)
-job.RECORDS_PER_SHARD, on_ray.SHARDS_A_TASK = 1, 6
+job.RECORDS_PER_SHARD = 1
 cli.partial, partial = lambda opened, *arguments: partial(slowly, *arguments), cli.partial
 sys.exit(cli_main(sys.argv[1:]))
 """.replace("cli_main", "__import__('salt_vla.cli').cli.main")
@@ -212,3 +211,14 @@ def test_builders_share_what_the_cluster_has(
     asked: dict[str, Any], there_is: dict[str, float], share: tuple[int, int, int]
 ) -> None:
     assert OnRay(nullcontext, "local", **asked).share(there_is) == share
+
+
+@pytest.mark.parametrize(
+    ("missing", "builders", "sizes"),
+    [(0, 2, []), (1, 8, [1]), (36, 2, [4] * 9), (37, 2, [4] * 9 + [1]), (1000, 8, [16] * 62 + [8])],
+)
+def test_every_missing_shard_is_in_one_task(missing: int, builders: int, sizes: list[int]) -> None:
+    numbers = list(range(3, 3 + missing))
+    tasks = [task["numbers"] for task in cut(numbers, builders)]
+    assert [number for task in tasks for number in task] == numbers
+    assert [len(task) for task in tasks] == sizes

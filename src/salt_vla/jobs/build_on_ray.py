@@ -25,7 +25,8 @@ from salt_vla.rundir import DECODER, ROOT, root, wanted_decoder
 
 LOCAL = "local"
 NO_RAY = "--ray needs Ray, which is not installed; install the extra: pip install 'salt-vla[scale]'"
-SHARDS_A_TASK = 16  # made in one go; of those that a dead builder had in hand the finished ones stay
+SHARDS_A_TASK = 16  # made in one go, at most; of those that a dead builder had in hand the finished ones stay
+TASKS_A_BUILDER = 4  # at least, where there are shards enough: the slow ones get fewer
 STORE_BYTES = 80 * 2**20  # of memory that a local Ray takes, near its least: a task is a few numbers
 SECONDS_TO_ANSWER = 10.0
 DEATHS_AT_START = 3  # of builders, one after another, before it is no accident
@@ -58,17 +59,17 @@ class OnRay:
         """Make what is missing. Raises the builders' `UserError`s, and `ResourceError` where Ray fails."""
         done = pipeline.writer.ledger.done
         missing = [number for number in range(pipeline.writer.manifest.num_shards) if number not in done]
-        tasks = [
-            {"numbers": missing[at : at + SHARDS_A_TASK]} for at in range(0, len(missing), SHARDS_A_TASK)
-        ]
         with _connected(self.address, self.builders) as ray, _in_a_sentence(ray):
             builders, cpus, gpus = self.share(ray.cluster_resources())
+            tasks = cut(missing, builders)
             workers = max(cpus - 1, 0) if self.num_workers is None else self.num_workers
             environment = {ROOT: str(root()), DECODER: wanted_decoder()}
             made = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map(
                 Builder,
                 fn_constructor_args=(self.open_again, str(Path.cwd()), environment, workers),
-                compute=ray.data.ActorPoolStrategy(size=builders, max_tasks_in_flight_per_actor=1),
+                compute=ray.data.ActorPoolStrategy(
+                    size=min(builders, len(tasks)), max_tasks_in_flight_per_actor=1
+                ),
                 num_cpus=cpus,
                 num_gpus=gpus,
             )
@@ -81,6 +82,12 @@ class OnRay:
         builders = self.builders or (gpus if gpu else max(cores // 2, 1))
         cpus = max(cores // builders, 1) if self.num_workers is None else self.num_workers + 1
         return builders, cpus, gpu
+
+
+def cut(missing: list[int], builders: int) -> list[dict[str, list[int]]]:
+    """Shards, some to a task."""
+    size = min(max(len(missing) // (TASKS_A_BUILDER * builders), 1), SHARDS_A_TASK)
+    return [{"numbers": missing[at : at + size]} for at in range(0, len(missing), size)]
 
 
 def count(answers: Iterable[dict[str, Any]], pipeline: Pipeline, advance: Advance) -> None:
