@@ -12,9 +12,10 @@ import numpy as np
 import pyarrow as pa
 
 from salt_vla.cache import ArrayCache, Manifest, open_cache
-from salt_vla.config import TrainConfig
+from salt_vla.config import TrainConfig, ViewConfig
 from salt_vla.data.clip_table import ClipTable
 from salt_vla.data.view_lock import view_hash, view_settings
+from salt_vla.geometry import ClipGeometry
 from salt_vla.jobs.data import split_table
 
 CHUNK = 1 << 16  # clips that are compared at once
@@ -88,24 +89,36 @@ def diff_caches(a: Path, b: Path) -> Difference:
 def diff_recipe(a: Path, config: TrainConfig, table: ClipTable | None) -> Difference:
     """What of a cache a run of `config` would not accept; without a table, clips are not compared."""
     manifest = Manifest.read(a)
-    provenance = manifest.provenance
-    geometry, view = config.geometry, config.data.view
+    # Held-out clips need no more than view 0.
+    num_views = config.data.view.num_views if manifest.provenance["split"] == "train" else 1
+    clips = None if table is None else _clips_of(table, manifest.provenance)
+    return Difference(unlike_asked(manifest, config.data.view, config.geometry, num_views, clips))
+
+
+def unlike_asked(
+    manifest: Manifest, view: ViewConfig, geometry: ClipGeometry, num_views: int, clips: ClipTable | None
+) -> list[FieldDifference]:
+    """Where latents (`a`) are not what a run asks for (`b`): of these views, tokens and, if given, clips."""
+    have: dict[str, Any] = {
+        "kind": manifest.kind,
+        "token_order": manifest.token_order,
+        "tokens": manifest.shape[0],
+        "num_views": manifest.num_views,
+        "num_clips": manifest.num_clips,
+    }
     wanted: dict[str, Any] = {
+        "kind": "latents",
+        "token_order": "time,row,column",
         "tokens": geometry.num_tokens,
-        "num_views": max(view.num_views, manifest.num_views),
+        "num_views": max(num_views, manifest.num_views),  # More than a run draws do no harm.
         "geometry": asdict(geometry),
         "view": view_settings(view),
         "view_hash": view_hash(view, geometry),
     }
-    if provenance["split"] != "train":
-        wanted["num_views"] = manifest.num_views  # Held-out clips need no more than view 0.
-    have: dict[str, Any] = {"tokens": manifest.shape[0], "num_views": manifest.num_views}
-    if table is not None:
-        clips = _clips_of(table, provenance)
+    if clips is not None:
         wanted |= {"clip_table": clips.hash, "files": clips.files_hash, "num_clips": len(clips)}
-        have["num_clips"] = manifest.num_clips
-    have |= {name: provenance.get(name) for name in wanted if name not in have}
-    return Difference(differing(flat(have), flat(wanted)))
+    have = {name: have[name] if name in have else manifest.provenance.get(name) for name in wanted}
+    return differing(flat(have), flat(wanted))
 
 
 def _clips_of(table: ClipTable, provenance: Mapping[str, Any]) -> ClipTable:

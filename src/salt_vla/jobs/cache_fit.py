@@ -6,17 +6,15 @@ Knows manifests and what a run asks for; reads no record.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from salt_vla.cache import ArrayCache
 from salt_vla.config import ViewConfig
 from salt_vla.data.clip_table import ClipTable
-from salt_vla.data.view_lock import view_hash, view_settings
 from salt_vla.errors import CacheError
 from salt_vla.geometry import ClipGeometry
-from salt_vla.jobs.cache_diff import FieldDifference, differing, flat
+from salt_vla.jobs.cache_diff import FieldDifference, differing, flat, unlike_asked
 
 STATED = ("clip_table", "files", "view_hash", "geometry", "view")  # what an import may leave unknown
 
@@ -26,27 +24,14 @@ def require_fit(
 ) -> None:
     """Refuse a cache whose latents were not made from these clips, views and tokens: `CacheError`, a sentence
     and below it a table of the fields that differ."""
-    manifest, said = cache.manifest, cache.manifest.provenance
+    said = cache.manifest.provenance
     unknown = [name for name in STATED if name in said and said[name] is None]
     if unknown:
         raise CacheError(
             f"the cache {cache.folder} was imported, and nobody has stated its {', '.join(unknown)}; import "
             "it again with --data TABLE and --recipe NAME, if you know which clips and pixels it was made of"
         )
-    wanted = {
-        "kind": "latents",
-        "token_order": "time,row,column",
-        "tokens": geometry.num_tokens,
-        "num_views": max(num_views, cache.num_views),  # More than the run draws do no harm.
-        "clip_table": clips.hash,
-        "files": clips.files_hash,
-        "geometry": asdict(geometry),
-        "view": view_settings(view),
-        "view_hash": view_hash(view, geometry),
-    }
-    have = {name: said.get(name) for name in wanted}
-    have |= {"kind": manifest.kind, "token_order": manifest.token_order, "num_views": cache.num_views}
-    rows = _without_consequences(differing(flat(have | {"tokens": manifest.shape[0]}), flat(wanted)))
+    rows = _without_consequences(unlike_asked(cache.manifest, view, geometry, num_views, clips))
     if rows:
         raise CacheError(
             f"the cache {cache.folder} does not fit this run: they differ in {_named(rows)}; build one from "
