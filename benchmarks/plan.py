@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=2000)
     parser.add_argument("--seconds", type=float, default=30.0)
     parser.add_argument("--workers", type=int)
-    parser.add_argument("--teacher", default="random:vit_tiny_patch16_224")
+    parser.add_argument("--teacher", default="random:vit_micro")
     chosen = parser.parse_args()
     how = How(chosen.workers)
     teacher = load_teacher(chosen.teacher, GEOMETRY)
