@@ -79,7 +79,7 @@ while sent < int(count):
     time.sleep(rng.uniform(0, patience))
     os.kill(child, int(number))
     status = os.waitpid(child, 0)[1]
-    until = time.monotonic() + 30
+    until = time.monotonic() + 60  # One that was starting notices it when its imports are done.
     while decoders(mark) and time.monotonic() < until:
         time.sleep(0.05)
     after = finished(folder)

@@ -126,3 +126,23 @@ if __name__ == "__main__":
     # The pipes close when the last of the processes has ended.
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGKILL, "", "")
+
+
+def test_workers_of_a_program_that_is_killed_while_they_start_do_not_begin(tmp_path):
+    """What it had sent them lies in the pipe already, and would hang them for good."""
+    script = tmp_path / "program.py"
+    script.write_text(
+        """
+import os, signal, threading, time
+from salt_vla.data.workers import map_in_workers
+
+def hang(number):
+    time.sleep(1000)
+
+if __name__ == "__main__":
+    threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGKILL)).start()
+    list(map_in_workers(hang, range(8), 2))
+"""
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, timeout=60, check=False)
+    assert done.returncode == -signal.SIGKILL

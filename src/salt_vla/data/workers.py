@@ -170,6 +170,9 @@ def _work(
     """A worker's life: items in, (has failed, result or exception) out, until the other end is closed."""
     if sys.platform == "linux":  # Also one that hangs in an item ends with who started it (a thread, there).
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    parent = multiprocessing.parent_process()
+    if parent is not None and not parent.is_alive():
+        return  # It died while this process was starting; the items it has sent are nobody's.
     if prepare is not None:
         prepare()
     while True:
