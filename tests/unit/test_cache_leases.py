@@ -130,7 +130,9 @@ def test_the_holder_is_named(folder: Path, mine: Leases, others: Any) -> None:
 def test_closing_frees_everything_at_once(folder: Path, mine: Leases, others: Any) -> None:
     other = others(folder)
     assert other("take", "a") and other("take", "b")
+    assert other("is_held")
     other("close")
+    assert not other("is_held")
     assert mine.holder("a") == "" and mine.take("a") and mine.take("b")
     assert not other("is_held")
 
@@ -291,6 +293,22 @@ def test_a_slow_racer_takes_nothing_from_those_who_came_after(
     racer.join()
     assert answers == [None] and lease.is_held()
     slow.close()
+
+
+def test_a_lost_answer_of_a_file_server_loses_no_lease(
+    folder: Path, mine: Leases, others: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is asked again, and then says that the link is there already."""
+    link = Path.symlink_to
+
+    def link_twice(path: Path, target: str) -> None:
+        link(path, target)
+        link(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "symlink_to", link_twice)
+        lease = mine.take("a")
+    assert lease is not None and lease.is_held() and not others(folder)("take")
 
 
 def test_a_forked_child_holds_nothing_and_gives_nothing_back(folder: Path, mine: Leases) -> None:

@@ -154,8 +154,8 @@ class Leases:
         return number, owner
 
     def _is_over(self, owner: str) -> bool:
-        if owner in (FREE, self._file.name):
-            return owner == FREE
+        if owner == FREE:
+            return True
         now = time.monotonic()
         try:
             content = (self.folder / owner).read_bytes()
