@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+import salt_vla.jobs.build_cache as job
 from salt_vla.cache import open_cache
 from salt_vla.config import ViewConfig
 from salt_vla.data.clip_table import ClipTable
@@ -26,10 +27,11 @@ from salt_vla.cache import CacheWriter
 job.RECORDS_PER_SHARD = 4
 write = CacheWriter.write_shard
 def slow(self, shard, records):
-    write(self, shard, records)
+    is_ours = write(self, shard, records)
     if self.manifest.kind == "latents":
         print("shard", flush=True)
         time.sleep(0.05)
+    return is_ours
 CacheWriter.write_shard = slow
 from salt_vla.cli import main
 sys.exit(main())
@@ -101,22 +103,25 @@ def test_a_finished_cache_is_not_built_again(workshop: Any, salt: Any) -> None:
 
 
 def test_killed_again_and_again_it_ends_byte_equal(
-    workshop: Any, salt: Any, tmp_path: Path, tree: Any
+    workshop: Any, salt: Any, tmp_path: Path, tree: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """36 records of 18 clips in nine shards."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    process = salt.start_python(SLOW_BUILD, *build(workshop, whole))
-    assert process.communicate()[0].count("shard\n") == 9, "36 records of 18 clips in shards of four"
-    done = 0
+    made: dict[Path, int] = {}
     for shards in (2, 3):
         process = salt.start_python(SLOW_BUILD, *build(workshop, killed))
         for _ in range(shards):
             assert process.stdout.readline() == "shard\n"
         process.kill()
         process.communicate()
-        done += shards
         assert "the cache is unfinished" in salt.ok("cache", "verify", killed).err
-    process = salt.start_python(SLOW_BUILD, *build(workshop, killed))
-    assert process.communicate()[0].count("shard\n") <= 9 - done
+        now = {path: path.stat().st_ino for path in (killed / "shards").glob("[0-9]*")}
+        assert len(now) >= len(made) + shards and made.items() <= now.items()
+        made = now
+    monkeypatch.setattr(job, "RECORDS_PER_SHARD", 4)
+    for folder in (killed, whole):
+        salt.ok(*build(workshop, folder))
+    assert {path: path.stat().st_ino for path in made} == made and len(made) < 9
     assert tree(whole) == tree(killed)
     assert salt.json("cache", "verify", killed) == {"records": 36, "bad": []}
 

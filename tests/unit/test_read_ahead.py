@@ -52,7 +52,7 @@ def gone(processes: list[psutil.Process], seconds: float = 10.0) -> bool:
     return not psutil.wait_procs(processes, timeout=seconds)[1]
 
 
-@pytest.mark.parametrize("num_workers", [0, 1, 3])
+@pytest.mark.parametrize("num_workers", [0, 2])
 def test_pixels_reasons_and_order_do_not_depend_on_the_workers(
     views: ViewReader, keys: list[Key], num_workers: int
 ) -> None:
@@ -75,7 +75,7 @@ def test_a_bad_file_is_named_with_the_same_words_by_a_worker(
     (folder / bad).write_bytes(b"no film")
     reader = ViewReader(table, view, GEOMETRY)
     keys = [(clip_id, 0) for clip_id in table.clip_ids]
-    here, there = (plain(read_ahead(reader, keys, count)) for count in (0, 2))
+    here, there = (plain(read_ahead(reader, keys, count)) for count in (0, 1))
     assert here == there
     assert [key for key, said in here if isinstance(said, str)] == [
         key for key in keys if table.clip(key[0]).file == bad
