@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict
+from json import loads
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -45,7 +45,7 @@ def show(
         raise ConfigError("--data is for the picture; give --picture FILE.png too")
     if sample < 1:
         raise ConfigError(f"--sample must be at least 1, not {sample}")
-    said: dict[str, Any] = asdict(Manifest.read(path))
+    said: dict[str, Any] = loads(Manifest.read(path).to_text())
     if picture is not None:
         from salt_vla.jobs.outputs import PICTURE, require_output
 
