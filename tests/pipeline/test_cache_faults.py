@@ -194,6 +194,40 @@ def test_a_repair_that_finds_no_space_leaves_the_cache_as_it_is(cache: Path, tre
     assert repair_cache(cache).left == []
 
 
+def without_privileges(act: Callable[[], object]) -> str:
+    """What `act` gives, or how it refuses, in a process that may write nothing here."""
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            if os.geteuid() == 0:
+                os.setuid(65534)
+            said = str(act())
+        except ResourceError as error:
+            said = str(error)
+        finally:
+            os.write(write, said.encode())
+            os._exit(0)
+    os.close(write)
+    os.waitpid(child, 0)
+    with os.fdopen(read) as answer:
+        return answer.read()
+
+
+def test_a_cache_that_may_not_be_written_is_verified_and_a_repair_says_so(cache: Path, tree: Any) -> None:
+    for path in (cache / "shards", cache):
+        path.chmod(0o555)
+    assert without_privileges(lambda: verify_cache(cache).bad) == "()"
+    assert without_privileges(lambda: repair_cache(cache).left) == "[]"
+    for name, offset in (("shards/000001.bin", -30), (QUARANTINE, 2)):
+        flip(cache / name, offset)
+        before = tree(cache)
+        said = without_privileges(lambda: repair_cache(cache))
+        assert said.startswith(f"cannot write {cache}") and said.endswith("choose another folder")
+        assert "permission denied" in said and tree(cache) == before
+        flip(cache / name, offset)
+
+
 # Bytes that flip
 
 
@@ -322,9 +356,27 @@ def test_a_truncated_shard_is_an_error_wherever_it_ends(cache: Path) -> None:
         shard.write_bytes(content)
     shard.unlink()
     bad = verify_cache(cache).bad
-    assert [(b.clip_id, b.view, b.reason) for b in bad] == [
-        (*key, "the shard is missing") for key in KEYS[4:8]
-    ]
+    assert [(b.clip_id, b.view) for b in bad] == [("", -1), *KEYS[4:8]]
+    assert {b.reason for b in bad[1:]} == {"the shard is missing"}
+    assert [b.file for b in verify_cache(cache, 1).bad][:1] == ["shards/000001.bin"], "also of a sample"
+
+
+def test_a_lost_shard_of_nothing_but_quarantine_is_missed_and_needs_no_teacher(
+    place: Path, tree: Any
+) -> None:
+    with CacheWriter(place / "cache", SMALL, CLIPS) as writer:
+        for shard in writer.pending():
+            records = (
+                Record(key, None, "lost") if shard.number == 1 else _record(key, SMALL) for key in shard.keys
+            )
+            writer.write_shard(shard, records)
+        writer.finish()
+    whole = tree(place / "cache")
+    (place / "cache/shards/000001.bin").unlink()
+    (bad,) = verify_cache(place / "cache").bad
+    assert (bad.file, bad.clip_id) == ("shards/000001.bin", "") and "is missing" in bad.reason
+    assert repair_cache(place / "cache").left == []
+    assert tree(place / "cache") == whole
 
 
 @pytest.mark.parametrize("name", [MANIFEST, INDEX, INDEX_PAGES, QUARANTINE])
@@ -407,6 +459,7 @@ def test_an_index_that_is_sound_but_of_an_earlier_build_is_found_and_mended(
         (cache / name).write_bytes(content)
     bad = verify_cache(cache).bad
     assert [(b.clip_id, b.view, b.file) for b in bad] == [(*key, INDEX) for key in KEYS[:4]]
+    assert [b.file for b in verify_cache(cache, 1).bad] == [INDEX] * 4, "also of a sample"
     with pytest.raises(CorruptRecord):
         open_cache(cache).read("clip/0")
     assert repair_cache(cache).left == []

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -207,8 +208,7 @@ class _OneShard:
         try:
             footer = read_footer(self.path)
         except CacheError as error:
-            if self.path.exists() or self.indexed is None:
-                self._find(offset, f"{error}{self._of_clips()}")
+            self._find(offset, f"{error}{self._of_clips()}")
             return None
         is_ours = (footer.shard, footer.identity) == (self.number, self.identity)
         if not is_ours or (self.indexed is not None and footer.keys != self.indexed.keys):
@@ -232,7 +232,7 @@ class _OneShard:
         if chosen is not None and self.cache.manifest is not None:
             first = self.number * self.cache.manifest.records_per_shard
             ours = chosen[np.searchsorted(chosen, first) : np.searchsorted(chosen, first + len(slots))]
-            slots = (ours - first).tolist()
+            slots = sorted({*(ours - first).tolist(), *self._contradicted()})
         bad, records, read = self._check_slots(slots)
         return ShardCheck(
             self.number,
@@ -244,6 +244,12 @@ class _OneShard:
             tuple(self.findings),
         )
 
+    def _contradicted(self) -> Iterator[int]:
+        """Slots of which the index says otherwise, so that only the record can tell which is right."""
+        if self.indexed is not None and self.own is not None:
+            pairs = zip(self.indexed.checksums, self.own.checksums, strict=True)
+            yield from (slot for slot, (theirs, ours) in enumerate(pairs) if theirs != ours)
+
     def _check_slots(self, slots: range | list[int]) -> tuple[list[int], int, int]:
         """Bad ones, the number of records compared, and of bytes read."""
         assert self.expected is not None
@@ -253,8 +259,9 @@ class _OneShard:
         descriptor, unreadable = -1, ""
         try:
             descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
-            with suppress(OSError):  # What memory holds of the file is not what the disk holds.
-                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            if sys.platform == "linux":  # What memory holds of the file is not what the disk holds.
+                with suppress(OSError):
+                    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         except FileNotFoundError:
             unreadable = "the shard is missing"
         except OSError as error:

@@ -222,8 +222,9 @@ class _Repair:
         fresh, footer = self._computed(shard.expected, wanted)
         path = self.folder / shard_name(shard.number)
         has_hole_to_clear = any(shard.expected.checksums[slot] is None for slot in shard.bad_slots)
-        if not (fresh or (path.exists() and (not shard.has_footer or has_hole_to_clear))):
-            return
+        has_rest_to_write = not shard.has_footer or has_hole_to_clear
+        if not fresh and not (has_rest_to_write and (path.exists() or not wanted)):
+            return  # A lost shard without its records is no better than none.
 
         def fence() -> None:
             if not lease.is_held():
