@@ -105,7 +105,7 @@ class CacheCheck:
                 raise
             self._find(MANIFEST, 0, "the file is missing")
         except DamagedManifest as error:
-            self._find(MANIFEST, 0, str(error))
+            self._find(MANIFEST, 0, str(error).removeprefix(f"{self.folder / MANIFEST} "))
         return recovered_manifest(self.folder)
 
     def _read_index(self) -> Index | None:
@@ -208,7 +208,7 @@ class _OneShard:
         try:
             footer = read_footer(self.path)
         except CacheError as error:
-            self._find(offset, f"{error}{self._of_clips()}")
+            self._find(offset, f"{str(error).removeprefix(f'{self.path} ')}{self._of_clips()}")
             return None
         is_ours = (footer.shard, footer.identity) == (self.number, self.identity)
         if not is_ours or (self.indexed is not None and footer.keys != self.indexed.keys):
