@@ -135,6 +135,55 @@ def test_a_missing_shard_is_damage_and_one_that_may_not_be_read_is_not(tmp_path)
     assert not isinstance(error.value, DamagedShard)
 
 
+ODD = 2**63 - 1
+SAID = json.loads(IDENTITY)
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"views": [float("inf"), 1, 0, 1]},
+        {"views": [-1, 1, 0, 1]},
+        {"clip_ids": ["a", "a", None, "b"]},
+        *({"checksums": [check, None, None, None]} for check in (-1, 2**70, "x", float("nan"), True)),
+        {"reasons": ["", 1, "", ""]},
+        {"shard": "three"},
+        {"manifest": SAID | {"complete": True}},
+        *({"manifest": SAID | {"shape": shape}} for shape in ([], "ab", [0], [1.5], [ODD, ODD])),
+        {"manifest": SAID | {"encoding": [1]}},
+        {"manifest": SAID | {"provenance": [1]}},
+        {"manifest": SAID | {"token_order": 7}},
+        {"manifest": SAID | {"records_per_shard": 0}},
+        {"manifest": SAID | {"records_per_shard": 2**40}},
+        {"manifest": SAID | {"num_clips": 2**80}},
+        {"manifest": [[]]},
+    ],
+    ids=str,
+)
+def test_odd_values_in_a_footer_whose_checksum_is_right_are_damage_and_no_crash(tmp_path, odd):
+    path = tmp_path / "shard"
+    sound = write(path)
+    content = path.read_bytes()[: len(KEYS) * ENCODING.record_bytes]
+    text = json.dumps(json.loads(sound.to_bytes()[:-24]) | odd).encode()
+    path.write_bytes(content + text + struct.pack("<QQ8s", len(text), checksum(text), b"SALTSHD2"))
+    for encoding in (ENCODING, None):
+        with pytest.raises(DamagedShard, match="is no shard of this version"):
+            read_footer(path, encoding)
+
+
+def test_a_footer_nested_without_end_is_damage_and_no_crash(tmp_path):
+    text = b"[" * 200_000
+    (tmp_path / "shard").write_bytes(text + struct.pack("<QQ8s", len(text), checksum(text), b"SALTSHD2"))
+    with pytest.raises(DamagedShard, match="is no shard of this version"):
+        read_footer(tmp_path / "shard")
+
+
+def test_a_pipe_in_a_shards_place_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "shard")
+    with pytest.raises(CacheError, match="shard cannot be read: it is a pipe or a device"):
+        read_footer(tmp_path / "shard")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -26,6 +26,7 @@ PROBE = "probe.safetensors"
 SHARDS = "shards"
 LEASES = ".leases"
 CURE = "`salt-vla cache repair` or its `cache build` writes it anew"
+MOST_VALUES = 2**60  # of a cache: more than disks hold, and few enough to be counted in 64 bits
 RESULT = {"result": True}  # A manifest's field that comes of a build, and is not asked for.
 EncodingName = Literal["float16", "int8", "uint8"]
 
@@ -173,7 +174,12 @@ class Manifest:
     def from_identity(cls, identity: str) -> Manifest:
         """As it was when the build began. Raises ValueError, KeyError or TypeError for another text."""
         wanted = json.loads(identity)
-        return cls(**{**wanted, "shape": tuple(wanted["shape"])})
+        if results := sorted(RESULTS & set(wanted)):
+            raise ValueError(f"{results[0]} is not known when a build begins")
+        manifest = cls(**{**wanted, "shape": tuple(wanted["shape"])})
+        if wrong := _wrong_fields(manifest):
+            raise ValueError(f"{', '.join(wrong)} cannot be right")
+        return manifest
 
     def to_text(self) -> str:
         """The file's content, a checksum of everything else in it included."""
@@ -243,6 +249,16 @@ def _checksum_of(said: dict[str, Any]) -> str:
     return hexadecimal(checksum(json.dumps(rest, sort_keys=True).encode()))
 
 
+def is_of_others(folder: Path) -> bool:
+    """Whether a `manifest.json` is there that was never a cache's: JSON that has few of our fields, or none."""
+    try:
+        said = json.loads((folder / MANIFEST).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    ours = {item.name for item in fields(Manifest)}
+    return not isinstance(said, dict) or 2 * len(ours & said.keys()) < len(ours)
+
+
 RESULTS = frozenset(item.name for item in fields(Manifest) if "result" in item.metadata)
 
 
@@ -256,14 +272,18 @@ def _wrong_fields(manifest: Manifest) -> list[str]:
     def counts(values: tuple[Any, ...], least: int) -> bool:
         return all(type(value) is int and value >= least for value in values)
 
+    sizes = (*manifest.shape, manifest.num_views, manifest.num_clips)
     sound = {
         "schema_version": manifest.schema_version == SCHEMA_VERSION,
         "kind": manifest.kind in ("latents", "views"),
         "encoding": manifest.encoding in get_args(EncodingName),
         "shape": bool(manifest.shape) and counts(manifest.shape, 1),
-        "num_views": counts((manifest.num_views, manifest.records_per_shard), 1),
+        "num_views": counts((manifest.num_views,), 1),
         "num_records": counts((manifest.num_records, manifest.num_quarantined, manifest.num_clips), 0),
+        "num_clips": not counts(sizes, 0) or math.prod(sizes) <= MOST_VALUES,
+        "records_per_shard": manifest.records_per_shard in range(1, 1 << 31),
         "index_bytes": counts((manifest.index_bytes,), 0),
+        "token_order": isinstance(manifest.token_order, str),
         "provenance": isinstance(manifest.provenance, dict),
         "measured": isinstance(manifest.measured, dict),
         "complete": isinstance(manifest.complete, bool),

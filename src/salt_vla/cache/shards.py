@@ -5,8 +5,10 @@ A shard is published and acknowledged by one rename; there is nothing else to ke
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import stat
 import struct
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -67,11 +69,19 @@ class Footer:
 
     @classmethod
     def from_json(cls, text: bytes) -> Footer:
-        """Raises ValueError, KeyError or TypeError for what `to_bytes` never wrote."""
+        """Raises ValueError, KeyError, TypeError or RecursionError for what `to_bytes` never wrote."""
         said: dict[str, Any] = json.loads(text)
         identity = json.dumps(said["manifest"], sort_keys=True)
-        keys = tuple(zip(map(str, said["clip_ids"]), map(int, said["views"]), strict=True))
-        return cls(said["shard"], identity, keys, tuple(said["checksums"]), tuple(said["reasons"]))
+        Manifest.from_identity(identity)
+        keys = tuple(zip(said["clip_ids"], said["views"], strict=True))
+        footer = cls(said["shard"], identity, keys, tuple(said["checksums"]), tuple(said["reasons"]))
+        known = (check for check in footer.checksums if check is not None)
+        numbers = (footer.shard, *(view for _, view in keys), *known)
+        if not all(type(number) is int and 0 <= number < 1 << 64 for number in numbers):
+            raise ValueError("a number in its footer is none")
+        if not all(isinstance(said, str) for said in (*(clip_id for clip_id, _ in keys), *footer.reasons)):
+            raise ValueError("a text in its footer is none")
+        return footer
 
 
 class RecordsInShard:
@@ -151,13 +161,23 @@ def write_shard(
     return footers[0]
 
 
+def open_to_read(path: Path) -> int:
+    """A file's descriptor. Raises `OSError` for what is none: a pipe would be waited for without end."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    if not stat.S_ISREG(mode := os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        what = "Is a directory" if stat.S_ISDIR(mode) else "it is a pipe or a device"
+        raise OSError(errno.EINVAL, what, str(path))
+    return descriptor
+
+
 def read_footer(path: Path, encoding: Encoding | None = None) -> Footer:
     """The footer of the shard at `path`, whose records are `encoding`'s, or else what its own manifest says.
 
     Raises `DamagedShard` when that is no whole shard, `CacheError` when it cannot be read at all.
     """
     try:
-        with path.open("rb") as file:
+        with os.fdopen(open_to_read(path), "rb") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(size - TAIL.size, 0))
             length, check, magic = TAIL.unpack(file.read(TAIL.size))
@@ -176,7 +196,7 @@ def read_footer(path: Path, encoding: Encoding | None = None) -> Footer:
     try:
         footer = Footer.from_json(text)
         record = encoding or Manifest.from_identity(footer.identity).record
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DamagedShard(f"{path} is no shard of this version ({error})") from error
     if size != len(footer.keys) * record.record_bytes + length + TAIL.size:
         raise DamagedShard(f"{path} is no whole shard (it has {size} bytes, and its footer says otherwise)")
