@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -43,6 +44,9 @@ class Ledger:
         self.manifest = replace(manifest, num_clips=len(self.clip_ids)).without_results()
         self.identity = self.manifest.identity
         self.done: set[int] = set()
+        self.num_quarantined = 0  # of their keys
+        self._quarantined: dict[int, int] = {}
+        self._noting = Lock()
 
     @property
     def num_keys_done(self) -> int:
@@ -61,9 +65,18 @@ class Ledger:
 
     def look(self, number: int) -> bool:
         """Whether a shard is on disk, whole and this cache's; noted in `done`."""
-        is_done = self.footer(number) is not None
-        (self.done.add if is_done else self.done.discard)(number)
-        return is_done
+        footer = self.footer(number)
+        self.note(number, footer)
+        return footer is not None
+
+    def note(self, number: int, footer: Footer | None) -> None:
+        """A shard is on disk with this footer, or (None) is not."""
+        now = footer.checksums.count(None) if footer else 0
+        with self._noting:  # Shards are looked for in one thread and written in another.
+            (self.done.add if footer else self.done.discard)(number)
+            self.num_quarantined += now - self._quarantined.pop(number, 0)
+            if now:
+                self._quarantined[number] = now
 
     def look_at_all(self) -> None:
         for number in range(self.manifest.num_shards):

@@ -33,7 +33,7 @@ from salt_vla.cache.format import (
 )
 from salt_vla.cache.index import ClipIdsLike, Index, write_index
 from salt_vla.cache.leases import Lease, Leases, living, remove_leases
-from salt_vla.cache.ledger import Ledger
+from salt_vla.cache.ledger import Contents, Ledger
 from salt_vla.cache.shards import Key, Record, write_shard
 from salt_vla.errors import CacheError
 from salt_vla.rundir import void, write_atomically, write_text, writing_to
@@ -271,7 +271,7 @@ class CacheWriter:
                 raise _TakenOver
 
         try:
-            write_shard(
+            footer = write_shard(
                 self.folder / shard_name(shard.number),
                 shard.number,
                 self.ledger.identity,
@@ -280,7 +280,7 @@ class CacheWriter:
                 self.manifest.record,
                 fence,
             )
-            self.ledger.done.add(shard.number)
+            self.ledger.note(shard.number, footer)
             self.num_made += 1
         except _TakenOver:
             return False
@@ -307,23 +307,29 @@ class CacheWriter:
             if not before.complete:
                 replace(before, measured=measured).write(self.folder)
 
-    def finish(self, while_waiting: Callable[[str], None] = lambda _: None) -> Manifest:
+    def finish(
+        self,
+        while_waiting: Callable[[str], None] = lambda _: None,
+        approve: Callable[[Contents], None] = lambda _: None,
+    ) -> Manifest:
         """Write quarantine and index from the shards, then mark the manifest complete: in this order.
 
-        Of several writers one does so; the others wait for it.
+        Of several writers one does so; the others wait for it. `approve` is asked once the quarantine is
+        written, and may raise: the cache then stays unfinished.
         """
         if self._leases is not None:
             with self._alone(while_waiting):
                 if not self.is_complete():
-                    self._write_results()
+                    self._write_results(approve)
                 self._sweep_shards()
                 self._sweep([path for path in self._leftovers() if path.parent == self.folder])
         return Manifest.read(self.folder)
 
-    def _write_results(self) -> None:
+    def _write_results(self, approve: Callable[[Contents], None]) -> None:
         contents = self.ledger.contents()
         bad = [{"clip_id": clip, "view": view, "reason": why} for (clip, view), why in contents.quarantine]
         write_text(self.folder / QUARANTINE, json.dumps(bad, indent=2) + "\n")
+        approve(contents)
         begun = replace(
             self.manifest,
             probe_checksum=_checksum_of(self.folder / PROBE),
