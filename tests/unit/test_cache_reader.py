@@ -16,9 +16,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from salt_vla.cache import CorruptRecord, Encoding, Manifest, open_cache
-from salt_vla.cache.format import INDEX, INDEX_PAGES
+from salt_vla.cache import CacheWriter, CorruptRecord, Encoding, Manifest, Record, open_cache
+from salt_vla.cache.format import INDEX, INDEX_PAGES, checksum
+from salt_vla.cache.mend import reindex, rewrite_shard
 from salt_vla.cache.reader import MAX_OPEN_SHARDS
+from salt_vla.cache.shards import read_footer
 from salt_vla.errors import CacheError
 
 RECORD_BYTES = 2 * 3 * 4
@@ -223,6 +225,36 @@ except CacheError as error:
     assert done.stdout.startswith("CacheError ") and "000000.bin cannot be read: Too many open" in done.stdout
 
 
+def test_a_reader_gives_up_its_own_shards_where_descriptors_are_few(many):
+    """A Mac's usual limit is 256, and a run reads several caches."""
+    folder, arrays = many
+    code = f"""
+import os, resource
+from salt_vla.cache import open_cache
+resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))
+cache = open_cache({str(folder)!r})
+print(cache.read_many(list(cache.keys())).decode().sum())
+os.close(os.open("/", os.O_RDONLY))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [str(np.stack(list(arrays.values())).sum())]
+
+
+def test_a_system_without_linuxs_calls_reads_the_same(folder, arrays, monkeypatch):
+    for name in ("RWF_NOWAIT", "posix_fadvise", "POSIX_FADV_WILLNEED"):
+        monkeypatch.delattr(os, name)
+    assert np.array_equal(
+        open_cache(folder).read_many(list(arrays)).decode(), np.stack(list(arrays.values()))
+    )
+
+
+def test_a_pipe_in_a_shards_place_is_not_waited_for(folder):
+    (folder / "shards/000000.bin").unlink()
+    os.mkfifo(folder / "shards/000000.bin")
+    with pytest.raises(CorruptRecord, match="it is a pipe or a device"):
+        open_cache(folder).read("clip/0")
+
+
 @pytest.mark.parametrize("name", [INDEX, INDEX_PAGES])
 def test_missing_index_is_a_sentence_with_the_cure(folder, name):
     (folder / name).unlink()
@@ -335,6 +367,76 @@ assert len(os.listdir("/proc/self/fd")) == before
     ).sum()
     assert done.stdout.split() == [str(float(expected))]
     assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] > limit
+
+
+def build_other(folder: Path, clips: int, **settings: int) -> None:
+    """As `build_cache` does, of another teacher, whose every record is ones."""
+    manifest = Manifest(
+        "latents", "float16", (1, 2), 1, settings["per_shard"], {"teacher": "other", "clip_table": "c"}
+    )
+    with CacheWriter(folder, manifest, [f"clip/{clip}" for clip in range(clips)]) as writer:
+        for shard in writer.pending():
+            writer.write_shard(shard, [Record(key, np.ones((1, 2), np.float32)) for key in shard.keys])
+        writer.finish()
+
+
+def test_an_open_reader_never_gives_another_caches_records(tmp_path, build_cache):
+    """Though it has compared every record once, and opens shards anew by their numbers."""
+    folder, clips = tmp_path / "cache", MAX_OPEN_SHARDS + 2
+    arrays = build_cache(folder, clips=clips, views=1, shape=(1, 2), per_shard=1)
+    cache = open_cache(folder)
+    cache.read_many(list(arrays))
+    shutil.rmtree(folder)
+    build_other(folder, clips, per_shard=1)
+    for key, array in arrays.items():
+        try:
+            assert np.array_equal(cache.read(key[0]), array)
+        except CacheError as error:
+            assert "was changed while it was in use; start the command again" in str(error)
+            assert not isinstance(error, CorruptRecord), "a run would skip its way through"
+            cache.close()  # What is open still is the old file's.
+
+
+def test_what_was_checked_in_an_old_file_is_checked_again_in_a_new_one(folder, arrays):
+    cache = open_cache(folder)
+    cache.read_many(list(arrays))
+    path = folder / "shards/000001.bin"
+    content = bytearray(path.read_bytes())
+    content[0] ^= 1
+    (folder / "new").write_bytes(content)
+    (folder / "new").replace(path)
+    cache.close()
+    with pytest.raises(CorruptRecord, match="the checksum does not match"):
+        cache.read_many(list(arrays))
+
+
+@pytest.mark.parametrize("is_changed", [False, True])
+def test_an_open_reader_reads_what_a_repair_has_written(folder, arrays, is_changed):
+    """To the byte as it was, or in other last digits, of which the index on disk then knows."""
+    path = folder / "shards/000001.bin"
+    flip(path, 0)
+    cache = open_cache(folder)
+    key = list(arrays)[PER_SHARD]
+    with pytest.raises(CorruptRecord):
+        cache.read(key[0], view=key[1])
+    footer = read_footer(path)
+    fresh = arrays[key] * np.float32(1.001 if is_changed else 1)
+    blob = cache.encoding.encode(fresh)
+    said = replace(footer, checksums=(checksum(blob), *footer.checksums[1:]))
+    rewrite_shard(path, said, {0: blob}, frozenset(), cache.encoding, lambda: None)
+    reindex(folder, cache.manifest, cache.index.all_ids(), lambda _: None)
+    assert np.array_equal(cache.read(key[0], view=key[1]), cache.encoding.decode(blob))
+    for other in list(arrays)[PER_SHARD + 1 :]:
+        assert np.array_equal(cache.read(other[0], view=other[1]), arrays[other])
+
+
+def test_an_open_reader_of_a_cache_that_has_lost_records_says_so(folder, arrays, build_cache):
+    cache = open_cache(folder)
+    shutil.rmtree(folder)
+    build_cache(folder, bad=(("clip/4", 1),))
+    assert np.array_equal(cache.read("clip/0"), arrays["clip/0", 0])
+    with pytest.raises(CacheError, match="was changed while it was in use"):
+        cache.read("clip/4", view=1)
 
 
 def test_cache_can_be_moved(folder, arrays, tmp_path):

@@ -250,7 +250,7 @@ def _checksum_of(said: dict[str, Any]) -> str:
 
 
 def is_of_others(folder: Path) -> bool:
-    """Whether a `manifest.json` is there that was never a cache's: JSON that has few of our fields, or none."""
+    """Whether a `manifest.json` is there that was never a cache's: JSON with few of our fields, or none."""
     try:
         said = json.loads((folder / MANIFEST).read_bytes())
     except (OSError, ValueError, RecursionError):

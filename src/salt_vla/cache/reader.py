@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from salt_vla.cache.format import CorruptRecord, Encoding, Manifest, checksum, shard_name
 from salt_vla.cache.index import ClipIds, ClipIdsLike, Index, as_clip_ids
-from salt_vla.cache.shards import Key
+from salt_vla.cache.shards import Key, open_to_read
 from salt_vla.errors import CacheError
 
 if TYPE_CHECKING:
@@ -48,12 +48,20 @@ class RawRecords:
         return np.stack([self.encoding.decode(row.data) for row in self.data])
 
 
+class AnotherCache(CacheError):
+    """What lies there now is not the cache that was opened."""
+
+
 class _OpenShard:
-    """A descriptor that closes when nobody reads from it any more, in whatever thread."""
+    """A descriptor that closes when nobody reads from it any more, in whatever thread. `stamp` says which
+    file it is, `generation` the how manieth that this process has met in the shard's place."""
 
     def __init__(self, path: Path) -> None:
         self.descriptor = -1
-        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self.descriptor = open_to_read(path)
+        about = os.fstat(self.descriptor)
+        self.stamp = hash((about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns))
+        self.generation = 0
 
     def __del__(self) -> None:
         if self.descriptor >= 0:
@@ -71,7 +79,8 @@ class _Place(NamedTuple):
 
 class ArrayCache:
     """An open cache. `num_views` is the manifest's; `check` says when a record's checksum is compared: at its
-    first reading in this process, always, or never.
+    first reading in this process, always, or never. Where another file is met in a shard's place, what was
+    compared in the old one counts no more; and a record that a repair has written anew is read as it is then.
 
     Memory does not grow with the cache: a byte a record, and what of the index has been looked at.
     """
@@ -91,9 +100,10 @@ class ArrayCache:
         self._record_bytes = self.encoding.record_bytes
         self._num_views, self._records_per_shard = self.manifest.num_views, self.manifest.records_per_shard
         self.index = Index(folder, self.manifest)
-        # Zeros that take neither time nor memory before they are written to, which a heap's may.
-        private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-        self._is_checked = memoryview(mmap.mmap(-1, max(self.manifest.num_keys, 1), flags=private))
+        self._checked_in = _zeros(self.manifest.num_keys)  # of a record: its file's generation; 0 if not yet
+        self._generations = _zeros(self.manifest.num_shards)
+        self._stamps = _zeros(8 * self.manifest.num_shards).cast("q")
+        self._most_open = MAX_OPEN_SHARDS
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Opened anew in another process, where neither descriptors nor mappings mean anything.
@@ -171,22 +181,32 @@ class ArrayCache:
             raise self._nowhere(clip_id, view)
         number = row * self._num_views + view
         wanted = None
-        if not self._is_checked[number] and (wanted := self.index.checksum_of(row, view)) is None:
+        if not self._checked_in[number] and (wanted := self.index.checksum_of(row, view)) is None:
             raise self._nowhere(clip_id, view)
         shard, slot = divmod(number, self._records_per_shard)
         return _Place(number, shard, slot * self._record_bytes, wanted)
 
     def _fetch(self, place: _Place) -> None:
         """Have the disk begin with a record that is to be read next, unless it is in memory."""
+        no_wait, advise = getattr(os, "RWF_NOWAIT", None), getattr(os, "posix_fadvise", None)
+        if no_wait is None or advise is None:
+            return  # Not every system has them.
         with suppress(OSError):  # Its reading will tell; and not every file system answers such a question.
             opened = self._shard(place.shard)
             try:
-                os.preadv(opened.descriptor, (bytearray(1),), place.offset, os.RWF_NOWAIT)
+                os.preadv(opened.descriptor, (bytearray(1),), place.offset, no_wait)
             except BlockingIOError:
-                size, will_need = self._record_bytes, os.POSIX_FADV_WILLNEED
-                os.posix_fadvise(opened.descriptor, place.offset, size, will_need)
+                advise(opened.descriptor, place.offset, self._record_bytes, os.POSIX_FADV_WILLNEED)
 
     def _read_into(self, buffer: memoryview, place: _Place, key: Key) -> None:
+        reason = self._try_to_read(buffer, place)
+        if reason and self._is_renewed(place.shard):
+            reason = self._try_to_read(buffer, place)
+        if reason:
+            raise CorruptRecord(self.folder, *key, shard_name(place.shard), place.offset, reason)
+
+    def _try_to_read(self, buffer: memoryview, place: _Place) -> str:
+        """Read a record, and compare its checksum where that is to be; what is wrong with it, if anything."""
         number, shard, offset, wanted = place
         try:
             opened = self._shard(shard)  # Kept, so that no other thread closes it meanwhile.
@@ -195,20 +215,53 @@ class ArrayCache:
                 more = os.preadv(opened.descriptor, (buffer[filled:],), offset + filled)
                 filled += more
         except OSError as error:
-            reason = os.strerror(error.errno or 0)
+            reason = error.strerror or str(error)
             if error.errno in NOT_THE_RECORDS_FAULT:
                 raise CacheError(f"{self.folder / shard_name(shard)} cannot be read: {reason}") from error
-            raise CorruptRecord(self.folder, *key, shard_name(shard), offset, reason) from error
-        reason = ""
+            return reason
         if filled != len(buffer):
-            reason = "the shard is truncated"
-        elif wanted is not None and self.check != "never":
-            if checksum(buffer) != wanted:
-                reason = "the checksum does not match, so the record is damaged"
-            elif self.check == "first":
-                self._is_checked[number] = 1
-        if reason:
-            raise CorruptRecord(self.folder, *key, shard_name(shard), offset, reason)
+            return "the shard is truncated"
+        if self.check == "never" or self._checked_in[number] == opened.generation:
+            return ""
+        found = checksum(buffer)
+        # The index is asked now where it was not asked before, or is another since.
+        if found != wanted and found != self.index.checksum_of(*divmod(number, self._num_views)):
+            return "the checksum does not match, so the record is damaged"
+        if self.check == "first":
+            self._checked_in[number] = opened.generation
+        return ""
+
+    def _is_renewed(self, shard: int) -> bool:
+        """Whether a shard, or the index, was written anew since it was opened, as by a repair; it is then
+        opened again. Raises `CacheError` when another cache has taken this one's place."""
+        before = self._stamps[shard]
+        self._files.pop(shard, None)
+        with suppress(OSError):
+            self._shard(shard)
+        is_new = self._stamps[shard] != before
+        try:
+            manifest = Manifest.read(self.folder)
+            if manifest.complete and manifest.index_checksum != self.manifest.index_checksum:
+                self._go_on_with(manifest, Index(self.folder, manifest))
+                is_new = True
+        except AnotherCache:
+            raise
+        except CacheError:
+            pass  # It is just being written; what is damaged may be told so meanwhile.
+        return is_new
+
+    def _go_on_with(self, manifest: Manifest, index: Index) -> None:
+        """Take an index that a repair has written, if all that could be read can be read still."""
+        if (
+            manifest.identity != self.manifest.identity
+            or not index.all_ids().equals(self.index.all_ids())
+            or (index.all_present() < self.index.all_present()).any()
+        ):
+            raise AnotherCache(
+                f"the cache {self.folder} was changed while it was in use; start the command again"
+            )
+        self.index, self.manifest = index, manifest
+        self.close()
 
     def _nowhere(self, clip_id: str, view: int) -> CacheError:
         return CacheError(f"cache {self.folder} holds no view {view} of clip {clip_id!r}")
@@ -217,9 +270,22 @@ class ArrayCache:
         # A forked worker may go on with its parent's descriptors: preadv moves no shared file position.
         shard = self._files.get(number)
         if shard is None:
-            if len(self._files) >= MAX_OPEN_SHARDS:
+            if len(self._files) >= self._most_open:
                 self.close()
-            shard = self._files[number] = _OpenShard(self.folder / shard_name(number))
+            try:
+                shard = _OpenShard(self.folder / shard_name(number))
+            except OSError as error:
+                if error.errno not in (errno.EMFILE, errno.ENFILE) or not self._files:
+                    raise
+                self._most_open = max(len(self._files) // 2, 1)  # Others in this process need some too.
+                self.close()
+                shard = _OpenShard(self.folder / shard_name(number))
+            if self._stamps[number] != shard.stamp:
+                # Noted before the stamp, so that no other thread trusts what was checked in the old file.
+                self._generations[number] = self._generations[number] % 255 + 1
+                self._stamps[number] = shard.stamp
+            shard.generation = self._generations[number]
+            self._files[number] = shard
         return shard
 
     def close(self) -> None:
@@ -230,8 +296,13 @@ class ArrayCache:
 def _reopen(folder: Path, check: Check, manifest: Manifest) -> ArrayCache:
     cache = ArrayCache(folder, check)
     if cache.manifest != manifest:
-        raise CacheError(f"the cache {folder} was changed while it was in use; start the command again")
+        raise AnotherCache(f"the cache {folder} was changed while it was in use; start the command again")
     return cache
+
+
+def _zeros(size: int) -> memoryview:
+    """Bytes that take neither time nor memory before they are written to, which a heap's may."""
+    return memoryview(mmap.mmap(-1, max(size, 8), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
 
 
 def open_cache(path: str | os.PathLike[str], check: Check = "first") -> ArrayCache:
