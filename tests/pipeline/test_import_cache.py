@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -177,7 +178,7 @@ def test_names_that_shifted_are_moved_back(
         name: right.read(clip).astype(np.float16) for name, clip in zip(clip_ids, readable, strict=False)
     }
     folder = write_old(tmp_path / "latents", wrong, clip_ids, split="train")
-    assert "exactly the last 1 have no file" in salt(*state(folder, tmp_path / "c")).sentence
+    assert "1 have no file, 1 of them at the end" in salt(*state(folder, tmp_path / "c")).sentence
     (tmp_path / "unreadable.txt").write_text(name_of(clip_ids[7]) + "\n")
     salt.ok(*state(folder, tmp_path / "c", "--unreadable", tmp_path / "unreadable.txt"))
     cache = open_cache(tmp_path / "c")
@@ -309,3 +310,52 @@ def test_an_import_that_is_killed_is_gone_on_with(
     salt.ok(*command, tmp_path / "killed")
     assert first.stat().st_ino == written
     assert tree(tmp_path / "killed") == tree(tmp_path / "whole")
+
+
+def write_numbers(folder: Path, names: Sequence[str], listed: Sequence[str] = (), **said: object) -> Path:
+    """A plain array for each name; a listed clip's holds its place in the list, others hold −1."""
+    folder.mkdir(parents=True)
+    for name in names:
+        number = listed.index(name) if name in listed else -1
+        np.save(folder / f"{name}.npy", np.full((2, 4), number, np.float32))
+    (folder / "metadata.json").write_text(json.dumps({"split": "train", "ids": list(listed), **said}))
+    return folder
+
+
+def test_the_list_in_the_metadata_says_which_clips_there_are(salt: Any, tmp_path: Path) -> None:
+    """Clips without a file, or with one that leads nowhere, are quarantined; further files are left out."""
+    listed = [f"clip{number}k" for number in range(60)]
+    folder = write_numbers(tmp_path / "latents", [*listed[:9], *listed[10:], "mean"], listed)
+    (folder / "clip30k.npy").unlink()
+    (folder / "clip30k.npy").symlink_to(tmp_path / "gone")
+    said = salt.ok("cache", "import", folder, "--out", tmp_path / "c").out
+    assert "58 records, 2 quarantined" in said and "1 files are of none of its clips" in said
+    bad = {row["clip_id"]: row["reason"] for row in json.loads((tmp_path / "c/quarantine.json").read_text())}
+    assert bad.keys() == {"clip9k", "clip30k"}
+    assert "no file of it" in bad["clip9k"] and "cannot be read" in bad["clip30k"]
+    cache = open_cache(tmp_path / "c")
+    assert "mean" not in list(cache.clip_ids)
+    assert all(cache.read(clip)[0, 0] == listed.index(clip) for clip in cache.clip_ids)
+
+
+def test_a_pipe_in_the_folder_is_quarantined_and_not_waited_for(salt: Any, tmp_path: Path) -> None:
+    folder = write_numbers(tmp_path / "latents", [f"clip{number}k" for number in range(40)])
+    os.mkfifo(folder / "clip40k.pt")
+    assert "40 records, 1 quarantined" in salt.ok("cache", "import", folder, "--out", tmp_path / "c").out
+
+
+def test_names_that_cannot_be_printed_get_into_no_manifest(salt: Any, tmp_path: Path) -> None:
+    folder = write_numbers(tmp_path / "latents", ["a", "b"], model="\ud800x\x1b[31m[/red]")
+    out = salt.root / "caches" / "c"
+    refused = salt("cache", "import", folder, "--out", out, "--teacher-name", "my\udcffteacher")
+    assert "--teacher-name 'my\\udcffteacher' cannot be printed" in refused.sentence and not out.exists()
+    salt.ok("cache", "import", folder, "--out", out)
+    assert "latents of �x�[31m[/red], train" in salt.ok("cache", "ls").out
+    assert "�x�[31m[/red]" in salt.ok("cache", "show", out).out
+
+
+def test_a_list_of_unreadable_clips_that_is_no_list_is_refused(salt: Any, tmp_path: Path) -> None:
+    folder = write_numbers(tmp_path / "latents", ["a", "b"])
+    (tmp_path / "list").write_text("[" * 100_000)
+    given = ("--out", tmp_path / "c", "--unreadable", tmp_path / "list")
+    assert "names no clips" in salt("cache", "import", folder, *given).sentence

@@ -7,12 +7,14 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from zipfile import ZIP_DEFLATED, ZipFile
 
 import numpy as np
 import pytest
 import torch
 
-from salt_vla.cache.foreign import look_into, pair, read_latents
+from salt_vla.cache.foreign import look_into, pair
+from salt_vla.cache.foreign_file import read_latents
 from salt_vla.errors import CacheError
 
 SHAPE = (3, 4)
@@ -125,7 +127,10 @@ def test_names_that_shifted_are_refused_and_moved_back(tmp_path: Path) -> None:
     videos = [str(7 * number + 3) for number in range(20)]
     unreadable = [videos[4], videos[11]]
     found = look_into(shifted(tmp_path / "latents", videos, unreadable))
-    with pytest.raises(CacheError, match=r"exactly the last 2 have no file.*Name the 2 unreadable clips"):
+    with pytest.raises(
+        CacheError,
+        match=r"of 20 listed clips 2 have no file, 2 of them at the end.*Name the unreadable clips",
+    ):
         pair(found, (), "check")
     paired = pair(found, (), "check", unreadable)
     assert list(paired) == [name for name in videos if name not in unreadable]
@@ -139,7 +144,7 @@ def test_names_that_shifted_are_refused_and_moved_back(tmp_path: Path) -> None:
 def test_missing_files_elsewhere_are_no_shift(tmp_path: Path) -> None:
     found = look_into(lay(tmp_path, ["a.pt", "c.pt"], {"ids": ["a", "b", "c"]}))
     assert list(pair(found, (), "check")) == ["a", "c"]
-    with pytest.raises(CacheError, match="exactly the last 1 have no file"):
+    with pytest.raises(CacheError, match="1 of them at the end"):
         pair(found := look_into(lay(tmp_path / "x", ["a.pt", "b.pt"])), ("a", "b", "c"), "check")
     assert found.listed == ()
 
@@ -249,3 +254,136 @@ def test_folders_that_cannot_be_understood_are_refused(tmp_path: Path) -> None:
     (tmp_path / "metadata.json").write_text("{")
     with pytest.raises(CacheError, match=r"metadata.json cannot be read"):
         look_into(tmp_path)
+
+
+def counted_on(tmp_path: Path, lost: Sequence[int] = (), more: Sequence[str] = ()) -> tuple[Any, list[str]]:
+    """A folder of 100 listed clips, the 11th of them unreadable and all later names one too early; and what
+    each name in truth is of."""
+    videos = [str(7000 + 37 * number) for number in range(100)]
+    readable = [*videos[:10], *videos[11:]]
+    folder = shifted(tmp_path / "latents", videos, [videos[10]])
+    for number in lost:
+        (folder / f"{videos[number]}.pt").unlink()
+    for name in more:
+        np.save(folder / f"{name}.npy", latents(999).numpy())
+    return look_into(folder), readable
+
+
+@pytest.mark.parametrize(("lost", "more"), [((), ("mean",)), ((50,), ()), ((50, 70), ("mean", "std"))])
+def test_stray_and_lost_files_do_not_cover_that_names_have_shifted(
+    tmp_path: Path, lost: tuple[int, ...], more: tuple[str, ...]
+) -> None:
+    found, readable = counted_on(tmp_path, lost, more)
+    with pytest.raises(CacheError, match="at the end of the list, as if unreadable clips were skipped"):
+        pair(found, (), "check")
+    paired = pair(found, (), "check", [found.listed[10]])
+    assert list(paired) == [clip for place, clip in enumerate(readable) if place not in lost]
+    for clip, name in paired.items():
+        assert read_latents(found.files[name], name, SHAPE)[0, 0] == found.listed.index(clip)
+    with pytest.raises(CacheError, match="one too many or too few"):
+        pair(found, (), "check", found.listed[10:12])
+
+
+def test_a_last_file_that_is_there_after_all_does_not_cover_a_shift(tmp_path: Path) -> None:
+    videos = [f"v{number}k" for number in range(60)]
+    found = look_into(lay(tmp_path, [f"{name}.pt" for name in (*videos[:56], videos[-1])], {"ids": videos}))
+    with pytest.raises(CacheError, match="60 listed clips 3 have no file, 3 of them at the end"):
+        pair(found, (), "check")
+
+
+def test_names_that_leave_out_the_unreadable_clips_are_right(tmp_path: Path) -> None:
+    names = [f"{name}.pt" for name in "abdefgi"]  # c could not be read, h was lost since.
+    found = look_into(lay(tmp_path, names, {"ids": list("abcdefghi")}))
+    assert pair(found, (), "check", ["c"]) == {name: name for name in "abdefgi"}
+
+
+@pytest.mark.parametrize(("gone", "more"), [((10,), ()), ((), ("mean",)), ((10, 60), ("mean", "std"))])
+def test_row_numbers_with_gaps_and_strangers_are_no_ids(
+    tmp_path: Path, gone: tuple[int, ...], more: tuple[str, ...]
+) -> None:
+    """Ids 1 … 100, and files 0 … 99: nearly all the names are ids, of the wrong clips."""
+    rows = [str(number) for number in range(100) if number not in gone]
+    ids = [str(number + 1) for number in range(100)]
+    found = look_into(lay(tmp_path, [f"{name}.npy" for name in (*rows, *more)], {"ids": ids}))
+    for unreadable in ((), ids[10:11]):
+        with pytest.raises(CacheError, match="are numbered"):
+            pair(found, (), "check", unreadable)
+    stated = [ids[number] for number in gone]
+    assert pair(found, (), "rows", stated) == {ids[int(row)]: row for row in rows}
+
+
+def test_a_row_that_was_lost_shifts_no_others(tmp_path: Path) -> None:
+    found = look_into(lay(tmp_path, [f"{row:03}.npy" for row in range(40) if row != 7]))
+    order = [f"clip{number}" for number in range(40)]
+    assert pair(found, order, "rows", ["clip7"])["clip8"] == "008"
+    with pytest.raises(CacheError, match="with a gap or a number twice before '008'"):
+        pair(found, order, "rows", ["clip20"])
+    numbered_on = look_into(lay(tmp_path / "on", [f"{row:03}.npy" for row in range(39)]))
+    assert pair(numbered_on, order, "rows", ["clip20"])["clip21"] == "020"
+
+
+def test_ids_of_many_numbers_are_no_rows(tmp_path: Path) -> None:
+    """Something-Something's ids: 1 … n, a seventh of them of another split, one of them beside these."""
+    ids = [str(number) for number in range(1, 101) if number % 7]
+    found = look_into(lay(tmp_path, [f"{name}.npy" for name in (*ids, "49")], {"ids": ids}))
+    assert not found.numbered and len(pair(found, (), "check")) == len(ids) + 1
+
+
+def test_what_metadata_say_is_kept_without_what_a_terminal_would_obey(tmp_path: Path) -> None:
+    said = {"model": "\ud800x \x1b[31mred\x07", "note\n": "naïve – 模型"}
+    found = look_into(lay(tmp_path, ["a.npy"], said))
+    assert found.said == {"model": "\ufffdx \ufffd[31mred\ufffd", "note\ufffd": "naïve – 模型"}
+
+
+def test_pipes_and_devices_are_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.pt")
+    (tmp_path / "b.npy").symlink_to("/dev/zero")
+    (tmp_path / "c.npy").symlink_to(tmp_path / "gone")
+    found = look_into(tmp_path)
+    for name, said in (("a", "no file but"), ("b", "no file but"), ("c", "cannot be read: No such file")):
+        with pytest.raises(CacheError, match=said):
+            read_latents(found.files[name], name)
+    os.mkfifo(tmp_path / "metadata.json")
+    with pytest.raises(CacheError, match=r"metadata\.json is no file"):
+        look_into(tmp_path)
+
+
+def header(text: str) -> bytes:
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"PK\x03\x04" + b"junk" * 50,
+        header("{'descr': '<f4', (\n"),
+        header("(" * 4000 + "\n"),
+        header("{1: 2, 'a': 3}\n"),
+        header(f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({10**30}, 12), }}\n"),
+        header("{'descr': '<f4', 'fortran_order': False, 'shape': (-8, 12), }\n") + bytes(400),
+    ],
+)
+def test_whatever_is_wrong_with_an_array_is_a_reason(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.npy").write_bytes(content)
+    with pytest.raises(CacheError, match="is damaged, or no array"):
+        read_latents(tmp_path / "a.npy", "a")
+
+
+def test_tensors_of_no_plain_memory_are_a_reason(tmp_path: Path) -> None:
+    nested = torch.nested.nested_tensor([torch.zeros(SHAPE), torch.zeros(SHAPE)])
+    for tensor in (torch.empty(SHAPE, device="meta"), nested):
+        torch.save(tensor, tmp_path / "a.pt")
+        with pytest.raises(CacheError, match="holds no plain tensor"):
+            read_latents(tmp_path / "a.pt", "a")
+    torch.save(torch.full(SHAPE, 1 - 2j).conj().imag, tmp_path / "a.pt")  # Its sign is a bit beside it.
+    assert read_latents(tmp_path / "a.pt", "a", SHAPE).tolist() == latents(2).tolist()
+
+
+def test_a_packed_file_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
+    torch.save(torch.zeros(1000, 1000), tmp_path / "whole.pt")
+    with ZipFile(tmp_path / "whole.pt") as whole, ZipFile(tmp_path / "a.pt", "w", ZIP_DEFLATED) as packed:
+        for name in whole.namelist():
+            packed.writestr(name, whole.read(name))
+    with pytest.raises(CacheError, match=r"is packed \(4,0.* bytes in .*unpack it"):
+        read_latents(tmp_path / "a.pt", "a")
+    assert read_latents(tmp_path / "whole.pt", "whole").shape == (1000, 1000)

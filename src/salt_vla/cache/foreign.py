@@ -1,6 +1,7 @@
-"""Latents that another program left as one file a clip: which file is of which clip, and what is in it.
+"""Latents that another program left as one file a clip: which file is of which clip.
 
-Opens files without running anything in them. Knows neither clip tables nor teachers nor our own format.
+Goes by names and metadata.json, and opens none of the files. Knows neither clip tables nor teachers nor our
+own format.
 """
 
 from __future__ import annotations
@@ -8,27 +9,22 @@ from __future__ import annotations
 import json
 import os
 import re
+import unicodedata
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
-
-import numpy as np
+from typing import Any, Literal
 
 from salt_vla.errors import CacheError
 
-if TYPE_CHECKING:
-    from jaxtyping import Float
-
 METADATA = "metadata.json"
 SUFFIXES = (".pt", ".pth", ".npy")
-TENSORS = ("latents", "features", "embeddings", "tokens", "last_hidden_state", "hidden_states")
 IDS = ("clip_id", "video_id", "id", "key", "name", "video", "clip")
-MOST_VALUES = 2**27  # of one clip: 60 times the largest latents in use
-MOST_BYTES = 2**31
-_NUMBERED = re.compile(r"(\D*)(\d+)")
-_WANTS = re.compile(r"GLOBAL (\S+)")
+GAPS = 0.05  # share of rows that may be missing from what is still a row of numbers
+_NUMBERED = re.compile(r"(.*?)([0-9]{1,18})", re.DOTALL)
+_UNPRINTABLE = ("Cc", "Cf", "Cs", "Zl", "Zp")  # controls, invisible marks, halves of characters, separators
 
 Names = Literal["check", "clip-ids", "rows"]
 
@@ -45,14 +41,19 @@ class ForeignFolder:
     said: Mapping[str, Any]
 
     @cached_property
+    def rows(self) -> dict[str, int]:
+        """The names that are a number behind one prefix → that number; empty unless most names are."""
+        matches = {name: match for name in self.files if (match := _NUMBERED.fullmatch(name))}
+        prefixes = Counter(match[1] for match in matches.values()).most_common(1)
+        if not prefixes or 2 * prefixes[0][1] <= len(self.files):
+            return {}
+        return {name: int(match[2]) for name, match in matches.items() if match[1] == prefixes[0][0]}
+
+    @cached_property
     def numbered(self) -> bool:
-        """Whether the names are nothing but the numbers of rows: 0 … n − 1 or 1 … n behind one prefix."""
-        matches = [_NUMBERED.fullmatch(name) for name in self.files]
-        found = [match.groups() for match in matches if match]
-        if len(found) < len(matches) or len({prefix for prefix, _ in found}) != 1:
-            return False
-        numbers = sorted(int(number) for _, number in found)
-        return numbers[0] in (0, 1) and numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+        """Whether most names are the numbers of rows, from 0 or 1 on. A gap here and there, where a clip
+        could not be read, and a few other files beside them, make no ids of them."""
+        return bool(self.rows) and max(self.rows.values()) <= (1 + GAPS) * len(self.rows)
 
     def in_order(self, order: Sequence[str]) -> list[str]:
         """The files' names, in `order` where they are in it, else by number or alphabet."""
@@ -93,131 +94,102 @@ def pair(
     `clip-ids` takes names as they are; `rows` takes the n-th file for the n-th readable clip of `order`.
     """
     order = found.listed or order
-    if unreadable or names == "rows":
-        return _by_place(found, order, names, unreadable)
-    if names == "check":
-        known = set(order)
-        if found.numbered and not all(name in known for name in found.files):
-            raise CacheError(
-                f"the files of {found.folder} are numbered, which does not say which clips they are of: ids "
-                "shift by one after every clip that could not be read; state with --names rows that they "
-                "follow the order of the list in metadata.json, or else of --data's clip table; or map each "
-                "file to its clip in metadata.json"
-            )
-        _refuse_shifted(found, order)
-    return {name: name for name in found.files}
-
-
-def _by_place(
-    found: ForeignFolder, order: Sequence[str], names: Names, unreadable: Sequence[str]
-) -> dict[str, str]:
     strangers = sorted(set(unreadable) - set(order))
     if strangers:
         raise CacheError(
             f"--unreadable names {strangers[0]!r}, which is none of the {len(order)} listed clips"
         )
+    if names == "rows":
+        return _by_row(found, order, unreadable)
+    if names == "check":
+        known = set(order)
+        if found.numbered and not all(name in known for name in found.rows):
+            raise CacheError(
+                f"the files of {found.folder} are numbered, which does not say which clips they are of: ids "
+                "shift by one after every clip that could not be read; state with --names rows that they "
+                "follow the order of the list in metadata.json, or else of --data's clip table, or with "
+                "--names clip-ids that the numbers are the clips' ids; or map each file to its clip in "
+                "metadata.json"
+            )
+        if not unreadable:
+            _refuse_shifted(found, order)
+    if unreadable:
+        return _moved_back(found, order, unreadable)
+    return {name: name for name in found.files}
+
+
+def _by_row(found: ForeignFolder, order: Sequence[str], unreadable: Sequence[str]) -> dict[str, str]:
+    """The n-th file for the n-th readable clip. Numbers must go on without a gap, or leave out exactly the
+    rows of the clips that could not be read: any other gap is a lost file, and all after it would shift."""
+    left_out = set(unreadable)
+    readable = {name: row for row, name in enumerate(order) if name not in left_out}
+    files = sorted(found.rows, key=lambda name: (found.rows[name], name)) or found.in_order(())
+    if len(readable) != len(files):
+        raise _one_too_many_or_too_few(found, len(files), len(order), len(left_out))
+    numbers = [found.rows[name] for name in files if name in found.rows]
+    steps = [number - numbers[0] for number in numbers]
+    rows = list(readable.values())
+    if numbers and steps != list(range(len(steps))) and steps != [row - rows[0] for row in rows]:
+        gap = next(number for number, step in enumerate(steps) if number != step)
+        raise CacheError(
+            f"the files of {found.folder} are numbered with a gap or a number twice before {files[gap]!r}, "
+            "where no clip is said to be unreadable: a file was lost, or is one too many; restore it, or map "
+            "each file to its clip in metadata.json"
+        )
+    return dict(zip(readable, files, strict=True))
+
+
+def _moved_back(found: ForeignFolder, order: Sequence[str], unreadable: Sequence[str]) -> dict[str, str]:
+    """Names that were counted on past unreadable clips: the n-th name is the n-th readable clip's, whether
+    its file is still there or not. Names that leave the unreadable clips out are right as they are."""
     left_out = set(unreadable)
     readable = [name for name in order if name not in left_out]
-    if len(readable) != len(found.files):
-        raise CacheError(
-            f"{found.folder} holds {len(found.files)} files for {len(readable)} readable clips "
-            f"({len(order)} listed, {len(left_out)} unreadable): one too many or too few, and ids shift by "
-            "one from there on; name every clip that could not be read with --unreadable"
-        )
-    if names != "rows" and (strange := sorted(set(found.files) - set(order))):
-        raise CacheError(f"{found.folder} has a file of {strange[0]!r}, which is none of the listed clips")
-    return dict(zip(readable, found.in_order(() if names == "rows" else order), strict=True))
+    named = [name for name in order if name in found.files]
+    if readable and readable[-1] in found.files and left_out.isdisjoint(named):
+        return {name: name for name in named}
+    if not named or named[-1] != order[len(readable) - 1]:
+        raise _one_too_many_or_too_few(found, len(named), len(order), len(left_out))
+    return {clip: name for clip, name in zip(readable, order, strict=False) if name in found.files}
+
+
+def _one_too_many_or_too_few(found: ForeignFolder, files: int, listed: int, unreadable: int) -> CacheError:
+    return CacheError(
+        f"{found.folder} holds {files} files for {listed - unreadable} readable clips ({listed} listed, "
+        f"{unreadable} unreadable): one too many or too few, and ids shift by one from there on; name every "
+        "clip that could not be read with --unreadable"
+    )
 
 
 def _refuse_shifted(found: ForeignFolder, order: Sequence[str]) -> None:
     """The trace of a loop that left out unreadable clips but went on counting names: what is missing is the
-    end of the list, and nothing else."""
-    count = len(found.files)
-    if count < len(order) and set(order[:count]) == set(found.files):
-        missing = len(order) - count
+    end of the list. Files of other names, and some that were lost since, do not cover it."""
+    missing = [place for place, name in enumerate(order) if name not in found.files]
+    if not missing or len(missing) == len(order):
+        return
+    at_end = [place for place in missing if place >= len(order) - len(missing) - len(missing) // 2]
+    if 2 * len(at_end) > len(missing) or order[-1] not in found.files:
         raise CacheError(
-            f"{found.folder}: of {len(order)} listed clips exactly the last {missing} have no file, as if "
-            "unreadable clips were skipped while the names were counted on; then each file after the first "
-            f"such clip holds a later clip's latents. Name the {missing} unreadable clips with --unreadable "
-            "FILE to move them back, or state with --names clip-ids that the names are right"
+            f"{found.folder}: of {len(order)} listed clips {len(missing)} have no file, {len(at_end)} of "
+            "them at the end of the list, as if unreadable clips were skipped while the names were counted "
+            "on; then each file after the first such clip holds a later clip's latents. Name the unreadable "
+            "clips with --unreadable FILE to move them back, or state with --names clip-ids that the names "
+            "are right"
         )
 
 
-def read_latents(
-    path: Path, name: str, shape: tuple[int, ...] | None = None
-) -> Float[np.ndarray, "tokens dim"]:
-    """One clip's latents in float32 (float16 as it is). Raises `CacheError` with the reason: unreadable, a
-    pickle that would run code, no single array in it, not of `shape`, or said to be of another clip."""
-    try:
-        if path.stat().st_size > MOST_BYTES:
-            raise CacheError(f"{path.name} is too large for one clip ({path.stat().st_size:,} bytes)")
-        value, said = _read_npy(path) if path.suffix == ".npy" else _read_torch(path)
-    except OSError as error:
-        raise CacheError(f"{path.name} cannot be read: {error.strerror or error}") from error
-    if said not in (None, name):
-        raise CacheError(f"{path.name} says that it is of clip {said!r}, not {name!r}")
-    found = tuple(value.shape)
-    while len(found) > 2 and found[0] == 1:
-        found = found[1:]
-    if shape is not None and found != shape:
-        raise CacheError(f"{path.name} holds {tuple(value.shape)} numbers, not {shape}")
-    if len(found) != 2 or value.size > MOST_VALUES:
-        raise CacheError(f"{path.name} holds {tuple(value.shape)} numbers, not (tokens, width) of one clip")
-    return value.reshape(found)
-
-
-def _read_npy(path: Path) -> tuple[np.ndarray, str | None]:
-    try:
-        value = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError, MemoryError) as error:
-        raise CacheError(f"{path.name} is damaged, or no array of numbers ({str(error)[:80]})") from error
-    if not isinstance(value, np.ndarray) or value.dtype.kind != "f":
-        kind = getattr(value, "dtype", "several arrays")
-        raise CacheError(f"{path.name} holds {kind}, not float16 or float32 (bfloat16 only in .pt)")
-    return value if value.dtype == np.float16 else value.astype(np.float32), None
-
-
-def _read_torch(path: Path) -> tuple[np.ndarray, str | None]:
-    import torch  # Here, because the rest of the package does without.
-
-    try:
-        value = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # torch names no set of errors for files that it cannot or will not read.
-        raise CacheError(f"{path.name} {_why_not(str(error))}") from error
-    said = None
-    if isinstance(value, Mapping):
-        ids = [str(value[key]) for key in IDS if isinstance(value.get(key), str | int)]
-        said = ids[0] if ids else None
-        value = _only_tensor(path, value)
-    if not isinstance(value, torch.Tensor) or value.layout != torch.strided or not value.is_floating_point():
-        raise CacheError(f"{path.name} holds no plain tensor of float32, float16 or bfloat16")
-    if value.numel() > MOST_VALUES:  # Before it is copied: a stride of 0 makes much of little.
-        raise CacheError(f"{path.name} holds {tuple(value.shape)} numbers, not (tokens, width) of one clip")
-    value = value.detach()
-    return (value if value.dtype == torch.float16 else value.float()).numpy(), said
-
-
-def _only_tensor(path: Path, value: Mapping[Any, Any]) -> Any:
-    known = [key for key in TENSORS if key in value]
-    others = [key for key, part in value.items() if hasattr(part, "layout") and part.ndim >= 2]
-    if not known and len(others) != 1:
-        keys = ", ".join(str(key) for key in value)[:80]
-        raise CacheError(f"{path.name} holds no latents under a known name ({keys})")
-    return value[(known or others)[0]]
-
-
-def _why_not(said: str) -> str:
-    if wants := _WANTS.search(said):
-        return f"would run code when it is opened (it asks for {wants[1][:80]})"
-    return "is damaged, or no file of torch with tensors alone"
+def clean(text: str) -> str:
+    """Without what a terminal would obey or a page cannot hold."""
+    return "".join("\ufffd" if unicodedata.category(sign) in _UNPRINTABLE else sign for sign in text)
 
 
 def _latent_files(folder: Path) -> list[str]:
     """Paths below `folder`, with slashes, sorted; hidden files and folders are none of them."""
     found = []
-    for place, folders, files in os.walk(folder):
+
+    def refuse(error: OSError) -> None:
+        raise CacheError(f"{error.filename} cannot be listed: {error.strerror}; its clips would be missing")
+
+    for place, folders, files in os.walk(folder, onerror=refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
         below = Path(place).relative_to(folder)
         found += [
@@ -231,6 +203,8 @@ def _latent_files(folder: Path) -> list[str]:
 def _read_metadata(path: Path) -> Any:
     if not path.exists():
         return {}
+    if not path.is_file():  # A pipe would be waited for without end.
+        raise CacheError(f"{path} is no file; mend it, or remove it if names are clip ids")
     try:
         return json.loads(path.read_bytes())
     except (ValueError, RecursionError, OSError) as error:
@@ -243,7 +217,11 @@ def _facts(metadata: Any, of_clips: set[str]) -> dict[str, Any]:
     """What the metadata say of the whole: single values that are not of one file or clip."""
     entries = metadata.items() if isinstance(metadata, dict) else ()
     plain = {key: value for key, value in entries if isinstance(value, str | int | float | bool)}
-    return {key: value for key, value in plain.items() if not of_clips.intersection((key, str(value)))}
+    return {
+        clean(key): clean(value) if isinstance(value, str) else value
+        for key, value in plain.items()
+        if not of_clips.intersection((key, str(value)))
+    }
 
 
 def _tables(metadata: Any) -> list[Any]:
@@ -286,8 +264,8 @@ def _listed(metadata: Any, files: Mapping[str, Path]) -> tuple[str, ...]:
     lists = [part for part in _tables(metadata) if isinstance(part, list)]
     plain = [part for part in lists if all(isinstance(item, str | int) for item in part)]
     for part in plain:
-        names = tuple(map(str, part))
+        names = tuple(dict.fromkeys(map(str, part)))
         if 2 * len(files.keys() & set(names)) > len(files):
             return names
     words = [part for part in plain if len(part) >= len(files) and all(isinstance(w, str) for w in part)]
-    return tuple(words[0]) if words else ()
+    return tuple(dict.fromkeys(words[0])) if words else ()

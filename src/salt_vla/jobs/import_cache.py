@@ -17,7 +17,8 @@ import numpy as np
 import xxhash
 
 from salt_vla.cache import CacheWriter, Key, Manifest, Record
-from salt_vla.cache.foreign import IDS, ForeignFolder, Names, look_into, pair, read_latents
+from salt_vla.cache.foreign import IDS, ForeignFolder, Names, clean, look_into, pair
+from salt_vla.cache.foreign_file import read_latents
 from salt_vla.cache.format import EncodingName
 from salt_vla.config import ViewConfig
 from salt_vla.data.clip_table import ClipTable
@@ -28,7 +29,7 @@ from salt_vla.geometry import ClipGeometry
 from salt_vla.interrupts import stop_on_signals
 from salt_vla.jobs.build_cache import RECORDS_PER_SHARD, split_folder
 from salt_vla.jobs.cache_checks import int8_cost_of
-from salt_vla.jobs.data import refuse_too_many_bad
+from salt_vla.jobs.unread_views import refuse_too_many_bad
 from salt_vla.jobs.data_index import MAX_BAD_SHARE
 from salt_vla.jobs.import_compare import Clips, teacher_r2
 from salt_vla.jobs.resources import require_disk
@@ -98,6 +99,8 @@ def import_latents(
     NaN, or are of another shape are quarantined. `compare` names a teacher whose latents they must be. Raises
     `CacheError` when too many are bad, when clips and files do not fit, or when they are not the teacher's.
     """
+    if stated.teacher is not None and clean(stated.teacher) != stated.teacher:
+        raise ConfigError(f"--teacher-name {stated.teacher!a} cannot be printed; give another name")
     found = look_into(_of_split(source, stated.split))
     split = _split(found, stated)
     if stated.table is not None:
@@ -171,8 +174,11 @@ def _plan(found: ForeignFolder, table: ClipTable | None, names: Names, unreadabl
         if names == "rows" and not found.listed:
             raise ConfigError("--names rows needs the clip table whose order the rows follow; give --data")
         paired = pair(found, (), names, unreadable)
-        clip_ids = list(paired) if unreadable or names == "rows" else found.in_order(found.listed)
-        return _Plan(clip_ids, paired)
+        listed = [clip for clip in found.listed if clip in paired]
+        if 2 * len(listed) <= len(paired):  # A list of something else.
+            return _Plan(found.in_order(()), paired)
+        name_of = {clip: paired[clip] for clip in listed}
+        return _Plan(list(found.listed), name_of, len(found.files) - len(listed), frozenset(unreadable))
     known = {*found.listed, *unreadable} | (set() if names == "rows" else set(found.files))
     called = names_of_maker(table, known)
     if not called and names != "rows" and not found.numbered:
@@ -299,7 +305,11 @@ def _hash_of_files(found: ForeignFolder) -> str:
     """Of names and sizes: an import goes on with the folder that it began with."""
     digest = xxhash.xxh3_128()
     for name in sorted(found.files):
-        digest.update(f"{name}\0{found.files[name].stat().st_size}\0".encode("utf-8", "surrogatepass"))
+        try:
+            size = found.files[name].stat().st_size
+        except OSError:  # A link that leads nowhere, to be quarantined.
+            size = -1
+        digest.update(f"{name}\0{size}\0".encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
 
 
@@ -336,7 +346,7 @@ def read_ids(path: Path) -> list[str]:
         if not text.lstrip().startswith("["):
             return [line.strip() for line in text.splitlines() if line.strip()]
         rows = [_id_in(row) for row in json.loads(text)]
-    except (OSError, ValueError, StopIteration) as error:
+    except (OSError, ValueError, StopIteration, RecursionError) as error:
         raise ConfigError(f"{path} names no clips ({error}); write one id a line") from error
     return list(dict.fromkeys(map(str, rows)))
 

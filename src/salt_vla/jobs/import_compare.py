@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from salt_vla.cache.foreign import ForeignFolder, read_latents
+from salt_vla.cache.foreign import ForeignFolder
+from salt_vla.cache.foreign_file import read_latents
 from salt_vla.config import ViewConfig
 from salt_vla.data.clip_table import ClipTable
 from salt_vla.data.view_lock import ViewReader
