@@ -22,16 +22,15 @@ from salt_vla.config import ViewConfig
 from salt_vla.data.clip_table import SCHEMA, Clip, ClipTable
 from salt_vla.data.view_lock import Key, ViewReader
 from salt_vla.data.workers import AHEAD, PAUSE, Lost, map_in_workers
-from salt_vla.errors import DataError
+from salt_vla.errors import DataError, ResourceError
 from salt_vla.geometry import ClipGeometry
 
 RUN_BYTES = 16 * 2**20  # of views of one file that a worker decodes in one pass
 BYTES_IN_WORK = 512 * 2**20  # of runs that are being decoded, or wait for an older one
 BYTES_READY = 256 * 2**20  # of views in order that nobody has taken yet
-RUN_SECONDS, KEY_SECONDS = (
-    300.0,
-    90.0,
-)  # for a run of views, then for each by itself; decoding gives up before
+# For a run of views, then for each by itself; decoding gives up before.
+RUN_SECONDS, KEY_SECONDS = 300.0, 90.0
+FILES_LOST = 3  # in a row, with every view of them, before it is the machine's fault and not theirs
 NICENESS = 5  # Against others on the machine they must still hold their own.
 
 Pixels = np.ndarray | DataError
@@ -52,7 +51,8 @@ def read_ahead(
     most `BYTES_READY` of views lie ready, and `BYTES_IN_WORK` (or one run, `RUN_BYTES`, a worker) are in
     work. Keys of one file that follow one another share a pass. A worker that dies or hangs costs only the
     keys it had in hand: they are tried again one by one, and given up with the reason. Workers give way to
-    the caller's threads (`NICENESS`). The pixels and reasons do not depend on `num_workers`.
+    the caller's threads (`NICENESS`). The pixels and reasons do not depend on `num_workers`. Raises
+    `ResourceError` when workers cannot be started, or die over one file after the other.
 
     `keys` may give `None` where the next key is not known yet; they are drawn from another thread. While
     there is nothing to give, `check()` is called now and then; what it raises ends the reading.
@@ -167,6 +167,7 @@ class _Ahead:
         self._bytes = 0
         self._changed = Condition()
         self._closed = Event()
+        self._lost: dict[object, str] = {}  # file → why nothing of it came, since a view came last
 
     def fill(self) -> None:
         """Decode everything; returns early once closed."""
@@ -187,6 +188,7 @@ class _Ahead:
             if isinstance(answer, Lost):
                 self._put_one_by_one(run)
             else:
+                self._lost.clear()
                 self._put(zip(run.keys, answer, strict=True))
 
     def _put_one_by_one(self, run: _Run) -> None:
@@ -196,9 +198,21 @@ class _Ahead:
         )
         for key, answer in zip(run.keys, answers, strict=False):  # Fewer when closed meanwhile.
             if isinstance(answer, Lost):
+                self._note_lost(run, answer.reason)
                 self._put([(key, DataError(f"clip {key[0]!r}, view {key[1]}: {answer.reason}"))])
             else:
+                self._lost.clear()
                 self._put([(key, answer[0])])
+
+    def _note_lost(self, run: _Run, reason: str) -> None:
+        """One film may kill every process that opens it. Several in a row do not: memory is full, say."""
+        self._lost[(run.clips[0].dataset, run.clips[0].file) if run.clips else run.keys] = reason
+        if len(self._lost) == FILES_LOST:
+            raise ResourceError(
+                "the processes that decode die or hang over one file after the other "
+                f"({FILES_LOST} in a row; the last: {reason}), as where memory is full; make some free, take "
+                "fewer of them (--workers), and run the same command again"
+            )
 
     def _put(self, views: Iterable[tuple[Key, Pixels]]) -> None:
         with self._changed:

@@ -6,17 +6,22 @@ Knows nothing of videos; decoders written in C are why it exists.
 from __future__ import annotations
 
 import ctypes
+import math
 import multiprocessing
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
 from dataclasses import dataclass
 from itertools import islice
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from threading import Event
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
+
+from salt_vla.errors import ResourceError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -25,6 +30,9 @@ AHEAD = 8  # items a worker may be ahead of the oldest one that is not answered 
 PAUSE = 0.05  # seconds between two looks at what cannot be waited for: items that are still to come
 PARENTS_BUSINESS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+READY = "ready"  # a worker's first word
+SECONDS_TO_START = 300.0  # imports from a slow disk, on a machine with much else to do
+DEATHS_AT_START = 3  # of one worker, in a row, before it is no accident
 
 
 @dataclass(frozen=True)
@@ -47,11 +55,12 @@ def map_in_workers(
     """`function(item)` of every item, in the items' order, from `num_workers` processes (0: from this one).
 
     Function, items and results must be picklable. An exception of `function` is raised here; a worker that
-    is killed, crashes, or takes longer than `time_limit` seconds for an item gives `Lost` for that item and
-    is replaced. Leaving the iterator stops the workers, and so does `cancelled` from another thread; when
-    this process dies, they do. Workers call `prepare()` first. At most `ahead` × `num_workers` items are in
-    work or wait for an older one. An item `None` has no result; it says that for the moment there is none,
-    so that results are not held back until the next one comes.
+    is killed, crashes, or takes longer than `time_limit` seconds for an item (its start not counted) gives
+    `Lost` for that item and is replaced. One that dies before it can work costs no item, but three of them
+    in a row raise `ResourceError`. Leaving the iterator stops the workers, and so does `cancelled` from
+    another thread; when this process dies, they do. Workers call `prepare()` first. At most `ahead` ×
+    `num_workers` items are in work or wait for an older one. An item `None` has no result; it says that for
+    the moment there is none, so that results are not held back until the next one comes.
     """
     if num_workers < 1:
         for item in items:
@@ -60,9 +69,10 @@ def map_in_workers(
             else:
                 yield function(item)
         return
-    workers = [_Worker(function, prepare) for _ in range(num_workers)]
+    cancelled = cancelled or Event()
+    workers = [_Worker(function, prepare, time_limit, cancelled) for _ in range(num_workers)]
     try:
-        yield from _in_order(workers, iter(items), time_limit, ahead * num_workers, cancelled or Event())
+        yield from _in_order(workers, iter(items), ahead * num_workers, cancelled)
     finally:
         for worker in workers:
             worker.stop()
@@ -71,7 +81,6 @@ def map_in_workers(
 def _in_order(
     workers: list[_Worker[Item, Result]],
     items: Iterator[Item | None],
-    time_limit: float | None,
     ahead: int,
     cancelled: Event,
 ) -> Iterator[Result | Lost]:
@@ -97,23 +106,31 @@ def _in_order(
         busy = {worker.connection: worker for worker in workers if worker.number is not None}
         if not busy and not has_more:
             return
-        limits = [worker.seconds_left(time_limit) for worker in busy.values()] if time_limit else []
+        limits = [worker.seconds_left() for worker in busy.values()]
         ready = wait(list(busy), timeout=min([*limits, PAUSE if nothing_now else 5 * PAUSE]))
         for connection, worker in busy.items():
-            if connection in ready or (time_limit and worker.seconds_left(time_limit) <= 0):
+            if connection in ready or worker.seconds_left() <= 0:
                 number = worker.number
                 assert number is not None
-                answers[number] = worker.answer(connection in ready, time_limit)
+                for answer in worker.answers(connection in ready):
+                    answers[number] = answer
 
 
 class _Worker(Generic[Item, Result]):
     """A process and the item it is at."""
 
     def __init__(
-        self, function: Callable[[Item], Result], prepare: Callable[[], object] | None = None
+        self,
+        function: Callable[[Item], Result],
+        prepare: Callable[[], object] | None,
+        time_limit: float | None,
+        cancelled: Event,
     ) -> None:
         self.function, self.prepare = function, prepare
+        self.time_limit, self.cancelled = time_limit, cancelled
         self.number: int | None = None
+        self._deaths_at_start = 0
+        self._talk = ThreadPoolExecutor(1, thread_name_prefix="worker-talk")
         self._start()
 
     def _start(self) -> None:
@@ -128,40 +145,84 @@ class _Worker(Generic[Item, Result]):
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
+        self._is_ready = False
+        self._began = time.monotonic()
 
     def send(self, number: int, item: Item) -> None:
-        self.number, self._began = number, time.monotonic()
+        self.number, self._item, self._began = number, item, time.monotonic()
         try:
-            self.connection.send(item)
+            self._within_limit(self.connection.send, item)
         except (BrokenPipeError, ConnectionResetError):
-            return  # It has died between two items or at its start; `answer` finds out how.
+            return  # It has died between two items or at its start; `answers` finds out how.
 
-    def seconds_left(self, time_limit: float) -> float:
-        return max(self._began + time_limit - time.monotonic(), 0.0)
+    def seconds_left(self) -> float:
+        limit = self.time_limit if self._is_ready else SECONDS_TO_START
+        return max(self._began + limit - time.monotonic(), 0.0) if limit else math.inf
 
-    def answer(self, has_news: bool, time_limit: float | None) -> Result | Lost:
-        """What became of the item in hand; a dead worker, and one that is too slow, is replaced."""
-        self.number = None
+    def answers(self, has_news: bool) -> Iterator[Result | Lost]:
+        """What became of the item in hand, once it is known; a dead worker, and one that is too slow, is
+        replaced."""
         try:
-            if has_news:
-                failed, value = self.connection.recv()
-                if failed:
-                    raise value
-                return value
-            reason = f"it took longer than {time_limit:g} s"
-        except (EOFError, ConnectionResetError):
-            self._process.join()
-            code = self._process.exitcode or 0
-            how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-            reason = f"the process that worked on it died ({how})"
-        self.stop()
+            said = self._within_limit(self.connection.recv) if has_news else None
+            is_in_time = self.seconds_left() > 0
+        except (EOFError, OSError):  # Also in the middle of an answer.
+            said, is_in_time = None, self.seconds_left() > 0
+        if said == READY:
+            self._is_ready, self._began, self._deaths_at_start = True, time.monotonic(), 0
+            return
+        if said is None:
+            yield from self._replaced(is_in_time)
+            return
+        self.number = None
+        failed, value = said
+        if failed:
+            raise value
+        yield value
+
+    def _within_limit(self, talk: Callable[..., Any], *args: Item) -> Any:
+        """A worker that stops in the middle of an item or of its answer would be waited for, for ever: it is
+        killed when the time is over, which ends the talk."""
+        talking = self._talk.submit(talk, *args)
+        while True:
+            done, _ = wait_for([talking], timeout=min(self.seconds_left(), 5 * PAUSE))
+            if done:
+                return talking.result()
+            if self.cancelled.is_set() or self.seconds_left() <= 0:
+                self._process.kill()
+                talking.exception()  # It ends now.
+
+    def _replaced(self, is_in_time: bool) -> Iterator[Lost]:
+        """Another process for one that is dead or too slow, and, if it had begun, what became of its item."""
+        if not is_in_time:
+            self._process.kill()
+        self._process.join()
+        code = self._process.exitcode or 0
+        died = f"died ({signal.Signals(-code).name if code < 0 else f'exit code {code}'})"
+        limit = self.time_limit if self._is_ready else SECONDS_TO_START
+        how = died if is_in_time else f"took longer than {limit:g} s"
+        self.connection.close()
+        if self.cancelled.is_set():
+            return
+        if self._is_ready:
+            self.number = None
+            self._start()
+            yield Lost(f"the process that worked on it {how}" if is_in_time else f"it {how}")
+            return
+        self._deaths_at_start += 1
+        if self._deaths_at_start == DEATHS_AT_START:
+            raise ResourceError(
+                f"no process can be started to work beside this one: {DEATHS_AT_START} in a row {how} before "
+                "they began; see above what they said, make memory free, or do without them (--workers 0)"
+            )
         self._start()
-        return Lost(reason)
+        if self.number is not None:
+            self.send(self.number, self._item)
 
     def stop(self) -> None:
-        self.connection.close()
         self._process.kill()
         self._process.join()
+        self._talk.shutdown()
+        self.connection.close()
 
 
 def _work(
@@ -175,6 +236,10 @@ def _work(
         return  # It died while this process was starting; the items it has sent are nobody's.
     if prepare is not None:
         prepare()
+    try:
+        connection.send(READY)
+    except (BrokenPipeError, ConnectionResetError):
+        return
     while True:
         try:
             item = connection.recv()
