@@ -16,13 +16,12 @@ from salt_vla.errors import CacheError, DataError
 from salt_vla.geometry import ClipGeometry
 from salt_vla.jobs.data import (
     HELD_OUT_EVERY,
-    MAX_BAD_SHARE,
     open_table,
     open_views,
-    refuse_too_many_bad,
     split_table,
 )
-from salt_vla.jobs.data_index import EMBEDDED, place_of
+from salt_vla.jobs.data_index import EMBEDDED, MAX_BAD_SHARE, place_of
+from salt_vla.jobs.unread_views import refuse_too_many_bad
 from salt_vla.view_store import StoredViews
 
 GEOMETRY = ClipGeometry(num_frames=8, image_size=32, tubelet_size=2, patch_size=16)

@@ -101,7 +101,7 @@ def plan(
         how = How(latents.num_workers(what.data))
         planned = plan_cache(*what.all(), clips=clips, seconds=seconds, how=how)
     else:
-        shape, views = (tokens, dim), latents.num_views or 1
+        shape, views = (tokens, dim), 1 if latents.num_views is None else latents.num_views
         planned = plan_bytes(latents.out, latents.encoding, shape, clips, views, RECORDS_PER_SHARD)
     if json:
         print_json(planned.to_json())

@@ -44,6 +44,7 @@ SCHEMA = pa.schema(
 METADATA = b"salt_vla.places"  # of the Parquet file: the data sets' roots and weights, as JSON
 WEIGHTS = (1e-6, 1e6)  # smallest and largest of a mixture
 SAMPLED_BYTES = 1 << 16  # of either end of a file
+UNREADABLE = b"unreadable"  # stands for the sample of a file that cannot be read
 
 
 @dataclass(frozen=True)
@@ -219,15 +220,37 @@ class ClipTable:
                 digest.update(part)
         return digest.hexdigest()
 
-    @cached_property
+    @property
     def files_hash(self) -> str:
         """Of the size and the first and last 64 KiB of every file the clips lie in: two data sets whose rows
-        are equal, or one whose films were made anew, are told apart. Unreadable files count as such."""
+        are equal, or one whose films were made anew, are told apart. Unreadable files count as such. Taken
+        once."""
+        return self._files[0]
+
+    @cached_property
+    def _files(self) -> tuple[str, np.ndarray]:
+        """`files_hash`, and of every row the XXH3-64 of its own file's sample."""
         digest = xxhash.xxh3_128()
-        places = zip(self.rows["dataset"].to_pylist(), self.rows["file"].to_pylist(), strict=True)
-        for dataset, file in sorted(set(places)):
-            digest.update(file.encode() + _sample(self.roots[dataset] / file))
-        return digest.hexdigest()
+        rows = list(zip(self.rows["dataset"].to_pylist(), self.rows["file"].to_pylist(), strict=True))
+        each: dict[tuple[str, str], int] = {}
+        for dataset, file in sorted(set(rows)):
+            sample = _sample(self.roots[dataset] / file)
+            digest.update(file.encode() + sample)
+            each[dataset, file] = xxhash.xxh3_64_intdigest(sample)
+        return digest.hexdigest(), np.array([each[row] for row in rows], np.uint64)
+
+    def changed_file(self, clip_ids: Sequence[str]) -> Path | None:
+        """The first file of these clips, looked at anew, that is another one than `files_hash` was taken of.
+        One that cannot be read now is none: nobody has seen others' pixels in it."""
+        seen: dict[Path, int] = {}
+        for clip_id in clip_ids:
+            clip = self.clip(clip_id)
+            seen.setdefault(self.roots[clip.dataset] / clip.file, int(self._files[1][self._row_of[clip_id]]))
+        for path, before in seen.items():
+            sample = _sample(path)
+            if sample != UNREADABLE and xxhash.xxh3_64_intdigest(sample) != before:
+                return path
+        return None
 
     def video(self, clip: Clip) -> Path:
         """The clip's file; a path that leaves the root is refused (links set within the root may)."""
@@ -266,7 +289,7 @@ def _sample(path: Path) -> bytes:
             file.seek(max(size - SAMPLED_BYTES, 0))
             return str(size).encode() + head + file.read(SAMPLED_BYTES)
     except OSError:
-        return b"unreadable"
+        return UNREADABLE
 
 
 def _places(said: str, datasets: Sequence[str], path: Path) -> tuple[dict[str, Path], dict[str, float]]:

@@ -5,6 +5,7 @@ Knows packets, pictures and clocks; which pictures anybody wants is `decode.py`'
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import stat
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from av.video.stream import VideoStream
     from jaxtyping import UInt8
 
+# What a file system that went away answers. EIO is not among them: FFmpeg says it of damaged files too.
+AWAY = {errno.ENOENT, errno.ESTALE, errno.ENOTCONN, errno.ENODEV, errno.EHOSTDOWN, errno.EMFILE, errno.ENFILE}
 MAX_PIXELS = 8192 * 8192  # of a picture: twice an 8K film's; a header that claims more is damaged
 TIME_LIMIT = 60.0  # seconds of decoding for one clip
 NO_TIMESTAMPS = 0x0080  # AVFMT_NOTIMESTAMPS, FFmpeg's avformat.h: raw streams have no clock
@@ -62,6 +65,11 @@ class Deadline:
 
 class TooSlow(DataError):
     """Decoding was given up: trying the same file again would take as long."""
+
+
+class OutOfReach(DataError):
+    """The system does not give the file: it is missing, may not be read, or its disk is away. Of what is in
+    it nothing is known."""
 
 
 @dataclass(frozen=True)
@@ -157,6 +165,8 @@ def open_video(path: Path, deadline: Deadline | None = None) -> Iterator[Video]:
                 deadline or Deadline(),
             )
     except (av.FFmpegError, EOFError) as error:
+        if getattr(error, "errno", None) in AWAY:
+            raise OutOfReach(f"video {path} cannot be reached: {_why(error)}") from error
         raise DataError(f"video {path} cannot be decoded: {_why(error)}") from error
     except MemoryError as error:
         raise DataError(f"video {path} cannot be decoded: it asks for more memory than there is") from error
@@ -194,16 +204,16 @@ def refuse_unreadable(path: Path) -> None:
         info = path.stat()
         readable = os.access(path, os.R_OK)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise DataError(f"video {path} is missing; restore it or index the data set again") from error
+        raise OutOfReach(f"video {path} is missing; restore it or index the data set again") from error
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise DataError(f"video {path} cannot be reached: {reason}") from error
+        raise OutOfReach(f"video {path} cannot be reached: {reason}") from error
     if stat.S_ISDIR(info.st_mode):
         raise DataError(f"video {path} is a folder, not a file; index the data set again")
     if not stat.S_ISREG(info.st_mode):
         raise DataError(f"video {path} is no regular file (a pipe, socket or device); replace it")
     if not readable:
-        raise DataError(f"video {path} may not be read by this user; change its permissions")
+        raise OutOfReach(f"video {path} may not be read by this user; change its permissions")
     if not info.st_size:
         raise DataError(f"video {path} is empty (0 bytes); restore it")
 

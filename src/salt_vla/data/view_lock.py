@@ -19,7 +19,7 @@ from salt_vla.data.clip_table import Clip, ClipTable
 from salt_vla.data.decode import read_through_pyav, stream_frames
 from salt_vla.data.golden import GOLDEN_CLIPS, GOLDEN_FRAMES, golden_path
 from salt_vla.data.sampling import clip_span, sampled_frames
-from salt_vla.data.video_file import Deadline, TooSlow
+from salt_vla.data.video_file import Deadline, OutOfReach, TooSlow
 from salt_vla.errors import DataError
 from salt_vla.geometry import ClipGeometry
 
@@ -311,4 +311,5 @@ def _same_file(one: Clip, other: Clip) -> bool:
 
 
 def _about(key: Key, error: DataError) -> DataError:
-    return DataError(f"clip {key[0]!r}, view {key[1]}: {error}")
+    kind = OutOfReach if isinstance(error, OutOfReach) else DataError
+    return kind(f"clip {key[0]!r}, view {key[1]}: {error}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,17 @@ from pathlib import Path
 import torch
 
 from salt_vla.cache import CacheWriter, Manifest
-from salt_vla.cache.format import MANIFEST, DamagedManifest, EncodingName, NoManifest
+from salt_vla.cache.format import (
+    INDEX,
+    INDEX_PAGES,
+    MANIFEST,
+    PROBE,
+    QUARANTINE,
+    SHARDS,
+    DamagedManifest,
+    EncodingName,
+    NoManifest,
+)
 from salt_vla.cache.writer import LEASE_SECONDS
 from salt_vla.config import DataConfig, ViewConfig
 from salt_vla.data.clip_table import ClipTable
@@ -19,13 +30,15 @@ from salt_vla.data.view_lock import ViewReader, view_hash, view_settings
 from salt_vla.errors import ConfigError
 from salt_vla.interrupts import stop_on_signals
 from salt_vla.jobs.cache_checks import check_probe, describe_int8, int8_cost, probe_of
-from salt_vla.jobs.data import open_views, refuse_too_many_bad
+from salt_vla.jobs.data import open_views
 from salt_vla.jobs.pipeline import Compute, Pipeline, nothing, num_decoders
-from salt_vla.jobs.resources import require_disk
+from salt_vla.jobs.resources import require_room
+from salt_vla.jobs.unread_views import Approval, repair_cure
 from salt_vla.progress import Advance, progress
 from salt_vla.teachers import Teacher
 from salt_vla.teachers.batch_size import largest_batch
 
+OWN_NAMES = {MANIFEST, INDEX, INDEX_PAGES, QUARANTINE, PROBE, SHARDS}
 RECORDS_PER_SHARD = 64
 BATCH_SIZE = 32
 
@@ -65,7 +78,11 @@ def latents_manifest(
 
 def split_folder(out: Path, split: str) -> Path:
     """Where a split's cache lies below `out`: `out` itself for the first one built there, `out/<split>` for
-    a further one."""
+    a further one. Raises `ConfigError` for a name that leads elsewhere."""
+    if not re.fullmatch(r"[^./\\\0][^/\\\0]*", split) or split in OWN_NAMES or split != split.strip():
+        raise ConfigError(f"a split's name is that of a folder, which {split!a} cannot be; choose another")
+    if out.is_symlink() and not out.exists():
+        raise ConfigError(f"{out} is a link that leads nowhere; remove it or choose another folder")
     there, below = manifest_at(out), manifest_at(out / split)
     if there is None:  # Nothing, or a damaged manifest: what lies below is of this split for certain.
         return out if below is None else out / split
@@ -113,7 +130,7 @@ ALONE = How()
 
 def parse_stripe(text: str) -> tuple[int, int]:
     """ "2/8" → (2, 8). Raises `ConfigError` for anything else."""
-    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
+    match = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text)
     if match is None or not int(match[2]):
         raise ConfigError(f"--shard is I/N, as 0/4 for the first of four builders, not {text!r}")
     return int(match[1]), int(match[2])
@@ -136,7 +153,8 @@ def build_cache(
     shard on, so that a rebuild with the same number gives the same bytes, whoever else builds along. `make`
     makes the shards: here, or on a cluster. Raises `CacheError` when the folder holds latents of another
     teacher, table, view or batch size, naming each difference, when the teacher's numbers are not those it
-    was begun with, or when int8 cannot hold them; `Stopped` after a signal, with all finished shards on disk.
+    was begun with, or when int8 cannot hold them; `DataError` when films cannot be read or are others than at
+    the start; `Stopped` after a signal. All finished shards stay on disk.
     """
     with stop_on_signals() as stop:
 
@@ -149,8 +167,14 @@ def build_cache(
             if pipeline is not None:
                 with progress(f"Caching {split} latents", total, "views", done=done) as advance:
                     make(pipeline, advance)
-            finished = writer.finish(lambda _: check())
-            refuse_too_many_bad(finished.num_quarantined, total, writer.folder)
+            approval = Approval(writer, repair_cure(writer.folder))
+            finished = writer.finish(lambda _: check(), approval.whole)
+    if finished.num_quarantined:
+        print(
+            f"{finished.num_quarantined} of {total} clip views are not in it ({QUARANTINE} says why): "
+            f"{repair_cure(writer.folder)}",
+            file=sys.stderr,
+        )
     return writer.folder
 
 
@@ -172,21 +196,28 @@ def opened(
     """
     folder = split_folder(out, split)
     manifest = latents_manifest(teacher, table, split, data.view, encoding, batch_size)
+    require_room(folder, manifest, "the latent cache")
     measured = _measured(folder, manifest, teacher, table, data)
     with CacheWriter(folder, manifest, table.clip_ids, how.stripe, how.lease_seconds) as writer:
         left = 0
         if not writer.is_complete():
             left = writer.num_keys - writer.num_keys_done
-            require_disk(folder, left * manifest.record.record_bytes, "the latent cache")
             _keep_probe(writer, teacher)
             if measured and not Manifest.read(folder).measured:
                 writer.note(measured)
         if not left:
             yield writer, None
             return
+        decoded = None if data.store_views else table
+        approval = Approval(writer, repair_cure(folder), decoded)
+        approval.beginning()
         views, _ = open_views(table, data, teacher.geometry)
+        compute = latents_of(teacher)
         workers = num_decoders(how.num_workers, left, teacher.device)
-        yield writer, Pipeline(writer, views, latents_of(teacher), batch_size, workers, check, "teacher")
+        yield (
+            writer,
+            Pipeline(writer, views, compute, batch_size, workers, check, "teacher", approval.shard),
+        )
 
 
 def latents_of(teacher: Teacher) -> Compute:
@@ -221,8 +252,8 @@ def fitting_batch(teacher: Teacher, out: Path, split: str, limit_bytes: int) -> 
     """The largest batch that the teacher takes within `limit_bytes`, or that of the cache that has begun."""
     folder = split_folder(out, split)
     before = manifest_at(folder)
-    if before is not None:
-        return int(before.provenance["batch_size"])
+    if before is not None and (begun_with := before.provenance.get("batch_size")):  # None of an import.
+        return int(begun_with)
     return min(largest_batch(teacher, limit_bytes), RECORDS_PER_SHARD)
 
 

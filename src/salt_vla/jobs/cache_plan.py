@@ -6,6 +6,7 @@ The hours come from a sample that goes through the very pipeline of `cache build
 from __future__ import annotations
 
 import dataclasses
+import math
 import shutil
 import tempfile
 import time
@@ -19,7 +20,8 @@ import pyarrow.compute as pc
 import torch
 
 from salt_vla.cache import CacheWriter, Encoding, Manifest
-from salt_vla.cache.format import SHARDS, EncodingName
+from salt_vla.cache.format import LEASES, SHARDS, EncodingName
+from salt_vla.cache.leases import living
 from salt_vla.config import DataConfig
 from salt_vla.data.clip_table import ClipTable
 from salt_vla.data.read_ahead import RUN_BYTES
@@ -37,6 +39,8 @@ SECONDS = 30.0
 WARM_UP = 0.25  # of the sample's time: not counted, since buffers fill and caches are cold
 GOLDEN = (5**0.5 - 1) / 2
 MAX_SAMPLE = 4096  # clips
+MOST = 10**15  # of anything that is counted; longer numbers are slips of the keyboard
+SAMPLE_FOLDER = ".salt-vla-plan-"
 ID_BYTES = 64.0  # of a clip id that is not known
 
 
@@ -110,7 +114,7 @@ def size_of(encoding: Encoding, clips: int, views: int, per_shard: int, id_bytes
     shards = -(-keys // per_shard)
     footers = keys * (id_bytes + 40) + shards * 256  # JSON: id, view, up to 20 digits
     index = clips * (id_bytes + 8 + 9 * views + 12) * 1.001
-    other = footers + index + 4 * np.prod(encoding.shape) + 65536  # A probe in float32, manifest, headers.
+    other = footers + index + 4 * math.prod(encoding.shape) + 65536  # A probe in float32, manifest, headers.
     return Size(clips, views, shards, encoding.record_bytes, keys * encoding.record_bytes, int(other))
 
 
@@ -124,9 +128,18 @@ def plan_bytes(
 ) -> Plan:
     """Bytes alone, of a teacher that is not at hand. `shape`: tokens of a clip, and their width."""
     tokens, dim = shape
-    if tokens is None or dim is None or clips is None or min(tokens, dim, clips, views) < 1:
-        raise ConfigError("give --teacher, or --tokens, --dim and --clips, each at least 1")
+    if tokens is None or dim is None or clips is None:
+        raise ConfigError("give --teacher, or --tokens, --dim and --clips")
+    for name, number in {"tokens": tokens, "dim": dim, "clips": clips, "num-views": views}.items():
+        _require_count(name, number)
     return plan_size(out, size_of(Encoding(encoding, (tokens, dim)), clips, views, per_shard, ID_BYTES))
+
+
+def _require_count(name: str, number: int) -> None:
+    if number < 1:
+        raise ConfigError(f"--{name} must be at least 1, not {number}")
+    if number > MOST:
+        raise ConfigError(f"--{name} must be at most {MOST:,}")
 
 
 def plan_size(out: Path, size: Size, folder: Path | None = None) -> Plan:
@@ -155,8 +168,10 @@ def plan_cache(
     steady state. Nothing stays on disk. Raises `DataError` when no clip can be read, `ConfigError` for
     counts that cannot be.
     """
-    if clips is not None and clips < 1:
-        raise ConfigError(f"--clips must be at least 1, not {clips}")
+    if clips is not None:
+        _require_count("clips", clips)
+    if not 0 < seconds < math.inf:
+        raise ConfigError(f"--seconds must be a positive number, not {seconds}")
     manifest = latents_manifest(teacher, table, split, data.view, encoding, batch_size)
     folder = split_folder(out, split)
     before = manifest_at(folder)
@@ -189,7 +204,8 @@ def measure(
     clips = spread(table, teacher.geometry.clip_bytes * data.view.num_views)
     events: list[tuple[float, int]] = []
     with writing_to(out):
-        place = tempfile.TemporaryDirectory(dir=existing_parent(out), prefix=".plan-")
+        _sweep_samples(existing_parent(out))
+        place = tempfile.TemporaryDirectory(dir=existing_parent(out), prefix=SAMPLE_FOLDER)
     with place, CacheWriter(Path(place.name), manifest, clips.clip_ids) as writer, stop_on_signals() as stop:
         began = time.monotonic()
 
@@ -208,6 +224,13 @@ def measure(
     rate = _steady_rate(began, events)
     elapsed = events[-1][0] - began
     return Sample(events[-1][1], elapsed, rate, batch_size, workers, str(pipeline.shares))
+
+
+def _sweep_samples(parent: Path) -> None:
+    """Remove what plans that were killed have left, unless it may be of one that goes on."""
+    for folder in parent.glob(f"{SAMPLE_FOLDER}*"):
+        if (folder / LEASES).is_dir() and not folder.is_symlink() and not living(folder / LEASES):
+            shutil.rmtree(folder, ignore_errors=True)  # It may be another user's.
 
 
 class _Enough(Exception):

@@ -18,9 +18,10 @@ from salt_vla.data.view_lock import ViewReader
 from salt_vla.errors import DataError
 from salt_vla.geometry import ClipGeometry
 from salt_vla.interrupts import stop_on_signals
-from salt_vla.jobs.data_index import MAX_BAD_SHARE, TooManyBad, index_data, kinds_of, place_of, recognised_by
+from salt_vla.jobs.data_index import TooManyBad, index_data, kinds_of, place_of, recognised_by
 from salt_vla.jobs.pipeline import Pipeline, num_decoders
-from salt_vla.jobs.resources import require_disk
+from salt_vla.jobs.resources import require_room
+from salt_vla.jobs.unread_views import Approval
 from salt_vla.progress import progress
 from salt_vla.rundir import root
 from salt_vla.view_store import StoredViews, ViewSource, store_manifest
@@ -36,7 +37,10 @@ def open_table(spec: str, view: ViewConfig, geometry: ClipGeometry) -> ClipTable
         raise DataError("no data: give --data a clip table, a data set's folder, or metaworld-mini")
     path = place_of(spec)
     if not path.is_dir() and not recognised_by(path):
-        return ClipTable.read(path)
+        table = ClipTable.read(path)
+        if not len(table):
+            raise DataError(f"the clip table {spec} has no clips; index a data set that has some")
+        return table
     try:
         table, problems = index_data(path, Cutting(view, geometry.num_frames))
     except TooManyBad as error:
@@ -109,33 +113,28 @@ def build_view_store(
     """Decode every view of every clip into `folder`, in `num_workers` processes (None: chosen); goes on where
     an earlier call was interrupted, and together with others."""
     manifest = store_manifest(table, view, geometry, num_views)
+    require_room(folder, manifest, "the view store")
     with CacheWriter(folder, manifest, table.clip_ids) as writer, stop_on_signals() as stop:
 
         def check() -> None:
             stop.check("while decoding views")
 
         left = writer.num_keys - writer.num_keys_done
+        reader = ViewReader(table, view, geometry)
+        approval = Approval(writer, f"mend the files, remove {folder}, and run again", table)
         if left:
-            require_disk(folder, left * manifest.record.record_bytes, "the view store")
-            reader = ViewReader(table, view, geometry)
+            approval.beginning()
             workers = num_decoders(num_workers, left)
-            pipeline = Pipeline(writer, reader, lambda views: views, VIEWS_AT_ONCE, workers, check)
+            pipeline = Pipeline(
+                writer, reader, lambda views: views, VIEWS_AT_ONCE, workers, check, approve=approval.shard
+            )
             done = writer.num_keys - left
             with progress("Decoding views", writer.num_keys, "views", done=done) as advance:
                 pipeline.run(advance)
-        finished = writer.finish(lambda _: check())
-        refuse_too_many_bad(finished.num_quarantined, writer.num_keys, folder)
+        writer.finish(lambda _: check(), approval.whole)
 
 
 def read_or_quarantine(views: ViewSource, keys: Sequence[Key]) -> Iterator[Record]:
     """A record a key: its pixels, or the reason why it has none."""
     for key, pixels in views.read_each(keys):
         yield Record(key, None, str(pixels)) if isinstance(pixels, DataError) else Record(key, pixels)
-
-
-def refuse_too_many_bad(bad: int, total: int, folder: Path) -> None:
-    if bad > MAX_BAD_SHARE * total:
-        raise DataError(
-            f"{bad} of {total} clip views could not be read, more than {MAX_BAD_SHARE:.0%}; "
-            f"{folder}/quarantine.json names each with its reason; mend the files and run again"
-        )

@@ -34,6 +34,7 @@ SHARDS_IN_HAND = 3  # whose leases are held and whose first view has not come ye
 BATCHES_TO_WRITE = 2  # that may wait for the disk
 VIEWS_WORTH_A_PROCESS = 64  # Its start takes as long as decoding so many small ones.
 MAX_DECODERS = 32
+Approve = Callable[[Shard, Sequence[DataError]], None]
 Compute = Callable[["UInt8[np.ndarray, 'batch frames size size 3']"], np.ndarray]
 
 
@@ -49,6 +50,10 @@ def num_decoders(wanted: int | None, views: int, device: str = "") -> int:
 
 def nothing() -> None:
     """For who has nothing to check."""
+
+
+def anything(shard: Shard, errors: Sequence[DataError]) -> None:
+    """For who publishes whatever comes."""
 
 
 def records_of(batch: Sequence[tuple[Key, np.ndarray | DataError]], compute: Compute) -> list[Record]:
@@ -68,7 +73,8 @@ class Pipeline:
 
     `num_workers`: processes that decode (0: none). `check` is called between batches and while waiting, and
     may raise: shards that are computed are still written, the one in work is given up. `work`: what computing
-    is called in the notes beside the progress.
+    is called in the notes beside the progress. `approve` is asked from another thread before a shard is
+    published, with why views of it have no pixels, and may raise: that one is given up, and all that follow.
     """
 
     writer: CacheWriter
@@ -78,6 +84,7 @@ class Pipeline:
     num_workers: int
     check: Callable[[], None] = nothing
     work: str = "computing"
+    approve: Approve = anything
 
     def __post_init__(self) -> None:
         self.shares = Shares()
@@ -97,13 +104,14 @@ class Pipeline:
         """The number of shards that were taken over by others while they were made here."""
         self._drawn.clear()
         views = read_ahead(self.views, self._keys(numbers), self.num_workers, lambda: self._wait(advance))
-        with BackgroundWriter(self.writer) as out, closing(views):
+        with BackgroundWriter(self.writer, self.approve) as out, closing(views):
             for shard, batch, is_last in self._batches(views):
                 self.check()
                 with self.shares.of(self.work):
                     records = records_of(batch, self.compute)
                 with self.shares.of("disk"):
-                    out.put(_Part(shard, records, is_last))
+                    errors = [pixels for _, pixels in batch if isinstance(pixels, DataError)]
+                    out.put(_Part(shard, records, is_last, errors))
                 self.computed += len(batch)
                 self._tell(advance, out)
             with self.shares.of("disk"):
@@ -169,6 +177,7 @@ class _Part:
     shard: Shard
     records: list[Record]
     is_last: bool
+    errors: list[DataError]
 
 
 class _GivenUp(Exception):
@@ -182,8 +191,8 @@ class BackgroundWriter:
     writes the shards that have come whole.
     """
 
-    def __init__(self, writer: CacheWriter) -> None:
-        self.writer = writer
+    def __init__(self, writer: CacheWriter, approve: Approve = anything) -> None:
+        self.writer, self.approve = writer, approve
         self.num_keys = 0  # of shards that are off our hands, and that the cache's writer counts from now on
         self.num_lost = 0  # shards that others have taken over
         self._parts: Queue[_Part | None] = Queue(BATCHES_TO_WRITE)
@@ -232,9 +241,12 @@ class BackgroundWriter:
             self.num_keys += len(shard.keys)
 
     def _rest_of(self, part: _Part) -> Iterator[Record]:
+        errors: list[DataError] = []
         while True:
             yield from part.records
+            errors += part.errors
             if part.is_last:
+                self.approve(part.shard, errors)
                 return
             following = self._parts.get()
             if following is None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import psutil
 
+from salt_vla.cache.format import SHARDS, Manifest
 from salt_vla.config import TrainConfig
 from salt_vla.errors import ConfigError, ResourceError
 from salt_vla.models.encoder import vit_size
@@ -32,6 +33,13 @@ def require_disk(path: Path, needed: int, what: str) -> None:
             f"{what} needs {needed / 1e9:.2f} GB at {path}, where {free / 1e9:.2f} GB are free; "
             "make space or set SALT_VLA_ROOT to another disk"
         )
+
+
+def require_room(folder: Path, manifest: Manifest, what: str) -> None:
+    """As `require_disk`, of a whole cache, of which a part may lie there: known before each shard of what
+    can never be is looked for."""
+    there = sum(path.stat().st_size for path in folder.glob(f"{SHARDS}/*.bin"))
+    require_disk(folder, manifest.num_keys * manifest.record.record_bytes - there, what)
 
 
 def require_memory(config: TrainConfig) -> None:

@@ -49,8 +49,14 @@ def train(config: TrainConfig, name: str, max_steps: int | None = None) -> Statu
     pin(run, "clip table", {"clip_table": table.hash, "files": table.files_hash} | weights)
     if targets.train is not None:
         pin(run, "cache", targets.train.manifest.provenance | {"encoding": targets.train.encoding.name})
-    note = f"held-out clips: {splits.note}"
+    note = f"held-out clips: {splits.note}{_lacking(targets.train, splits.train, views)}"
     return fit(run, config, learned, held_out, targets.provider, stop_at=max_steps, note=note)
+
+
+def _lacking(cache: ArrayCache | None, clips: ClipTable, num_views: int) -> str:
+    """How many of the clips to learn from are in the cache's quarantine, for the log."""
+    lacks = 0 if cache is None else len(clips) - sum(cache.with_views(clips.clip_ids, num_views))
+    return f"; the cache lacks {lacks} of {len(clips)} clips to learn from" if lacks else ""
 
 
 def open_targets(config: TrainConfig, table: ClipTable, device: str) -> tuple[Targets, Splits]:
