@@ -434,12 +434,13 @@ def test_shards_of_another_cache_or_another_place_are_told_apart(cache: Path, tm
     other = Manifest("latents", "int8", (6, 10), 2, PER_SHARD, {"teacher": "u"})
     build(tmp_path / "other", other)
     first, second = cache / "shards/000000.bin", cache / "shards/000001.bin"
-    for stranger in (tmp_path / "other/shards/000000.bin", second):
+    said = {tmp_path / "other/shards/000000.bin": "another cache (provenance.teacher: 'u' here, 't' wanted)"}
+    for stranger, what in (said | {second: "this is shards/000001.bin, in another place"}).items():
         content = first.read_bytes()
         shutil.copy(stranger, first)
         bad = verify_cache(cache).bad
         assert bad[0] == Finding("", -1, "shards/000000.bin", 4 * SMALL.record.record_bytes, bad[0].reason)
-        assert "of another cache, or of another place" in bad[0].reason
+        assert what in bad[0].reason
         first.write_bytes(content)
     assert verify_cache(cache).bad == ()
 

@@ -20,7 +20,7 @@ import torch
 from safetensors.numpy import load, save
 
 import salt_vla.jobs.build_cache as job
-from salt_vla.cache import Key, Manifest, open_cache
+from salt_vla.cache import CacheWriter, Key, Manifest, Record, open_cache
 from salt_vla.cache.format import INDEX, INDEX_PAGES, MANIFEST, PROBE, QUARANTINE, checksum
 from salt_vla.cache.leases import Leases
 from salt_vla.cache.mend import reindex, rewrite_shard
@@ -28,7 +28,8 @@ from salt_vla.cache.shards import read_footer
 from salt_vla.config import ViewConfig, from_json
 from salt_vla.data.clip_table import ClipTable
 from salt_vla.jobs.build_cache import build_cache
-from salt_vla.jobs.cache_repair import repair_cache, source_of
+from salt_vla.jobs.cache_repair import repair_cache
+from salt_vla.jobs.cache_source import source_of
 from salt_vla.jobs.cache_verify import verify_cache
 from salt_vla.teachers import load_teacher
 
@@ -353,15 +354,58 @@ def test_another_teacher_or_other_clips_are_refused_field_by_field(
     assert tree(cache) == before
 
 
-def test_a_cache_of_others_latents_is_not_computed_again(cache: Path, workshop: Any) -> None:
-    manifest = Manifest.read(cache)
-    imported = replace(manifest, provenance=manifest.provenance | {"fingerprint": None})
-    imported.write(cache)
+def test_a_cache_of_others_latents_is_not_computed_again(cache: Path, place: Path, workshop: Any) -> None:
+    manifest, imported = Manifest.read(cache), place / "imported"
+    others = replace(manifest, provenance=manifest.provenance | {"fingerprint": None})
+    with CacheWriter(imported, others, ["clip"]) as writer:
+        for shard in writer.pending():
+            writer.write_shard(shard, [Record(key, np.ones(manifest.shape)) for key in shard.keys])
+        writer.finish()
     made_of = ("--teacher", workshop.teacher, "--data", workshop.table)
-    assert (
-        "no latents that this program has computed"
-        in workshop.salt("cache", "repair", cache, *made_of).sentence
-    )
+    said = workshop.salt("cache", "repair", imported, *made_of).sentence
+    assert "no latents that this program has computed" in said
+
+
+def test_a_whole_shard_in_anothers_place_is_written_over_only_if_it_is_a_copy(
+    cache: Path, whole: Path, place: Path, workshop: Any, repair: Any, tree: Any
+) -> None:
+    """Another cache's is left to a person, whatever the teacher could compute in its place."""
+    first, second = cache / "shards/000000.bin", cache / "shards/000001.bin"
+    shutil.copy(second, first)
+    before = tree(cache)
+    assert workshop.salt("cache", "repair", cache).code == 1 and tree(cache) == before
+    assert len(repair()["byte_equal"]) == PER_SHARD and tree(cache) == tree(whole)
+    footer = read_footer(first)
+    said = json.loads(footer.identity)
+    said["provenance"]["fingerprint"] = "another"
+    only_one = replace(footer, identity=json.dumps(said, sort_keys=True))
+    rewrite_shard(first, only_one, {}, frozenset(), open_cache(cache).encoding, lambda: None)
+    before = tree(cache)
+    report = repair(code=1)
+    assert "another cache (provenance.fingerprint: 'another' here" in report["left"][0]["reason"]
+    assert report["byte_equal"] == report["files"] == [] and tree(cache) == before
+    first.rename(place / "moved-away.bin")
+    repair()
+    assert tree(cache) == tree(whole)
+
+
+def test_a_cache_that_its_build_did_not_finish_is_finished_with_its_source_and_few_enough_in_quarantine(
+    cache: Path, whole: Path, workshop: Any, repair: Any, tree: Any
+) -> None:
+    """Two of 36 are more than 5 %; who repairs without a source knows nothing of the films."""
+    keys = [put(cache, 4, None), put(cache, 30, None)]
+    manifest = Manifest.read(cache)
+    replace(manifest.without_results(), measured=manifest.measured).write(cache)
+    for name in (INDEX, INDEX_PAGES, QUARANTINE):
+        (cache / name).unlink()
+    before = tree(cache)
+    assert "the cache is unfinished; run its `cache build`" in workshop.salt.ok("cache", "repair", cache).out
+    (left,) = repair(code=1)["left"]
+    assert "2 of 36 clip views are in quarantine, more than 5%" in left["reason"]
+    assert "--quarantined" in left["reason"] and tree(cache) == before
+    report = repair("--quarantined")
+    assert report["recovered"] == rows(keys) and report["left"] == []
+    assert tree(cache) == tree(whole)
 
 
 def test_where_there_is_nothing_to_go_by_that_is_said(place: Path, workshop: Any, cache: Path) -> None:
@@ -397,7 +441,8 @@ import json, os, shutil, signal, sys
 from pathlib import Path
 import torch
 from salt_vla.cache import Manifest
-from salt_vla.jobs.cache_repair import repair_cache, source_of
+from salt_vla.jobs.cache_repair import repair_cache
+from salt_vla.jobs.cache_source import source_of
 
 torch.set_num_threads(1)
 place, broken, teacher, table, step = sys.argv[1:]

@@ -17,7 +17,6 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 
 from salt_vla.cache.format import (
     INDEX,
@@ -30,11 +29,13 @@ from salt_vla.cache.format import (
     Manifest,
     NoManifest,
     checksum,
+    describe_differences,
     hexadecimal,
     shard_name,
 )
-from salt_vla.cache.index import MANIFEST_KEY, PAGE, Index
-from salt_vla.cache.shards import Footer, Key, read_footer
+from salt_vla.cache.index import Index
+from salt_vla.cache.recover import bad_pages, read_regular, settled
+from salt_vla.cache.shards import Footer, Key, open_to_read, read_footer
 from salt_vla.errors import CacheError
 
 NO_CLIP = ("", -1)
@@ -54,8 +55,10 @@ class Finding:
 
 @dataclass(frozen=True)
 class ShardCheck:
-    """What became of one shard. `expected`: what it should hold, by its own footer or else by the index; None
-    where nobody knows. `bad_slots`: whose bytes are not that. `num_records` were compared, `num_bytes` read.
+    """What became of one shard. `expected`: what it should hold, by its own footer or else by the index, and
+    where they differ by the one that its bytes agree with; None where nobody knows. `has_footer`: it says so
+    itself. `bad_slots`: whose bytes are not that. `stranger`: what a whole shard says that belongs to another
+    cache or place. `num_records` were compared, `num_bytes` read.
     """
 
     number: int
@@ -65,14 +68,16 @@ class ShardCheck:
     num_records: int
     num_bytes: int
     findings: tuple[Finding, ...]
+    stranger: Footer | None = None
 
 
 class CacheCheck:
     """A cache's small files, checked when this is made; its shards follow one by one.
 
     `findings`: what is wrong outside the shards. `manifest`: None if it is damaged and cannot be recovered;
-    `is_complete`: as it claims. `index`: as far as it is sound; it never answers from a damaged page. Raises
-    `CacheError` only where there is no cache, or one of another version.
+    `has_manifest`: it was read and is this cache's; `is_complete`: as it claims. `index`: as far as it is
+    sound; it never answers from a damaged page. Raises `CacheError` only where there is no cache, or one of
+    another version.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -98,20 +103,36 @@ class CacheCheck:
         self.findings.append(Finding(*NO_CLIP, file, offset, reason))
 
     def _read_manifest(self) -> Manifest | None:
+        path, read = self.folder / MANIFEST, None
         try:
-            return Manifest.read(self.folder)
+            if path.exists() and not path.is_file():
+                raise DamagedManifest(f"{path} is no regular file")
+            read = Manifest.read(self.folder)
         except NoManifest:
             if not (self.folder / INDEX).exists() and not any(self.folder.glob(f"{SHARDS}/*.bin")):
                 raise
             self._find(MANIFEST, 0, "the file is missing")
         except DamagedManifest as error:
-            self._find(MANIFEST, 0, str(error).removeprefix(f"{self.folder / MANIFEST} "))
-        return recovered_manifest(self.folder)
+            self._find(MANIFEST, 0, str(error).removeprefix(f"{path} "))
+        manifest, others = settled(self.folder, read)
+        if manifest is not None and others is not None:
+            self._find_others(manifest, others, MANIFEST if read else INDEX)
+        return manifest
+
+    def _find_others(self, manifest: Manifest, others: Manifest, file: str) -> None:
+        """Name what lies beside the shards and is of another cache."""
+        how = describe_differences(others.differences(manifest))
+        self._find(file, 0, f"it is another cache's, of which there is not one shard here ({how})")
+        if others.provenance.get("fingerprint") == manifest.provenance.get("fingerprint"):
+            return  # One teacher's probe is the same in all of its caches.
+        with suppress(OSError):
+            if hexadecimal(checksum(read_regular(self.folder / PROBE))) == others.probe_checksum:
+                self._find(PROBE, 0, f"it is of another cache, as {file} is")
 
     def _read_index(self) -> Index | None:
         assert self.manifest is not None
         try:
-            digests = (self.folder / INDEX_PAGES).read_bytes()
+            digests = read_regular(self.folder / INDEX_PAGES)
         except OSError as error:
             self._find(INDEX_PAGES, 0, f"the file cannot be read ({error.strerror})")
             return None
@@ -121,7 +142,7 @@ class CacheCheck:
         for offset, reason in bad_pages(self.folder / INDEX, digests):
             self._find(INDEX, offset, reason)
         try:
-            return Index(self.folder, self.manifest)
+            return Index(self.folder, self.manifest) if (self.folder / INDEX).is_file() else None
         except CacheError:
             return None  # Where its ends are damaged; what lies between is asked for page by page.
 
@@ -141,7 +162,7 @@ class CacheCheck:
         """A small file's bytes; None, and a finding, where they are not those that the manifest knows. A
         manifest that was recovered knows no quarantine."""
         try:
-            content = (self.folder / file).read_bytes()
+            content = read_regular(self.folder / file)
         except OSError as error:
             self._find(file, 0, f"the file cannot be read ({error.strerror})")
             return None
@@ -199,6 +220,7 @@ class _OneShard:
         self.identity = cache.manifest.identity if cache.manifest else ""
         self.record_bytes = cache.manifest.record.record_bytes if cache.manifest else 0
         self.indexed = cache.from_index(number)
+        self.stranger: Footer | None = None
         self.own = self._footer()
         self.expected = self.own or self.indexed
 
@@ -212,9 +234,19 @@ class _OneShard:
             return None
         is_ours = (footer.shard, footer.identity) == (self.number, self.identity)
         if not is_ours or (self.indexed is not None and footer.keys != self.indexed.keys):
-            self._find(offset, f"this is a shard of another cache, or of another place{self._of_clips()}")
+            self.stranger = footer
+            self._find(offset, f"{self._whose(footer)}{self._of_clips()}")
             return None
         return footer
+
+    def _whose(self, footer: Footer) -> str:
+        if footer.identity == self.identity and footer.shard != self.number:
+            return f"this is {shard_name(footer.shard)}, in another place; `cache repair` puts it right"
+        how = "the same, of other clips"
+        if self.cache.manifest is not None and footer.identity != self.identity:
+            theirs = Manifest.from_identity(footer.identity)
+            how = describe_differences(theirs.differences(self.cache.manifest))
+        return f"this is a whole shard of another cache ({how}); move it away, then repair"
 
     def _of_clips(self) -> str:
         if self.indexed is None:
@@ -227,7 +259,7 @@ class _OneShard:
 
     def check(self, chosen: np.ndarray | None) -> ShardCheck:
         if self.expected is None:
-            return ShardCheck(self.number, None, (), False, 0, 0, tuple(self.findings))
+            return ShardCheck(self.number, None, (), False, 0, 0, tuple(self.findings), self.stranger)
         slots: range | list[int] = range(len(self.expected.keys))
         if chosen is not None and self.cache.manifest is not None:
             first = self.number * self.cache.manifest.records_per_shard
@@ -238,10 +270,11 @@ class _OneShard:
             self.number,
             self.expected,
             tuple(bad),
-            self.own is not None,
+            self.own == self.expected,
             records,
             read,
             tuple(self.findings),
+            self.stranger,
         )
 
     def _contradicted(self) -> Iterator[int]:
@@ -258,7 +291,7 @@ class _OneShard:
         buffer = np.empty(self.record_bytes, np.uint8)
         descriptor, unreadable = -1, ""
         try:
-            descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = open_to_read(self.path)
             if sys.platform == "linux":  # What memory holds of the file is not what the disk holds.
                 with suppress(OSError):
                     os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
@@ -284,15 +317,16 @@ class _OneShard:
         return bad, records, read
 
     def _look(self, descriptor: int, buffer: np.ndarray, slot: int) -> str:
-        """Why a slot is not what it should be, or ""; what the index says otherwise is a finding."""
+        """Why a slot is not what it should be, or ""; that footer or index says otherwise is a finding."""
         assert self.expected is not None
-        wanted = self.expected.checksums[slot]
         try:
             filled = os.preadv(descriptor, [buffer.data], slot * len(buffer))
         except OSError as error:
             return error.strerror or str(error)
         if filled != len(buffer):
             return "the shard is truncated"
+        self._decide(buffer, slot)
+        wanted = self.expected.checksums[slot]
         if wanted is None and buffer.any():
             return "there are bytes in the slot of a quarantined record, which is to be empty"
         if wanted is not None and checksum(buffer.data) != wanted:
@@ -302,46 +336,25 @@ class _OneShard:
             self.findings.append(Finding(*self.expected.keys[slot], INDEX, 0, reason))
         return ""
 
-
-def recovered_manifest(folder: Path) -> Manifest | None:
-    """What a lost manifest said: from the index if that is sound, else, without what came of the build, from
-    a footer; None where nothing tells."""
-    return _from_index(folder) or next(_from_footers(folder), None)
-
-
-def _from_footers(folder: Path) -> Iterator[Manifest]:
-    for path in sorted(folder.glob(f"{SHARDS}/*.bin")):
-        with suppress(CacheError):
-            yield Manifest.from_identity(read_footer(path).identity)
-
-
-def _from_index(folder: Path) -> Manifest | None:
-    try:
-        digests = (folder / INDEX_PAGES).read_bytes()
-        if any(bad_pages(folder / INDEX, digests)):
-            return None
-        with pa.memory_map(str(folder / INDEX)) as file:
-            text = pa.ipc.open_file(file).schema.metadata[MANIFEST_KEY].decode()
-        manifest = Manifest.parse(text, folder / INDEX)
-        size = (folder / INDEX).stat().st_size
-    except (OSError, pa.ArrowInvalid, KeyError, TypeError, CacheError):
-        return None
-    pages = hexadecimal(checksum(digests))
-    return replace(manifest, complete=True, index_bytes=size, index_checksum=pages)
+    def _decide(self, buffer: np.ndarray, slot: int) -> None:
+        """Where footer and index contradict each other believe the one that the bytes agree with; where they
+        agree with neither, the one that knows of a record."""
+        if self.expected is None or self.own is None or self.indexed is None:
+            return
+        said, other = self.own.checksums[slot], self.indexed.checksums[slot]
+        if said == other or _fits(buffer, said) or not (said is None or _fits(buffer, other)):
+            return
+        checksums, reasons = list(self.expected.checksums), list(self.expected.reasons)
+        checksums[slot], reasons[slot] = other, self.indexed.reasons[slot]
+        self.expected = replace(self.expected, checksums=tuple(checksums), reasons=tuple(reasons))
+        reason = f"its footer does not say of this record what {INDEX} says, which is sound"
+        offset = len(checksums) * self.record_bytes
+        self.findings.append(Finding(*self.expected.keys[slot], self.file, offset, reason))
 
 
-def bad_pages(path: Path, digests: bytes) -> Iterator[tuple[int, str]]:
-    """(offset, reason) of each page of the index that is not what was written."""
-    wanted = np.frombuffer(digests[: len(digests) // 8 * 8], "<u8").tolist()
-    try:
-        with path.open("rb") as file:
-            for number, check in enumerate(wanted):
-                if checksum(file.read(PAGE)) != check:
-                    yield number * PAGE, "the page's checksum does not match, so the index is damaged"
-            if file.read(1) or not wanted:
-                yield len(wanted) * PAGE, "the index goes on where it should end"
-    except OSError as error:
-        yield 0, f"the file cannot be read ({error.strerror})"
+def _fits(buffer: np.ndarray, wanted: int | None) -> bool:
+    """Whether these are the bytes of a record with this checksum, or, for None, of an empty slot."""
+    return not buffer.any() if wanted is None else checksum(buffer.data) == wanted
 
 
 def _count(sample: float, keys: int) -> int:

@@ -141,7 +141,8 @@ def repair(
         device: where the teacher runs; `auto` is CUDA where there is one.
         json: print JSON instead of sentences.
     """
-    from salt_vla.jobs.cache_repair import repair_cache, source_of
+    from salt_vla.jobs.cache_repair import repair_cache
+    from salt_vla.jobs.cache_source import source_of
 
     if (teacher is None) != (data is None):
         raise ConfigError("records are computed from both: give --teacher and --data, or neither")

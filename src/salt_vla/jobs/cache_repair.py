@@ -5,14 +5,13 @@ Trusts a teacher that gives the recorded bytes, or else one whose latents of the
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 
@@ -24,63 +23,52 @@ from salt_vla.cache.format import (
     QUARANTINE,
     Manifest,
     checksum,
-    describe_differences,
     shard_name,
 )
 from salt_vla.cache.index import as_clip_ids
 from salt_vla.cache.leases import Lease, Leases
-from salt_vla.cache.mend import reindex, rewrite_shard, tidy
+from salt_vla.cache.mend import drop_copies, put_in_place, reindex, rewrite_shard, tidy
+from salt_vla.cache.recover import footer_at, strays
 from salt_vla.cache.shards import Footer, Key, Record, read_footer
-from salt_vla.cache.verify import CacheCheck, Finding, ShardCheck
-from salt_vla.config import RuntimeConfig, TrainConfig, ViewConfig, from_json
-from salt_vla.data.clip_table import ClipTable
+from salt_vla.cache.verify import NO_CLIP, CacheCheck, Finding, ShardCheck
 from salt_vla.data.view_lock import ViewReader
 from salt_vla.errors import CacheError
-from salt_vla.geometry import ClipGeometry
 from salt_vla.interrupts import StopFlag, stop_on_signals
-from salt_vla.jobs.build_cache import latents_manifest, latents_of
+from salt_vla.jobs.build_cache import latents_of
 from salt_vla.jobs.cache_checks import check_probe, probe_of
-from salt_vla.jobs.data import open_table
+from salt_vla.jobs.cache_source import FindSource, Source, require_same
+from salt_vla.jobs.data_index import MAX_BAD_SHARE
 from salt_vla.jobs.pipeline import records_of
 from salt_vla.progress import progress
 from salt_vla.rundir import void, write_atomically
-from salt_vla.teachers import Teacher, load_teacher
-from salt_vla.training.runtime import resolve_device
 
 POLL_SECONDS = 0.2
 NEEDS_SOURCE = "the teacher has to compute it again: give --teacher and --data"
-
-
-@dataclass(frozen=True)
-class Source:
-    """What a cache's records were computed from: the teacher, the clips of its split, and their views."""
-
-    teacher: Teacher
-    table: ClipTable
-    view: ViewConfig
-
-
-FindSource = Callable[[Manifest], Source]
+IN_THE_WAY = "a whole shard of another cache or place lies there, and is not written over; move it away"
 
 
 @dataclass
 class RepairReport:
     """Records that are `byte_equal` to what was written; `changed`: that differ in last digits; `recovered`:
-    out of quarantine; why others `failed` to be had; `files` that were written anew; what is `left`."""
+    out of quarantine; why others `failed` to be had; shards that were `moved` to their places; `files` that
+    were written anew; what is `left`; `is_complete`: nothing but what is left keeps the cache from use."""
 
     found: int = 0
     byte_equal: list[Key] = field(default_factory=list)
     changed: list[Key] = field(default_factory=list)
     recovered: list[Key] = field(default_factory=list)
+    moved: list[str] = field(default_factory=list)
     files: list[str] = field(default_factory=list)
     failed: dict[Key, str] = field(default_factory=dict)
     left: list[Finding] = field(default_factory=list)
+    is_complete: bool = True
 
     @property
     def summary(self) -> str:
         """What was done, in a few sentences."""
-        if not self.found and not self.files and not self.failed:
-            return "nothing is damaged"
+        unfinished = ["the cache is unfinished; run its `cache build` again"] * (not self.is_complete)
+        if not self.found and not self.files and not self.failed and not self.left:
+            return "; ".join(["nothing is damaged", *unfinished])
         said = [f"{self.found:,} found, {len(self.left):,} left"]
         counts = {
             "records are byte-equal to what was written": self.byte_equal,
@@ -89,9 +77,11 @@ class RepairReport:
             "records could not be computed": self.failed,
         }
         said += [f"{len(keys):,} {what}" for what, keys in counts.items() if keys]
+        if self.moved:
+            said.append("put in their places: " + ", ".join(self.moved))
         if self.files:
             said.append("written anew: " + ", ".join(dict.fromkeys(self.files)))
-        return "\n".join(said)
+        return "\n".join(said + unfinished)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -100,27 +90,10 @@ class RepairReport:
             "failed": [
                 row | {"reason": self.failed[row["clip_id"], row["view"]]} for row in _rows(self.failed)
             ],
+            "moved": self.moved,
             "files": self.files,
             "left": [asdict(finding) for finding in self.left],
         }
-
-
-def source_of(teacher: str, data: str, device: str = "auto") -> FindSource:
-    """How to open what a cache was made of; how it was used is in its manifest. Raises as `load_teacher` and
-    `open_table` do."""
-
-    def find(manifest: Manifest) -> Source:
-        said = manifest.provenance
-        _require_computed(manifest)
-        settings = {**said["view"], "num_views": manifest.num_views}
-        view = from_json(ViewConfig, json.dumps(settings), "the manifest's provenance.view")
-        geometry = ClipGeometry(**said["geometry"])
-        norm: Literal["model", "none"] = "model" if said["teacher"].endswith("/norm") else "none"
-        where = resolve_device(TrainConfig(runtime=RuntimeConfig(device=device))).runtime.device
-        loaded = load_teacher(teacher, geometry, where, said["dtype"], said["layer"], norm)
-        return Source(loaded, open_table(data, view, geometry).select(split=said["split"]), view)
-
-    return find
 
 
 def repair_cache(
@@ -130,9 +103,10 @@ def repair_cache(
 
     Index, quarantine, manifest and footers follow from one another. Records need a source, whose every
     field must be the manifest's; the whole batch around one passes the teacher, so that its last digits come
-    out as they did. `quarantined`: try what has no record once more. No sound record is written to. Raises
-    `CacheError` when there is nothing to go by, or when the source is another one, and `Stopped` after a
-    signal.
+    out as they did. `quarantined`: try what has no record once more. No sound record is written to, and no
+    whole shard of another cache is written over. A cache whose build never ended is finished only with a
+    source, and if few enough are in quarantine. Raises `CacheError` when there is nothing to go by, or when
+    the source is another one, and `Stopped` after a signal.
     """
     check = CacheCheck(folder)
     if check.manifest is None:
@@ -157,25 +131,36 @@ class _Repair:
         self.folder = check.folder
         self.source, self.quarantined, self.stop = source, quarantined, stop
         self.report = RepairReport(found=len(check.findings))
-        # A cache that lacks nothing but its end was left by a build or a repair that was killed.
-        is_to_finish = not check.is_complete and self._has_all_shards()
+        # Nobody has said of such a cache yet that it is fit for use; a repair that was killed leaves another.
+        self.is_new = check.has_manifest and not check.is_complete and not manifest.num_records
+        is_to_finish = not check.is_complete and not self.is_new
         self.needs_index = is_to_finish or any(finding.file != PROBE for finding in check.findings)
         if source is not None:
-            _require(manifest, source, self.folder)
+            require_same(manifest, source, self.folder)
 
     def run(self) -> RepairReport:
+        report = self.report
+        if strays(self.folder, self.manifest):
+            with Leases(self.folder / LEASES) as leases:
+                report.moved = put_in_place(
+                    self.folder, self.manifest, lambda numbers: self._leases_of(leases, numbers)
+                )
+            report.found += len(report.moved)
         damaged = self._damaged()
         self._mend_probe()
         if damaged:
             self._mend_all(damaged)
-        if self.needs_index:
-            self._write_what_follows()
+        refused = []
+        if self.source is not None if self.is_new else self.needs_index:
+            refused = self._write_what_follows()
+        drop_copies(self.folder, self.manifest, lambda number: not self.check.check_shard(number).findings)
         tidy(self.folder)
         after = CacheCheck(self.folder)
-        self.report.left = list(after.findings)
+        report.is_complete = after.is_complete
+        report.left = [*after.findings, *refused]
         for number in damaged:
-            self.report.left += after.check_shard(number).findings
-        return self.report
+            report.left += after.check_shard(number).findings
+        return report
 
     def _damaged(self) -> list[int]:
         """Shards to work on; also counts what was found."""
@@ -207,6 +192,13 @@ class _Repair:
         finally:
             lease.release()
 
+    @contextmanager
+    def _leases_of(self, leases: Leases, numbers: set[int]) -> Iterator[None]:
+        with ExitStack() as held:
+            for number in sorted(numbers):  # So that two repairs never wait for each other.
+                held.enter_context(self._lease(leases, number))
+            yield
+
     def _wait(self, holder: str) -> None:
         self.stop.check("while repairing")
         time.sleep(POLL_SECONDS)
@@ -219,11 +211,15 @@ class _Repair:
         wanted = {slot for slot in shard.bad_slots if shard.expected.checksums[slot] is not None}
         if self.quarantined:
             wanted |= {slot for slot, known in enumerate(shard.expected.checksums) if known is None}
+        if shard.stranger is not None and not self._is_copy(shard.stranger):
+            self.report.failed |= {shard.expected.keys[slot]: IN_THE_WAY for slot in wanted}
+            return  # Perhaps the only one of its kind; only a person can tell.
         fresh, footer = self._computed(shard.expected, wanted)
         path = self.folder / shard_name(shard.number)
         has_hole_to_clear = any(shard.expected.checksums[slot] is None for slot in shard.bad_slots)
         has_rest_to_write = not shard.has_footer or has_hole_to_clear
-        if not fresh and not (has_rest_to_write and (path.exists() or not wanted)):
+        is_there = path.is_file() and shard.stranger is None
+        if not fresh and not (has_rest_to_write and (is_there or not wanted)):
             return  # A lost shard without its records is no better than none.
 
         def fence() -> None:
@@ -234,6 +230,13 @@ class _Repair:
         rewrite_shard(path, footer, fresh, left_bad, self.manifest.record, fence)
         self.report.files.append(shard_name(shard.number))
         self.needs_index |= footer != shard.expected
+
+    def _is_copy(self, stranger: Footer) -> bool:
+        """Whether a shard in another's place is whole in its own place, too."""
+        if stranger.identity != self.manifest.identity or stranger.shard >= self.manifest.num_shards:
+            return False
+        place = self.check.check_shard(stranger.shard)
+        return place.expected == stranger and not place.findings
 
     def _computed(self, expected: Footer, wanted: set[int]) -> tuple[dict[int, bytes], Footer]:
         """Records of the wanted slots as far as they can be had, and the footer that goes with them."""
@@ -296,18 +299,34 @@ class _Repair:
             self.report.files.append(PROBE)
             self.needs_index = True  # The manifest knows its checksum, and its last digits may differ.
 
-    def _write_what_follows(self) -> None:
-        """Index, quarantine and manifest, unless a footer is still lost."""
+    def _write_what_follows(self) -> list[Finding]:
+        """Index, quarantine and manifest, unless a footer is still lost; why a new cache is not finished."""
         has_bad_probe = any(finding.file == PROBE for finding in self.check.findings)
         if has_bad_probe and self.source is None:
-            return  # The manifest would take it for the right one.
-        if self._has_all_shards():
-            reindex(self.folder, self.manifest, self._clip_ids(), self._wait)
-            self.report.files += [INDEX, QUARANTINE, MANIFEST]
+            return []  # The manifest would take it for the right one.
+        bad, total = self._num_quarantined(), self.manifest.num_keys
+        if bad is None:
+            return []
+        if self.is_new and bad > MAX_BAD_SHARE * total:
+            why = (
+                f"the cache stays unfinished: {bad:,} of {total:,} clip views are in quarantine, more than "
+                f"{MAX_BAD_SHARE:.0%}; mend their films and run the repair again with --quarantined"
+            )
+            return [Finding(*NO_CLIP, MANIFEST, 0, why)]
+        manifest = replace(self.manifest, num_records=total - bad)
+        reindex(self.folder, manifest, self._clip_ids(), self._wait)
+        self.report.files += [INDEX, QUARANTINE, MANIFEST]
+        return []
 
-    def _has_all_shards(self) -> bool:
-        paths = (self.folder / shard_name(number) for number in range(self.manifest.num_shards))
-        return all(_footer(path) is not None for path in paths)
+    def _num_quarantined(self) -> int | None:
+        """Of the whole cache, by its footers; None while a shard is lost, or another's."""
+        total = 0
+        for number in range(self.manifest.num_shards):
+            footer = footer_at(self.folder / shard_name(number))
+            if footer is None or (footer.shard, footer.identity) != (number, self.manifest.identity):
+                return None
+            total += footer.checksums.count(None)
+        return total
 
     def _clip_ids(self) -> pa.LargeStringArray:
         """All clips of the cache in order, from the index or else from the footers."""
@@ -323,43 +342,3 @@ class _Repair:
 
 def _rows(keys: Iterable[Key]) -> list[dict[str, Any]]:
     return [{"clip_id": clip_id, "view": view} for clip_id, view in keys]
-
-
-def _footer(path: Path) -> Footer | None:
-    try:
-        return read_footer(path, None)
-    except CacheError:
-        return None
-
-
-def _require_computed(manifest: Manifest) -> None:
-    if manifest.kind != "latents" or not manifest.provenance.get("fingerprint"):
-        raise CacheError(
-            "the records of this cache are no latents that this program has computed; remove it, and decode "
-            "or import them again"
-        )
-
-
-def _require(manifest: Manifest, source: Source, folder: Path) -> None:
-    """Refuse a source that is not what the cache was made of, field by field."""
-    _require_computed(manifest)
-    provenance = manifest.provenance
-    wanted = latents_manifest(
-        source.teacher,
-        source.table,
-        provenance["split"],
-        source.view,
-        manifest.encoding,
-        provenance["batch_size"],
-    )
-    # A teacher's name says where it lay; its fingerprint, what it is.
-    wanted = replace(
-        wanted,
-        records_per_shard=manifest.records_per_shard,
-        provenance=wanted.provenance | {"teacher": provenance["teacher"]},
-    )
-    if differences := manifest.differences(wanted):
-        raise CacheError(
-            f"{folder} was made from something else ({describe_differences(differences)}); give the teacher "
-            "and the data that its manifest names"
-        )

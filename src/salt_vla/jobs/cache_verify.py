@@ -54,6 +54,8 @@ def verify_cache(folder: Path, sample: float | None = None, seed: int = 0) -> Ve
     One record is in memory at a time. Raises `CacheError` where there is no cache or one of another version;
     whatever is damaged in it is in the report.
     """
+    if seed < 0:
+        raise ConfigError(f"a seed is 0 or more, not {seed}")
     if sample is not None and not (math.isfinite(sample) and sample > 0 and (sample < 1 or sample % 1 == 0)):
         raise ConfigError(f"a sample is a share, as 0.05, or a number of records, not {sample:g}")
     started = time.monotonic()
