@@ -387,8 +387,10 @@ def test_a_full_disk_refuses_new_comers_and_loses_no_lease(folder: Path, others:
         while json.loads(path.read_text())["beat"] <= before:
             time.sleep(0.02)
         assert lease.is_held() and leases.take("b")
+        names = sorted(folder.iterdir())
         with pytest.raises(ResourceError, match=r"cannot write .*/\.leases/.*make space"):
             Leases(folder)
+        assert sorted(folder.iterdir()) == names
 
     process = FORK.Process(target=on_a_full_disk)
     process.start()
@@ -447,3 +449,23 @@ def test_a_lease_of_no_length_is_refused(folder: Path, seconds: float) -> None:
     with pytest.raises(ValueError, match="must be a positive number"):
         Leases(folder, seconds)
     assert not folder.exists()
+
+
+def test_who_joins_while_others_clear_away_gets_in(folder: Path, tmp_path: Path) -> None:
+    """Those see no whole file of a process that still begins, and remove the folder."""
+    is_over = threading.Event()
+
+    def clear() -> None:
+        while not is_over.is_set():
+            if not module.living(folder):
+                remove_leases(folder)
+
+    clearing = threading.Thread(target=clear)
+    clearing.start()
+    try:
+        for _ in range(100):
+            with Leases(folder, FOREVER) as leases:
+                assert module.living(folder) or leases.take("a")
+    finally:
+        is_over.set()
+        clearing.join()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 from salt_vla.cache import CacheWriter, Manifest, open_cache
 from salt_vla.cache import writer as writer_module
 from salt_vla.cache.format import INDEX, INDEX_PAGES, LEASES, MANIFEST, PROBE, QUARANTINE
-from salt_vla.cache.leases import Leases
+from salt_vla.cache.leases import Leases, living
 from salt_vla.cache.shards import Key, Record
 from salt_vla.cache.writer import FINISH, Shard
 from salt_vla.errors import CacheError
@@ -259,6 +260,46 @@ def test_folder_with_other_things_is_refused_and_left_alone(tmp_path, tree):
 
 
 @pytest.mark.parametrize(
+    "files",
+    [
+        {"manifest.json": b'{"name": "a web app", "icons": []}', "app.js": b"years of work"},
+        {"manifest.json": b'{"schema_version": 2, "kind": "latents"}'},
+        {"manifest.json": b"[]"},
+        {"manifest.json": b"not even JSON"},
+        {"shards/000000.bin": b"precious"},
+        {"shards/weights.bin": b"precious"},
+        {INDEX: b"another tool's"},
+        {QUARANTINE: b"[]"},
+    ],
+    ids=str,
+)
+def test_anothers_files_of_our_names_are_refused_and_left_alone(tmp_path, tree, files):
+    before = tree(put(tmp_path, files))
+    with pytest.raises(CacheError, match=r"holds other files .* and no cache; choose another folder"):
+        write(tmp_path)
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b'{"name": "a web app"}'])
+def test_a_cache_with_anothers_manifest_is_ours_by_its_shards_unless_that_is_whole(tmp_path, whole, content):
+    put(tmp_path, whole | {MANIFEST: content})
+    if len(content) > 1:
+        with pytest.raises(CacheError, match=r"holds other files \(manifest.json\)"):
+            write(tmp_path)
+    else:
+        assert write(tmp_path) == [] and open_cache(tmp_path).manifest.complete
+
+
+def test_a_build_that_was_killed_at_once_or_whose_manifest_was_damaged_then_goes_on(tmp_path, tree, whole):
+    with CacheWriter(tmp_path / "cache", MANIFEST_5, CLIPS):
+        pass
+    spoil(tmp_path / "cache" / MANIFEST)
+    (tmp_path / "other/shards").mkdir(parents=True)
+    for name in ("cache", "other"):
+        assert write(tmp_path / name) == [0, 1, 2] and tree(tmp_path / name) == whole
+
+
+@pytest.mark.parametrize(
     ("clips", "message"),
     [
         (["a", "b", "a"], "clip 'a' comes more than once; mend the clip table"),
@@ -384,6 +425,62 @@ def test_a_shard_that_was_taken_over_is_given_up_and_waited_for(tmp_path, tree, 
             assert slow.write_shard(shard, records_of(shard.keys))
         slow.finish()
     assert tree(tmp_path) == whole
+
+
+def test_a_writer_stopped_between_its_last_look_and_the_rename_knows_it_was_taken_over(
+    tmp_path, tree, whole, monkeypatch
+):
+    chmod = Path.chmod
+
+    def while_another_does_it_all(path: Path, mode: int) -> None:
+        if path.name.startswith(".000000.bin.") and not stood_still:
+            stood_still.append(path)
+            slow._held[0].release()
+            write(tmp_path)
+            path.unlink(missing_ok=True)
+        chmod(path, mode)
+
+    stood_still: list[Path] = []
+    monkeypatch.setattr(Path, "chmod", while_another_does_it_all)
+    with CacheWriter(tmp_path, MANIFEST_5, CLIPS) as slow:
+        mine = next(slow.pending())
+        assert not slow.write_shard(mine, records_of(mine.keys)) and stood_still
+        assert list(slow.pending()) == [] and slow.finish().complete
+    assert tree(tmp_path) == whole and not (tmp_path / LEASES).exists()
+
+
+def test_who_finishes_leaves_a_living_ones_leases_and_the_last_removes_them(tmp_path, tree, whole):
+    """Somebody may be mending a shard while the build ends."""
+    with Leases(tmp_path / LEASES, 1000.0) as other:
+        lease = other.take("000001.mended")
+        assert write(tmp_path) == [0, 1, 2]
+        assert lease is not None and lease.is_held()
+    assert write(tmp_path) == [] and tree(tmp_path) == whole and not (tmp_path / LEASES).exists()
+
+
+@pytest.mark.parametrize("is_finished", [True, False])
+@pytest.mark.parametrize("content", [b"", b'{"beat": "000'])
+def test_a_builders_file_in_pieces_keeps_nothing_from_being_cleared_away(
+    tmp_path, tree, whole, is_finished, content
+):
+    """As a full disk or a power cut leaves it."""
+    write(tmp_path, shards=None if is_finished else 1)
+    put(tmp_path, {f"{LEASES}/0123456789abcdef": content})
+    assert living(tmp_path / LEASES) == []
+    write(tmp_path)
+    assert tree(tmp_path) == whole and not (tmp_path / LEASES).exists()
+
+
+def test_a_builder_of_another_machine_that_fell_silent_is_cleared_away_at_the_end(tmp_path, monkeypatch):
+    """It died between two shards, so that nobody ever waited for it."""
+    stranger = {"beat": "0" * 20, "host": "far", "machine": "far", "pid": 1, "started": "1", "seconds": 0.2}
+    put(tmp_path, {f"{LEASES}/0123456789abcdef": json.dumps(stranger).encode()})
+    with CacheWriter(tmp_path, MANIFEST_5, CLIPS) as writer:
+        for shard in writer.pending():
+            writer.write_shard(shard, records_of(shard.keys))
+        time.sleep(0.25)
+        writer.finish()
+    assert not (tmp_path / LEASES).exists()
 
 
 def test_finished_cache_needs_no_lease(tmp_path):

@@ -251,12 +251,23 @@ def _checksum_of(said: dict[str, Any]) -> str:
 
 def is_of_others(folder: Path) -> bool:
     """Whether a `manifest.json` is there that was never a cache's: JSON with few of our fields, or none."""
-    try:
-        said = json.loads((folder / MANIFEST).read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return False
+    said = _manifest_json(folder)
     ours = {item.name for item in fields(Manifest)}
-    return not isinstance(said, dict) or 2 * len(ours & said.keys()) < len(ours)
+    has_ours = isinstance(said, dict) and 2 * len(ours & said.keys()) >= len(ours)
+    return said is not None and not has_ours
+
+
+def is_in_pieces(folder: Path) -> bool:
+    """Whether a `manifest.json` is there that is no JSON, so that nobody can tell whose it was."""
+    return (folder / MANIFEST).is_file() and _manifest_json(folder) is None
+
+
+def _manifest_json(folder: Path) -> Any:
+    """What a `manifest.json` says; None where it is none or no JSON."""
+    try:
+        return json.loads((folder / MANIFEST).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
 
 
 RESULTS = frozenset(item.name for item in fields(Manifest) if "result" in item.metadata)

@@ -15,6 +15,7 @@ import secrets
 import socket
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from salt_vla.rundir import writing_to
 
 FREE = "free"  # where the claim of a lease that was given back points
 BEAT_DIGITS = 20
+ATTEMPTS_TO_JOIN = 10
 BEATS_A_LEASE = 4  # how often a holder shows that it is alive before others may think it is not
 
 
@@ -107,6 +109,14 @@ class Leases:
             return f"{process.host}, process {process.pid}" if process else "an unknown process"
         return ""
 
+    def is_alone(self) -> bool:
+        """Whether nobody else is at work in the folder, as far as can be told: by the death of a process of
+        this machine, or by silence since this was asked before, or since a lease was found to be held."""
+        return all(
+            owner == self._file.name or process is None or self._is_over(owner)
+            for owner, process in _processes(self.folder)
+        )
+
     def close(self) -> None:
         """Give every lease back."""
         if os.getpid() != self._pid or self._closing.is_set():
@@ -127,9 +137,20 @@ class Leases:
             started=_state_and_start(self._pid)[1],
             seconds=self.seconds,
         )
-        with writing_to(self._file):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._file.write_text(json.dumps(asdict(process)))
+        # It appears whole, so that one in pieces is known to be a dead process's.
+        temporary = self.folder / f".{self._file.name}"
+        for attempts_left in reversed(range(ATTEMPTS_TO_JOIN)):
+            with writing_to(self._file):
+                try:
+                    self.folder.mkdir(parents=True, exist_ok=True)
+                    temporary.write_text(json.dumps(asdict(process)))
+                    temporary.replace(self._file)
+                    return
+                except FileNotFoundError:  # Somebody who has done is removing the folder.
+                    if not attempts_left:
+                        raise
+                finally:
+                    temporary.unlink(missing_ok=True)
 
     def _keep_beating(self) -> None:
         beat = 0
@@ -209,15 +230,20 @@ def living(folder: Path) -> list[str]:
 
     Only looks: a process of another machine counts as living, since its silence takes time to notice.
     """
-    found = []
+    return [
+        f"{process.host}, process {process.pid}"
+        for _, process in _processes(folder)
+        if process is not None and (process.machine != _machine() or not _is_dead(process))
+    ]
+
+
+def _processes(folder: Path) -> Iterator[tuple[str, _Process | None]]:
+    """Each process's file by name and what it says: None where a crash has left it in pieces."""
     with suppress(FileNotFoundError):
         for path in sorted(folder.iterdir()):
-            if path.is_symlink() or not path.is_file():
-                continue
-            process = _parse(path.read_bytes())
-            if process is None or process.machine != _machine() or not _is_dead(process):
-                found.append(f"{process.host}, process {process.pid}" if process else "an unknown process")
-    return found
+            with suppress(FileNotFoundError):  # It has just gone.
+                if not path.is_symlink() and path.is_file():
+                    yield path.name, _parse(path.read_bytes())
 
 
 def _parse(content: bytes) -> _Process | None:

@@ -171,6 +171,15 @@ def open_to_read(path: Path) -> int:
     return descriptor
 
 
+def is_shard(path: Path) -> bool:
+    """Whether a file is one of ours beyond doubt, whoever's cache it belongs to."""
+    try:
+        read_footer(path)
+    except CacheError:
+        return False
+    return True
+
+
 def read_footer(path: Path, encoding: Encoding | None = None) -> Footer:
     """The footer of the shard at `path`, whose records are `encoding`'s, or else what its own manifest says.
 

@@ -29,13 +29,15 @@ from salt_vla.cache.format import (
     checksum,
     describe_differences,
     hexadecimal,
+    is_in_pieces,
+    is_of_others,
     shard_name,
 )
 from salt_vla.cache.index import ClipIdsLike, Index, write_index
 from salt_vla.cache.leases import Lease, Leases, living, remove_leases
 from salt_vla.cache.ledger import Contents, Ledger
-from salt_vla.cache.shards import Key, Record, write_shard
-from salt_vla.errors import CacheError
+from salt_vla.cache.shards import Key, Record, is_shard, write_shard
+from salt_vla.errors import CacheError, ResourceError
 from salt_vla.rundir import void, write_atomically, write_text, writing_to
 
 LEASE_SECONDS = 60.0  # after which a writer that gives no sign of life is taken for dead
@@ -79,6 +81,7 @@ class CacheWriter:
         self.num_made = 0  # shards that this writer has published
         self._held: dict[int, Lease] = {}
         self._leases: Leases | None = None
+        self._is_finished = False
 
     def __enter__(self) -> CacheWriter:
         self._refuse_strange_folder()
@@ -94,6 +97,7 @@ class CacheWriter:
             with self._alone():
                 self._begin()
             self._sweep_shards()
+            self._leases.is_alone()  # So that who is silent until the end is known to be dead by then.
         except BaseException:
             self._leases.close()
             raise
@@ -104,15 +108,21 @@ class CacheWriter:
     ) -> None:
         if self._leases is not None:
             self._leases.close()
+            if self._is_finished and self._leases.is_alone():
+                remove_leases(self.folder / LEASES)  # Of several the last who leaves does so.
             self._leases = None
 
     def _refuse_strange_folder(self) -> None:
         """A folder of other things must not be mistaken for the beginning of a cache."""
         with writing_to(self.folder):
-            if not self.folder.exists() or (self.folder / MANIFEST).exists():
+            if not self.folder.exists() or _has_own_manifest(self.folder):
                 return
+            names = {path.name for path in self.folder.glob("[!.]*")}
+            shards = [path for path in self.folder.glob(f"{SHARDS}/[!.]*") if path.is_file()]
             own = {SHARDS, INDEX, INDEX_PAGES, QUARANTINE, PROBE}
-            strange = {path.name for path in self.folder.iterdir() if not path.name.startswith(".")} - own
+            strange = names - own - ({MANIFEST} if is_in_pieces(self.folder) else set())
+            if not any(map(is_shard, shards)):  # Then nothing says that the files of these names are ours.
+                strange = names - {SHARDS} | {f"{SHARDS}/{path.name}" for path in shards}
         if strange:
             raise CacheError(
                 f"{self.folder} holds other files ({min(strange)}) and no cache; choose another folder"
@@ -284,6 +294,10 @@ class CacheWriter:
             self.num_made += 1
         except _TakenOver:
             return False
+        except ResourceError as error:
+            if isinstance(error.__cause__, FileNotFoundError) and not lease.is_held():
+                return False  # Taken over at the last moment, and what it had written is swept up.
+            raise
         finally:
             del self._held[shard.number]
             lease.release()
@@ -322,7 +336,8 @@ class CacheWriter:
                 if not self.is_complete():
                     self._write_results(approve)
                 self._sweep_shards()
-                self._sweep([path for path in self._leftovers() if path.parent == self.folder])
+                self._sweep(list(self.folder.glob(UNFINISHED[0])))
+                self._is_finished = True
         return Manifest.read(self.folder)
 
     def _write_results(self, approve: Callable[[Contents], None]) -> None:
@@ -352,6 +367,19 @@ class CacheWriter:
 
 class _TakenOver(Exception):
     """Another writer has the lease."""
+
+
+def _has_own_manifest(folder: Path) -> bool:
+    """Whether there is a manifest, sound or damaged, and not some other program's file of that name."""
+    try:
+        Manifest.read(folder)
+    except NoManifest:
+        return False
+    except DamagedManifest:
+        return not is_of_others(folder) and not is_in_pieces(folder)
+    except CacheError:
+        return True  # Of another version, or it cannot be read.
+    return True
 
 
 def _checksum_of(path: Path) -> str:
