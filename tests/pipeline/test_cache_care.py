@@ -258,3 +258,83 @@ def test_an_empty_root_has_no_caches(salt: Any) -> None:
     assert salt.json("cache", "prune", "--unused", "--yes")["caches"] == []
     assert "there are no caches" in salt.ok("cache", "ls").out
     assert salt.files() == []
+
+
+def lay_others_folder(folder: Path) -> list[Path]:
+    """What another tool might keep: a manifest.json of its own, and files that are called like ours."""
+    (folder / "shards").mkdir(parents=True)
+    (folder / MANIFEST).write_text(json.dumps({"name": "my web app", "schema_version": 1, "icons": []}))
+    for name in (
+        "index.arrow",
+        "probe.safetensors",
+        "shards/weights.bin",
+        ".download.part",
+        "shards/000000.bin",
+    ):
+        (folder / name).write_text("precious")
+    return sorted(folder.rglob("*"))
+
+
+def test_another_tools_folder_is_not_ours_whatever_its_files_are_called(
+    home: Path, salt: Any, tmp_path: Path
+) -> None:
+    for folder in (home / "other", tmp_path / "other"):
+        before = lay_others_folder(folder)
+        assert "is no cache" in salt("cache", "prune", folder, "--yes").sentence
+        for content in (b"{", b"[" * 100_000):  # In pieces, too, unless a shard is ours.
+            (folder / MANIFEST).write_bytes(content)
+            assert "is no cache" in salt("cache", "prune", folder, "--yes").sentence
+        assert salt.json("cache", "prune", "--yes")["leftovers"] == []
+        assert "other" not in names(salt.json("cache", "ls"))
+        assert sorted(folder.rglob("*")) == before
+
+
+def test_of_a_cache_only_what_is_the_caches_goes(home: Path, salt: Any) -> None:
+    spare = home / "spare"
+    mine = [spare / name for name in (".download.part", "shards/weights.bin", "shards/.x.part", "notes")]
+    for path in mine:
+        path.write_text("mine")
+    salt.ok("cache", "prune", spare, "--yes")
+    assert sorted(path for path in spare.rglob("*") if path.is_file()) == sorted(mine)
+
+
+def test_a_cache_whose_manifest_is_in_pieces_can_still_be_removed(home: Path, salt: Any) -> None:
+    (home / "spare" / MANIFEST).write_text('{"kind": "lat')
+    salt.ok("cache", "prune", home / "spare", "--yes")
+    assert not (home / "spare").exists()
+
+
+def test_nothing_is_unused_while_runs_are_out_of_sight(home: Path, salt: Any) -> None:
+    runs, prune = salt.root / "runs", ("cache", "prune", "--unused", "--yes")
+    away = runs.rename(salt.root / "away")
+    before = salt.files()
+    assert "there is no run in" in salt(*prune).sentence
+    runs.symlink_to(salt.root / "unmounted")
+    assert "there is no run in" in salt(*prune).sentence
+    runs.unlink()
+    away.rename(runs)
+    (runs / "old").symlink_to(salt.root / "unmounted")
+    assert f"{runs / 'old'} is a run without a config.json" in salt(*prune).sentence
+    (runs / "old").unlink()
+    config = salt.at("run").config_file
+    config.rename(config.with_suffix(".bak"))
+    shutil.copytree(runs / "run", runs / "second")
+    config.with_suffix(".bak").rename(config)
+    assert f"{runs / 'second'} is a run without a config.json" in salt(*prune).sentence
+    shutil.rmtree(runs / "second")
+    assert salt.files() == sorted(path.replace("away", "runs", 1) for path in before)
+    salt.ok("cache", "ls")
+    salt.ok(*prune)
+    assert not (home / "spare").exists()
+
+
+def test_a_cache_that_says_little_of_itself_is_listed(salt: Any, build_cache: Any) -> None:
+    build_cache(salt.root / "caches" / "bare")
+    assert names(salt.json("cache", "ls"))["bare"]["complete"]
+
+
+def test_a_store_of_views_is_not_held_against_a_recipe(workshop: Any, salt: Any) -> None:
+    store = next((workshop.salt.root / "caches").glob("views-*"))
+    for given in ((), ("--data", workshop.table)):
+        refused = salt("cache", "diff", store, "--recipe", "demo_student", *given).sentence
+        assert "holds pixels, and a recipe asks for latents" in refused

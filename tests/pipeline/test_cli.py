@@ -136,3 +136,21 @@ def test_a_clip_table_is_written_whole_or_not_at_all(workshop: Any, salt: Any, t
     assert out.read_bytes() == before
     beside = {path.name for path in out.parent.iterdir()}
     assert beside == {"clips.parquet", "clips.parquet.problems.json"}
+
+
+@pytest.mark.parametrize("command", [("recipes", "ls", "--json"), ("recipes", "ls"), ("--help",), ("cache",)])
+def test_output_that_cannot_be_written_is_a_sentence(salt: Any, command: tuple[str, ...]) -> None:
+    with open("/dev/full", "w") as full:  # noqa: PTH123
+        process = salt.start(*command, stdout=full)
+    said = process.communicate()[1]
+    assert said == "salt-vla: cannot write the output: No space left on device; the answer is not whole\n"
+    assert process.returncode == 2
+
+
+def test_what_the_terminal_has_no_letters_for_is_no_traceback(salt: Any, tmp_path: Path) -> None:
+    code = "import sys; from salt_vla.cli import main, COMMANDS\nCOMMANDS['x–\\ud800'] = {'': ('', '²')}\n"
+    environment = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}sys.exit(main([]))"], env=environment, capture_output=True
+    )
+    assert done.returncode == 0 and b"x\\u2013\\ud800" in done.stdout and b"\\xb2" in done.stdout

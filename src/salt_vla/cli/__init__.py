@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import errno
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 import tyro
 
 from salt_vla.errors import UserError
 from salt_vla.interrupts import Stopped
 
+CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 # noun → verb → "module:function" (verb "" for nouns that are commands themselves), and one line of help.
 COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     "demo": {
@@ -79,8 +82,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; its exit code. A `UserError` becomes one sentence on stderr, below the table that some
     have, and exit code 2."""
     args = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # As stderr: no name is worth a traceback.
     try:
-        return _dispatch(args)
+        try:
+            return _dispatch(args)
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()  # What cannot be written is said here, not at the program's very end.
     except UserError as error:
         sentence, _, table = str(error).partition("\n")
         print(f"{table}\n\n" * bool(table) + f"salt-vla: {sentence}", file=sys.stderr)
@@ -90,10 +99,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"salt-vla: {where}: {error.strerror}; check the path and its permissions", file=sys.stderr)
         return 2
     except BrokenPipeError:
-        # The reader of our output has left (`| head`); nothing is left to say, also at shutdown.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()  # The reader of our output has left (`| head`); nothing is left to say.
         return 141
     except OSError as error:
+        if error.filename is None and error.errno in CANNOT_WRITE:
+            _drop_output()
+            print(
+                f"salt-vla: cannot write the output: {error.strerror}; the answer is not whole",
+                file=sys.stderr,
+            )
+            return 2
         if error.errno not in (errno.ENAMETOOLONG, errno.ELOOP):
             raise
         print(f"salt-vla: {str(error.filename)[:200]}: {error.strerror}; check the path", file=sys.stderr)
@@ -104,6 +119,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("salt-vla: interrupted; run the same command again: what was finished is kept", file=sys.stderr)
         return 130
+
+
+def _drop_output() -> None:
+    """Let what is still to be written vanish, also at the program's end."""
+    with suppress(io.UnsupportedOperation):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _dispatch(args: list[str]) -> int:

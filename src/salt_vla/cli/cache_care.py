@@ -287,11 +287,12 @@ def prune(
 
 def _print_caches(found: list[FoundCache]) -> None:
     """Two lines a cache: names of caches and teachers are too long for a table's columns."""
+    from salt_vla.cache.foreign import clean
     from salt_vla.rundir import root
 
     for cache in found:
-        maker = f" of {cache.teacher}" if cache.teacher else ""
-        split = f", {cache.split}" if cache.split else ""
+        maker = f" of {clean(cache.teacher)}" if cache.teacher else ""
+        split = f", {clean(cache.split)}" if cache.split else ""
         users = f"used by {', '.join(cache.used_by)}" if cache.used_by else "used by no run"
         print(cache.path.relative_to(root()))
         holds = f"{cache.kind}{maker}{split}: {cache.records:,} records, {cache.bytes / GB:.2f} GB"

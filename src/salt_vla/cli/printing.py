@@ -12,6 +12,7 @@ def print_json(value: Any) -> None:
 
 
 def print_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
+    """Cells are shown as they are: `[red]` and `:x:` are no orders here."""
     from rich.console import Console
     from rich.table import Table
 
@@ -20,4 +21,7 @@ def print_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> No
         table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*(str(row[column]) for column in columns))
-    Console().print(table)
+    console = Console(markup=False, emoji=False)
+    with console.capture() as captured:  # Else it would end the program when its reader has left.
+        console.print(table)
+    print(captured.get(), end="")

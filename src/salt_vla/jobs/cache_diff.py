@@ -15,6 +15,7 @@ from salt_vla.cache import ArrayCache, Manifest, open_cache
 from salt_vla.config import TrainConfig, ViewConfig
 from salt_vla.data.clip_table import ClipTable
 from salt_vla.data.view_lock import view_hash, view_settings
+from salt_vla.errors import ConfigError
 from salt_vla.geometry import ClipGeometry
 from salt_vla.jobs.data import split_table
 
@@ -87,10 +88,17 @@ def diff_caches(a: Path, b: Path) -> Difference:
 
 
 def diff_recipe(a: Path, config: TrainConfig, table: ClipTable | None) -> Difference:
-    """What of a cache a run of `config` would not accept; without a table, clips are not compared."""
+    """What of a cache a run of `config` would not accept; without a table, clips are not compared.
+
+    Raises `ConfigError` for a store of views, of which a recipe asks nothing.
+    """
     manifest = Manifest.read(a)
+    if manifest.kind != "latents":
+        raise ConfigError(
+            f"{a} holds pixels, and a recipe asks for latents; give a cache of a teacher's latents"
+        )
     # Held-out clips need no more than view 0.
-    num_views = config.data.view.num_views if manifest.provenance["split"] == "train" else 1
+    num_views = config.data.view.num_views if manifest.provenance.get("split") == "train" else 1
     clips = None if table is None else _clips_of(table, manifest.provenance)
     return Difference(unlike_asked(manifest, config.data.view, config.geometry, num_views, clips))
 
@@ -125,9 +133,9 @@ def _clips_of(table: ClipTable, provenance: Mapping[str, Any]) -> ClipTable:
     """The clips that a run would compare with a cache of this split: where every tenth episode is held out, a
     cache of all training clips serves, or one of those that are left."""
     splits = set(table.rows["split"].to_pylist())
-    split = provenance["split"]
+    split = provenance.get("split")
     clips = table.select(split=split) if split in splits else table
-    if split == "train" and provenance["clip_table"] != clips.hash and "validation" not in splits:
+    if split == "train" and provenance.get("clip_table") != clips.hash and "validation" not in splits:
         left = split_table(table).train
         return left if left.hash == provenance["clip_table"] else clips
     return clips

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -22,8 +23,10 @@ from salt_vla.cache.format import (
     QUARANTINE,
     SHARDS,
     Manifest,
+    is_of_others,
 )
 from salt_vla.cache.leases import living
+from salt_vla.cache.shards import MAGIC
 from salt_vla.config import TrainConfig, from_json
 from salt_vla.data.view_lock import view_hash
 from salt_vla.errors import CacheError, ConfigError, RunError
@@ -31,8 +34,11 @@ from salt_vla.rundir import RunDirectory, all_runs, read_json, root, writing_to
 
 DEEPEST = 3  # folders below caches/ that are looked into: caches/NAME/SPLIT, and one more
 CACHE_PIN = "cache_provenance.json"
-PARTS = (".*.part", f"{SHARDS}/.*.part")
 FILES = (INDEX, INDEX_PAGES, QUARANTINE, PROBE)  # the index first: without it nobody reads what is going
+PARTS = (*(f".{name}.*.part" for name in (*FILES, MANIFEST)), f"{SHARDS}/.[0-9]*.bin.*.part")
+SHARD = re.compile(r"[0-9]{6,}\.bin")
+# What a run has left whose config.json is lost.
+OF_RUNS = ("checkpoints", "status.json", "metrics.jsonl", CACHE_PIN)
 
 
 @dataclass(frozen=True)
@@ -97,15 +103,19 @@ def plan_pruning(found: Sequence[FoundCache], paths: Sequence[Path], unused: boo
     """What `prune` would remove: leftovers wherever nobody is building, the caches at `paths`, and with
     `unused` those that no run uses.
 
-    Raises `CacheError` for a path that is no cache or is being built.
+    Raises `CacheError` for a path that is no cache or is being built, and `RunError` when it is not known
+    what all runs use.
     """
     chosen = {cache.path: cache for cache in found if unused and cache.is_unused}
+    if chosen:
+        _require_known_runs()
     users = _users()
     for path in paths:
         where = path.resolve()
-        if not (where / MANIFEST).is_file():
+        if not _is_cache(where):
             raise CacheError(
-                f"{path} is no cache ({MANIFEST} is missing), so it is left alone; remove it by hand"
+                f"{path} is no cache ({MANIFEST} is missing, or no cache's), so it is left alone; remove it "
+                "by hand"
             )
         cache = _found(where, users)
         if cache.builders:
@@ -123,7 +133,7 @@ def remove_cache(folder: Path) -> None:
     with writing_to(folder):
         for name in FILES:
             (folder / name).unlink(missing_ok=True)
-        for path in [*(folder / SHARDS).glob("*.bin"), *(p for part in PARTS for p in folder.glob(part))]:
+        for path in [*_shards(folder), *(p for part in PARTS for p in folder.glob(part))]:
             path.unlink(missing_ok=True)
         _remove(folder / LEASES)
         if (folder / SHARDS).is_dir() and not any((folder / SHARDS).iterdir()):
@@ -131,6 +141,31 @@ def remove_cache(folder: Path) -> None:
         (folder / MANIFEST).unlink(missing_ok=True)
         if not any(folder.iterdir()):
             folder.rmdir()
+
+
+def _shards(folder: Path) -> list[Path]:
+    return [path for path in sorted((folder / SHARDS).glob("*.bin")) if SHARD.fullmatch(path.name)]
+
+
+def _is_cache(folder: Path) -> bool:
+    """Whether the manifest here is a cache's, of whatever version; `manifest.json` is a common name. Where it
+    is in pieces, whether there is a shard of ours."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        return False
+    try:
+        json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        return any(_ends_as_shards_do(shard) for shard in _shards(folder))
+    return not is_of_others(folder)
+
+
+def _ends_as_shards_do(path: Path) -> bool:
+    if not path.is_file() or path.stat().st_size < len(MAGIC):
+        return False
+    with path.open("rb") as file:
+        file.seek(-len(MAGIC), os.SEEK_END)
+        return file.read() == MAGIC
 
 
 def _remove(path: Path) -> None:
@@ -146,10 +181,10 @@ def _cache_of(leftover: Path) -> Path:
 
 
 def _folders(folder: Path, depth: int) -> Iterator[Path]:
-    """Folders with a manifest, and those below them; links are not followed, so that all lie in the root."""
+    """Caches, and those below them, whatever lies between; links are not followed: all lie in the root."""
     if not folder.is_dir() or folder.is_symlink():
         return
-    if (folder / MANIFEST).is_file():
+    if _is_cache(folder):
         yield folder
     if depth:
         for path in sorted(folder.iterdir()):
@@ -165,6 +200,24 @@ class _User:
     source: Path | None
     provenance: dict[str, Any] | None
     view_hash: str
+
+
+def _require_known_runs() -> None:
+    """Raises `RunError` where runs may be out of sight, so that what they use would pass for unused."""
+    runs = root() / "runs"
+    if not all_runs():
+        raise RunError(
+            f"there is no run in {runs}, so no cache is used; mount that folder if it lies elsewhere, or "
+            "name the caches that shall go"
+        )
+    for path in sorted(runs.iterdir()):
+        is_away = path.is_symlink() and not path.exists()
+        is_run = any((path / name).exists() for name in OF_RUNS)
+        if is_away or (is_run and not RunDirectory(path).exists()):
+            raise RunError(
+                f"{path} is a run without a config.json, so nobody knows which caches it needs: mend or "
+                "remove it"
+            )
 
 
 def _users() -> list[_User]:
@@ -218,12 +271,12 @@ def _uses(user: _User, path: Path, manifest: Manifest) -> bool:
     """
     said = json.loads(json.dumps(manifest.provenance))
     if manifest.kind == "views":
-        return bool(user.view_hash) and said["view_hash"] == user.view_hash
+        return bool(user.view_hash) and said.get("view_hash") == user.view_hash
     where = path.resolve()
     if user.source in (where, where.parent) or user.provenance is None:
         return user.source in (where, where.parent)
     # A run writes down its training cache; held-out latents of the same teacher and views may be its own.
-    may_differ = () if said["split"] == "train" else ("split", "clip_table", "files", "batch_size")
+    may_differ = () if said.get("split") == "train" else ("split", "clip_table", "files", "batch_size")
     return all(user.provenance.get(name) == value for name, value in said.items() if name not in may_differ)
 
 

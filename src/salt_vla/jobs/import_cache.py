@@ -20,6 +20,7 @@ from salt_vla.cache import CacheWriter, Key, Manifest, Record
 from salt_vla.cache.foreign import IDS, ForeignFolder, Names, clean, look_into, pair
 from salt_vla.cache.foreign_file import read_latents
 from salt_vla.cache.format import EncodingName
+from salt_vla.cache.ledger import Contents
 from salt_vla.config import ViewConfig
 from salt_vla.data.clip_table import ClipTable
 from salt_vla.data.view_lock import view_hash, view_settings
@@ -29,10 +30,10 @@ from salt_vla.geometry import ClipGeometry
 from salt_vla.interrupts import stop_on_signals
 from salt_vla.jobs.build_cache import RECORDS_PER_SHARD, split_folder
 from salt_vla.jobs.cache_checks import int8_cost_of
-from salt_vla.jobs.unread_views import refuse_too_many_bad
 from salt_vla.jobs.data_index import MAX_BAD_SHARE
 from salt_vla.jobs.import_compare import Clips, teacher_r2
 from salt_vla.jobs.resources import require_disk
+from salt_vla.jobs.unread_views import refuse_too_many_bad
 from salt_vla.progress import progress
 
 LOOKED_AT = 16  # files, to learn the latents' shape
@@ -103,6 +104,7 @@ def import_latents(
         raise ConfigError(f"--teacher-name {stated.teacher!a} cannot be printed; give another name")
     found = look_into(_of_split(source, stated.split))
     split = _split(found, stated)
+    folder = split_folder(out, split)
     if stated.table is not None:
         stated = replace(stated, table=stated.table.select(split=split))
     plan = _plan(found, stated.table, names, unreadable)
@@ -124,10 +126,8 @@ def import_latents(
         provenance=_provenance(found, stated, split, names, unreadable),
         token_order="time,row,column" if stated.geometry else "",
     )
-    folder = split_folder(out, split)
     measured = _int8_cost(manifest, sample, found) | _teacher_r2(compare, found, plan, stated)
     finished = _write(folder, manifest, found, plan, measured)
-    refuse_too_many_bad(finished.num_quarantined - len(plan.unreadable), len(plan.clip_ids), folder)
     return Imported(folder, finished, plan.left_out, tuple(_warnings(finished, found)))
 
 
@@ -139,6 +139,11 @@ def _write(
         def check() -> None:
             stop.check("while importing latents")
 
+        def approve(contents: Contents) -> None:
+            bad = len(contents.quarantine) - len(plan.unreadable)
+            cure = f"mend them, remove {folder} and import again"
+            refuse_too_many_bad(bad, len(plan.clip_ids), folder, cure)
+
         total, done = writer.num_keys, writer.num_keys_done
         if done < total:
             require_disk(folder, (total - done) * manifest.record.record_bytes, "the imported cache")
@@ -149,7 +154,7 @@ def _write(
                     writer.write_shard(shard, _records(found, plan, shard.keys, manifest.shape))
                     advance(len(shard.keys))
                     check()
-        return writer.finish(lambda _: check())
+        return writer.finish(lambda _: check(), approve)
 
 
 def _of_split(source: Path, split: str | None) -> Path:
