@@ -304,3 +304,62 @@ def test_clip_ids_read_like_a_list():
     for beyond in (4, -5):
         with pytest.raises(IndexError):
             clips[beyond]
+
+
+def crafted(folder: Path, content: bytes, **manifest: int) -> Index:
+    """An index of any content whose checksums are right."""
+    pages = b"".join(
+        checksum(content[at : at + PAGE]).to_bytes(8, "little") for at in range(0, len(content), PAGE)
+    )
+    (folder / INDEX).write_bytes(content)
+    (folder / INDEX_PAGES).write_bytes(pages)
+    begun = Manifest("latents", "float16", (1, 1), 2, 4, num_clips=300)
+    sizes = {"index_bytes": len(content), "index_checksum": f"{checksum(pages):016x}"}
+    return Index(folder, replace(begun, **sizes, **manifest))
+
+
+def as_file(batch: pa.RecordBatch) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    return bytes(sink.getvalue())
+
+
+@pytest.fixture
+def batch(tmp_path) -> pa.RecordBatch:
+    write(tmp_path, many_ids(300))
+    return pa.ipc.open_file((tmp_path / INDEX).read_bytes()).get_batch(0)
+
+
+def test_an_index_of_other_columns_or_clips_is_a_sentence_though_its_checksums_are_right(tmp_path, batch):
+    other_type = batch.set_column(4, "id_row", batch["id_row"].cast(pa.uint64()))
+    with_nulls = batch.set_column(4, "id_row", pa.array([None] * 300, pa.uint32()))
+    cases = {
+        "its columns differ": [batch.drop_columns(["id_row"]), other_type, with_nulls],
+        "has 100 clips, and the manifest 300": [batch.slice(0, 100)],
+    }
+    assert crafted(tmp_path, as_file(batch)).find(batch["clip_id"][7].as_py()) == 7
+    for message, batches in cases.items():
+        for wrong in batches:
+            with pytest.raises(CacheError, match=f"{message}; `salt-vla cache repair`"):
+                crafted(tmp_path, as_file(wrong))
+    with pytest.raises(CacheError, match="has 300 clips, and the manifest 600"):
+        crafted(tmp_path, as_file(batch), num_clips=600)
+    with pytest.raises(CacheError, match="its columns differ"):
+        crafted(tmp_path, as_file(batch), num_views=3)
+
+
+@pytest.mark.parametrize("size", [1, 9, 100, 5000])
+def test_an_index_that_is_no_arrow_file_is_a_sentence_though_its_checksums_are_right(tmp_path, batch, size):
+    for content in (b"x" * size, b"\0" * size, as_file(batch)[:size], as_file(batch)[-size:]):
+        with pytest.raises(CacheError, match="is no index"):
+            crafted(tmp_path, content)
+
+
+def test_rows_beyond_an_indexs_end_are_a_sentence(tmp_path, batch):
+    beyond = batch.set_column(4, "id_row", pa.array([4_000_000_000] * 300, pa.uint32()))
+    index = crafted(tmp_path, as_file(beyond))
+    with pytest.raises(CacheError, match="is no index: it has no clip 4000000000"):
+        index.find(batch["clip_id"][7].as_py())
+    with pytest.raises(CacheError, match="is no index: it has no clip 4000000000"):
+        index.rows_of(batch["clip_id"])

@@ -107,6 +107,18 @@ def write_index(
     return (folder / INDEX).stat().st_size, hexadecimal(checksum(digests))
 
 
+def _schema(views: int) -> pa.Schema:
+    return pa.schema(
+        {
+            "clip_id": pa.large_string(),
+            "checksums": pa.list_(pa.uint64(), views),
+            "present": pa.list_(pa.uint8(), views),
+            "id_hash": pa.uint64(),
+            "id_row": pa.uint32(),
+        }
+    )
+
+
 def _pages(path: Path) -> Iterator[bytes]:
     with path.open("rb") as file:
         while page := file.read(PAGE):
@@ -180,7 +192,7 @@ class Index:
         self._bytes = memoryview(self._map)
         whole = pa.py_buffer(self._map)
         self._check_descriptions(size)
-        batch = pa.ipc.open_file(whole).get_batch(0)
+        batch = self._batch(whole, manifest)
         self._base = whole.address
         self.num_clips = batch.num_rows
         self.ids: pa.LargeStringArray = batch["clip_id"]
@@ -192,6 +204,24 @@ class Index:
         self._hashes, self._hashes_at = self._column(batch["id_hash"].buffers()[1], "Q")
         self._rows, self._rows_at = self._column(batch["id_row"].buffers()[1], "I")
         self._margin = 4 * math.isqrt(self.num_clips) + 8
+
+    def _batch(self, whole: pa.Buffer, manifest: Manifest) -> pa.RecordBatch:
+        """The columns, which must be those that `write_index` writes, of the manifest's clips."""
+        try:
+            batch = pa.ipc.open_file(whole).get_batch(0)
+            batch.validate()
+        except (pa.ArrowException, ValueError, IndexError, OSError) as error:
+            raise CacheError(f"{self.path} is no index ({error}); {CURE}") from error
+        wanted = _schema(manifest.num_views)
+        if not batch.schema.equals(wanted) or any(column.null_count for column in batch.columns):
+            raise CacheError(
+                f"{self.path} is no index of {manifest.num_views} views: its columns differ; {CURE}"
+            )
+        if batch.num_rows != manifest.num_clips:
+            raise CacheError(
+                f"{self.path} has {batch.num_rows} clips, and the manifest {manifest.num_clips}; {CURE}"
+            )
+        return batch
 
     def _check_descriptions(self, size: int) -> None:
         """Check what describes the columns, and lies at the file's ends: the schema and the batch's layout,
@@ -206,7 +236,7 @@ class Index:
 
     def _column(self, buffer: pa.Buffer | None, code: Literal["q", "Q", "I", "B"]) -> tuple[memoryview, int]:
         """A buffer's values and where in the file they begin; Arrow keeps no buffer for no values."""
-        if buffer is None:
+        if buffer is None or not buffer.size:
             return memoryview(b"").cast(code), 0
         size = np.dtype(code).itemsize
         whole = memoryview(buffer)[: len(buffer) // size * size]
@@ -216,6 +246,8 @@ class Index:
         """Compare the pages that bytes `start` … `stop` lie in with their checksums, once each."""
         if self._is_all_sound:
             return
+        if not 0 <= start <= stop <= len(self._bytes):
+            raise CacheError(f"{self.path} is no index: it points beyond its end; {CURE}")
         for page in range(start >> 16, (stop + PAGE - 1) >> 16):
             if not self._is_sound[page]:
                 content = self._bytes[page * PAGE : (page + 1) * PAGE]
@@ -252,6 +284,8 @@ class Index:
         while at < self.num_clips and self._hashes[at] == value:
             self._check(self._rows_at + 4 * at, self._rows_at + 4 * at + 4)
             row = self._rows[at]
+            if row >= self.num_clips:
+                raise CacheError(f"{self.path} is no index: it has no clip {row}; {CURE}")
             if self._id_bytes(row) == wanted:
                 return row
             at += 1
@@ -270,7 +304,7 @@ class Index:
             asked = clip_ids.slice(start, CHUNK)
             hashes = _hashes(asked)
             at = np.minimum(np.searchsorted(known, hashes), self.num_clips - 1)
-            found = rows_known[at].astype(np.int64)
+            found = np.minimum(rows_known[at], self.num_clips - 1).astype(np.int64)
             is_right = np.asarray(pc.equal(ids.take(pa.array(found)), asked))
             for other in np.flatnonzero(
                 ~is_right & (known[at] == hashes)
