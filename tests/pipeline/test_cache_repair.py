@@ -27,6 +27,7 @@ from salt_vla.cache.mend import reindex, rewrite_shard
 from salt_vla.cache.shards import read_footer
 from salt_vla.config import ViewConfig, from_json
 from salt_vla.data.clip_table import ClipTable
+from salt_vla.errors import CacheError
 from salt_vla.jobs.build_cache import build_cache
 from salt_vla.jobs.cache_repair import repair_cache
 from salt_vla.jobs.cache_source import source_of
@@ -326,6 +327,67 @@ def test_a_clip_that_still_cannot_be_read_stays_in_quarantine(
     assert list(report.failed) == [key] and "nowhere" in report.failed[key]
     assert report.recovered == [] and report.left == []
     assert (cache / QUARANTINE).read_bytes() == before
+
+
+def test_a_film_that_changes_while_it_is_repaired_from_gives_no_record(
+    cache: Path, workshop: Any, place: Path, tree: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its pixels were decoded from who knows which of the two."""
+    clip_id, _ = put(cache, 4, None)
+    films = Path(shutil.copytree(workshop.dataset, place / "films"))
+    before = tree(cache)
+    find = source_of(str(workshop.teacher), str(workshop.table), "cpu")
+
+    def watched(manifest: Manifest) -> Any:
+        source = find(manifest)
+        source.table.roots.update(dict.fromkeys(source.table.roots, films))
+        latents = source.teacher.latents
+
+        def slow(frames: torch.Tensor) -> torch.Tensor:
+            os.truncate(films / source.table.clip(clip_id).file, 100)
+            return latents(frames)
+
+        monkeypatch.setattr(source.teacher, "latents", slow, raising=False)
+        return source
+
+    with pytest.raises(CacheError, match=f"video {films}.* is another one than when this repair began"):
+        repair_cache(cache, watched, quarantined=True)
+    assert {name: content for name, content in tree(cache).items() if "lease" not in name} == before
+
+
+def test_a_shard_that_was_taken_over_is_mended_all_the_same(
+    cache: Path, whole: Path, workshop: Any, tree: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when this machine slept for a while, or its lease was swept away; each record counts once."""
+    keys = [damage(cache, 1), damage(cache, 17)]
+    find = source_of(str(workshop.teacher), str(workshop.table), "cpu")
+
+    def watched(manifest: Manifest) -> Any:
+        source = find(manifest)
+        latents = source.teacher.latents
+        lost: list[Path] = []
+
+        def slow(frames: torch.Tensor) -> torch.Tensor:
+            if not lost:
+                lost.extend(cache.glob(".leases/000000.*"))
+                for claim in lost:
+                    claim.unlink()
+            return latents(frames)
+
+        monkeypatch.setattr(source.teacher, "latents", slow, raising=False)
+        return source
+
+    report = repair_cache(cache, watched)
+    assert (
+        report.byte_equal == keys
+        and report.left == []
+        and report.files[:2]
+        == [
+            "shards/000000.bin",
+            "shards/000002.bin",
+        ]
+    )
+    assert tree(cache) == tree(whole)
 
 
 def test_another_teacher_or_other_clips_are_refused_field_by_field(

@@ -92,11 +92,16 @@ class Ledger:
             return None  # Missing, or half of one: it is to be made.
         if (footer.shard, footer.identity, footer.keys) == (number, self.identity, self.keys_of(number)):
             return footer
+        if footer.identity == self.identity and footer.shard != number:
+            raise CacheError(
+                f"{path} is {shard_name(footer.shard)}, in another place; `salt-vla cache repair "
+                f"{self.folder}` puts it right"
+            )
         differences = Manifest.from_identity(footer.identity).differences(self.manifest)
         how = describe_differences(differences) or "the same, of other clips"
         raise CacheError(
-            f"{path} belongs to another cache than the one asked for ({how}); choose another folder, or "
-            f"remove {self.folder} if nobody needs it"
+            f"{path} belongs to another cache than the one asked for ({how}); move that file away, "
+            "or choose another folder"
         )
 
     def contents(self) -> Contents:

@@ -121,6 +121,10 @@ def repair_cache(
         return _Repair(check, check.manifest, source, quarantined, stop).run()
 
 
+class _TakenOver(Exception):
+    """Another process has the lease."""
+
+
 class _Repair:
     """One call of `repair_cache`."""
 
@@ -179,8 +183,10 @@ class _Repair:
     def _mend_all(self, damaged: list[int]) -> None:
         with Leases(self.folder / LEASES) as leases, progress("Repairing", len(damaged), "shards") as advance:
             for number in damaged:
-                with self._lease(leases, number) as lease:
-                    self._mend(self.check.check_shard(number), lease)
+                is_done = False
+                while not is_done:
+                    with self._lease(leases, number) as lease:
+                        is_done = self._mend(self.check.check_shard(number), lease)
                 advance(1)
 
     @contextmanager
@@ -203,33 +209,46 @@ class _Repair:
         self.stop.check("while repairing")
         time.sleep(POLL_SECONDS)
 
-    def _mend(self, shard: ShardCheck, lease: Lease) -> None:
-        """Work on a shard, as it is now that nobody else does."""
+    def _mend(self, shard: ShardCheck, lease: Lease) -> bool:
+        """Work on a shard, as it is now that nobody else does; False when another process has taken it over
+        in the meantime, since this one stood still for too long."""
         self.stop.check("while repairing")
         if shard.expected is None:
-            return  # Neither its footer nor the index is there: `cache build` makes it anew.
+            return True  # Neither its footer nor the index is there: `cache build` makes it anew.
         wanted = {slot for slot in shard.bad_slots if shard.expected.checksums[slot] is not None}
         if self.quarantined:
             wanted |= {slot for slot, known in enumerate(shard.expected.checksums) if known is None}
         if shard.stranger is not None and not self._is_copy(shard.stranger):
             self.report.failed |= {shard.expected.keys[slot]: IN_THE_WAY for slot in wanted}
-            return  # Perhaps the only one of its kind; only a person can tell.
-        fresh, footer = self._computed(shard.expected, wanted)
+            return True  # Perhaps the only one of its kind; only a person can tell.
+        fresh, footer, kinds = self._computed(shard.expected, wanted)
         path = self.folder / shard_name(shard.number)
         has_hole_to_clear = any(shard.expected.checksums[slot] is None for slot in shard.bad_slots)
         has_rest_to_write = not shard.has_footer or has_hole_to_clear
         is_there = path.is_file() and shard.stranger is None
         if not fresh and not (has_rest_to_write and (is_there or not wanted)):
-            return  # A lost shard without its records is no better than none.
+            return True  # A lost shard without its records is no better than none.
 
         def fence() -> None:
             if not lease.is_held():
-                raise CacheError(f"another process has taken over {path}; run the repair again")
+                raise _TakenOver
+            clips = [clip_id for clip_id, _ in kinds]
+            if self.source is not None and (film := self.source.table.changed_file(clips)):
+                raise CacheError(
+                    f"video {film} is another one than when this repair began, and nothing was taken of it; "
+                    "put it back and run the same command again"
+                )
 
         left_bad = frozenset(shard.bad_slots) - fresh.keys()
-        rewrite_shard(path, footer, fresh, left_bad, self.manifest.record, fence)
+        try:
+            rewrite_shard(path, footer, fresh, left_bad, self.manifest.record, fence)
+        except _TakenOver:
+            return False
+        for key, kind in kinds.items():
+            getattr(self.report, kind).append(key)
         self.report.files.append(shard_name(shard.number))
         self.needs_index |= footer != shard.expected
+        return True
 
     def _is_copy(self, stranger: Footer) -> bool:
         """Whether a shard in another's place is whole in its own place, too."""
@@ -238,9 +257,13 @@ class _Repair:
         place = self.check.check_shard(stranger.shard)
         return place.expected == stranger and not place.findings
 
-    def _computed(self, expected: Footer, wanted: set[int]) -> tuple[dict[int, bytes], Footer]:
-        """Records of the wanted slots as far as they can be had, and the footer that goes with them."""
+    def _computed(
+        self, expected: Footer, wanted: set[int]
+    ) -> tuple[dict[int, bytes], Footer, dict[Key, str]]:
+        """Records of the wanted slots as far as they can be had, the footer that goes with them, and as which
+        of the report's kinds they count."""
         fresh: dict[int, bytes] = {}
+        kinds: dict[Key, str] = {}
         checksums, reasons = list(expected.checksums), list(expected.reasons)
         for slot, record in self._recomputed(expected, wanted):
             blob, reason = self._encoded(record)
@@ -251,10 +274,10 @@ class _Repair:
             if reason:
                 self.report.failed[record.key] = reason
                 continue
-            kind = "recovered" if known is None else "byte_equal" if found == known else "changed"
-            getattr(self.report, kind).append(record.key)
+            is_equal = "byte_equal" if found == known else "changed"
+            kinds[record.key] = "recovered" if known is None else is_equal
             fresh[slot], checksums[slot], reasons[slot] = blob, found, ""
-        return fresh, replace(expected, checksums=tuple(checksums), reasons=tuple(reasons))
+        return fresh, replace(expected, checksums=tuple(checksums), reasons=tuple(reasons)), kinds
 
     def _recomputed(self, expected: Footer, wanted: set[int]) -> Iterator[tuple[int, Record]]:
         """The wanted slots' records, each from the whole batch that it was computed in at first."""
