@@ -78,8 +78,9 @@ def test_a_picture_of_other_clips_or_over_another_file_is_refused(
     assert "are not in" in salt(*picture, tmp_path / "p.png", "--data", other).sentence
     assert "is not a PNG picture" in salt(*picture, other).sentence
     assert "--picture FILE.png too" in salt("cache", "show", workshop.cache, "--data", other).sentence
+    assert "named otherwise; end it in .png" in salt(*picture, tmp_path / "p.jpg").sentence
     assert "--sample must be" in salt(*picture, tmp_path / "p.png", "--sample", 0).sentence
-    assert not (tmp_path / "p.png").exists()
+    assert not (tmp_path / "p.png").exists() and not (tmp_path / "p.jpg").exists()
 
 
 def asked(workshop: Any) -> list[str]:

@@ -358,3 +358,13 @@ def test_a_list_of_unreadable_clips_that_is_no_list_is_refused(salt: Any, tmp_pa
     (tmp_path / "list").write_text("[" * 100_000)
     given = ("--out", tmp_path / "c", "--unreadable", tmp_path / "list")
     assert "names no clips" in salt("cache", "import", folder, *given).sentence
+
+
+@pytest.mark.parametrize("split", ["../../elsewhere", "/elsewhere", "", "shards"])
+def test_a_splits_name_leads_nowhere_else(salt: Any, tmp_path: Path, split: str) -> None:
+    salt.ok("cache", "import", write_numbers(tmp_path / "a", ["a", "b"]), "--out", tmp_path / "o" / "c")
+    folder = write_numbers(tmp_path / "b", ["a", "b"], split=split)
+    before = sorted(tmp_path.rglob("*"))
+    refused = salt("cache", "import", folder, "--out", tmp_path / "o" / "c").sentence
+    assert f"which {split!r} cannot be" in refused
+    assert sorted(tmp_path.rglob("*")) == before

@@ -50,6 +50,8 @@ def show(
         from salt_vla.jobs.outputs import PICTURE, require_output
 
         require_output(picture, PICTURE)
+        if picture.suffix.lower() != ".png":
+            raise ConfigError(f"--picture writes a PNG, and {picture} is named otherwise; end it in .png")
     if statistics:
         from salt_vla.jobs.cache_show import sample_statistics
 
@@ -253,7 +255,8 @@ def prune(
 
     Args:
         paths: caches to remove, whoever uses them.
-        unused: remove the caches and view stores below SALT_VLA_ROOT/caches that no run uses.
+        unused: remove the caches and view stores below SALT_VLA_ROOT/caches that no run uses; refused where
+            there is no run, or one without its config.json, since nobody then knows.
         yes: really remove.
         json: print JSON instead of a table.
     """

@@ -23,6 +23,7 @@ from salt_vla.cache.format import (
     QUARANTINE,
     SHARDS,
     Manifest,
+    is_in_pieces,
     is_of_others,
 )
 from salt_vla.cache.leases import living
@@ -150,14 +151,9 @@ def _shards(folder: Path) -> list[Path]:
 def _is_cache(folder: Path) -> bool:
     """Whether the manifest here is a cache's, of whatever version; `manifest.json` is a common name. Where it
     is in pieces, whether there is a shard of ours."""
-    path = folder / MANIFEST
-    if not path.is_file():
-        return False
-    try:
-        json.loads(path.read_bytes())
-    except (ValueError, RecursionError):
+    if is_in_pieces(folder):
         return any(_ends_as_shards_do(shard) for shard in _shards(folder))
-    return not is_of_others(folder)
+    return (folder / MANIFEST).is_file() and not is_of_others(folder)
 
 
 def _ends_as_shards_do(path: Path) -> bool:
