@@ -33,6 +33,13 @@ def root() -> Path:
     return Path(os.environ.get(ROOT) or ".").expanduser().resolve()
 
 
+def num_cores() -> int:
+    """Cores that this process may use, where the system tells, or else all that there are."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def wanted_decoder() -> str:
     """Which library reads video: the variable `DECODER`, or `auto`."""
     return os.environ.get(DECODER) or "auto"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -312,7 +313,7 @@ def test_progress_says_how_fast_and_what_is_waited_for(
 def test_as_many_decoders_as_suit_the_machine(
     monkeypatch: pytest.MonkeyPatch, wanted: int | None, views: int, device: str, cores: int, count: int
 ) -> None:
-    monkeypatch.setattr(module.os, "sched_getaffinity", lambda _: set(range(cores)))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
     assert num_decoders(wanted, views, device) == count
 
 

@@ -20,6 +20,7 @@ from salt_vla.rundir import (
     RunDirectory,
     Status,
     all_runs,
+    num_cores,
     root,
     to_json_line,
     write_atomically,
@@ -316,3 +317,13 @@ def test_root_is_the_current_folder_by_default(tmp_path: Path, monkeypatch: pyte
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SALT_VLA_ROOT", "")
     assert root() == tmp_path
+
+
+def test_cores_are_counted_on_systems_that_know_no_affinity(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 3, 5})
+    assert num_cores() == 3
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: 7)
+    assert num_cores() == 7
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert num_cores() == 1

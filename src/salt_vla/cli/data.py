@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -10,6 +9,7 @@ import tyro
 
 from salt_vla.cli.printing import print_json, print_table
 from salt_vla.errors import ConfigError
+from salt_vla.rundir import num_cores
 
 if TYPE_CHECKING:
     from salt_vla.data.segments import Cutting
@@ -242,4 +242,4 @@ def _only_one(choices: dict[str, Any], what: str) -> None:
 def _processes(workers: int) -> int:
     if workers < 0:
         raise ConfigError(f"--workers must be 0 (one a core) or more, not {workers}")
-    return workers or len(os.sched_getaffinity(0))
+    return workers or num_cores()

@@ -21,7 +21,7 @@ from salt_vla.cache import CacheWriter
 from salt_vla.errors import ConfigError, ResourceError, UserError
 from salt_vla.jobs.pipeline import Pipeline
 from salt_vla.progress import Advance
-from salt_vla.rundir import DECODER, ROOT, root, wanted_decoder
+from salt_vla.rundir import DECODER, ROOT, num_cores, root, wanted_decoder
 
 LOCAL = "local"
 NO_RAY = "--ray needs Ray, which is not installed; install the extra: pip install 'salt-vla[scale]'"
@@ -145,7 +145,7 @@ def _connected(address: str, builders: int) -> Iterator[Any]:
     ray = _import_ray()
     options: dict[str, Any] = {"address": address, "log_to_driver": False, "logging_level": logging.ERROR}
     if address == LOCAL:
-        cores = max(builders, len(os.sched_getaffinity(0)))
+        cores = max(builders, num_cores())
         options |= {"num_cpus": cores, "include_dashboard": False, "object_store_memory": STORE_BYTES}
     try:
         host, _, port = address.rpartition(":")

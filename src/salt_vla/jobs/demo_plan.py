@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import resource
 import time
@@ -23,7 +22,7 @@ from salt_vla.jobs.data_index import EMBEDDED
 from salt_vla.jobs.evaluate import check_seed, load_model, random_model
 from salt_vla.jobs.train import with_paths
 from salt_vla.recipes import get_recipe
-from salt_vla.rundir import RunDirectory, read_json, root, write_text
+from salt_vla.rundir import RunDirectory, num_cores, read_json, root, write_text
 from salt_vla.teachers.pixel import EncoderTeacher
 
 
@@ -113,7 +112,7 @@ def machine_facts() -> Mapping[str, str]:
     """What the demonstration ran on and with."""
     packages = ("salt-vla", "torch", "numpy", "av", "scikit-learn")
     return {
-        "cores": str(len(os.sched_getaffinity(0))),
+        "cores": str(num_cores()),
         "memory": f"{psutil.virtual_memory().total / 1e9:.0f} GB",
         "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
         "versions": ", ".join(f"{name} {version(name)}" for name in packages),

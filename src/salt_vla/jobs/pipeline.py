@@ -6,7 +6,6 @@ Knows neither teachers nor what a cache is for; what a batch becomes is a functi
 
 from __future__ import annotations
 
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +24,7 @@ from salt_vla.cache.writer import POLL_SECONDS, Shard
 from salt_vla.data.read_ahead import read_ahead
 from salt_vla.errors import DataError
 from salt_vla.progress import Advance, Shares
+from salt_vla.rundir import num_cores
 from salt_vla.view_store import ViewSource
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def num_decoders(wanted: int | None, views: int, device: str = "") -> int:
     that has a CUDA device, the cores alone, or ("") nothing else to do; none for a handful of views."""
     if wanted is not None:
         return wanted
-    cores = len(os.sched_getaffinity(0))
+    cores = num_cores()
     suited = {"": cores, "cpu": cores // 2}.get(device.partition(":")[0], cores - 1)
     return min(max(suited, 1), views // VIEWS_WORTH_A_PROCESS, MAX_DECODERS)
 

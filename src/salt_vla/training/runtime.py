@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import replace
 from typing import Literal
@@ -12,6 +11,7 @@ import torch
 from salt_vla.batches import Batch
 from salt_vla.config import TrainConfig
 from salt_vla.errors import ConfigError
+from salt_vla.rundir import num_cores
 from salt_vla.training.learner import build_learner
 from salt_vla.training.step import Task, train_step
 
@@ -33,7 +33,7 @@ def resolve_device(config: TrainConfig) -> TrainConfig:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
         raise ConfigError(f"runtime.device {device!r} cannot be used here ({reason}); try auto") from error
-    threads = runtime.threads or len(os.sched_getaffinity(0))
+    threads = runtime.threads or num_cores()
     return replace(config, runtime=replace(runtime, device=device, threads=threads))
 
 
