@@ -75,8 +75,8 @@ class Approval:
         if errors and bad > MAX_BAD_SHARE * total:
             raise DataError(
                 f"{bad} of {total} clip views could not be read so far, more than {MAX_BAD_SHARE:.0%}; the "
-                f"last is {errors[-1]}; mend the files, or leave such clips out of the table, and run the "
-                "same command again"
+                f"last is {errors[-1]}; `salt-vla data check` names each: mend the files, or leave such clips "
+                "out of the table, and run the same command again"
             )
 
     def whole(self, contents: Contents) -> None:
