@@ -7,7 +7,9 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -257,3 +259,54 @@ def test_a_pipe_in_a_files_place_is_a_finding(cache: Path, impatient: None, file
 def test_a_seed_below_zero_is_refused_in_a_sentence(cache: Path) -> None:
     with pytest.raises(ConfigError, match="a seed is 0 or more, not -1"):
         verify_cache(cache, 0.5, seed=-1)
+
+
+# Repairs copies of a cache, each in a child that dies before its n-th touch of the copy; then once more.
+EVERY_MOMENT = """
+import os, shutil, signal, sys
+from pathlib import Path
+from salt_vla.jobs.cache_repair import repair_cache
+
+broken, place, step = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+EVENTS = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.symlink", "os.listdir"}
+
+def repair_in_child(folder, moment):
+    child = os.fork()
+    if child:
+        return os.waitpid(child, 0)[1]
+    count = 0
+    def hook(event, arguments):
+        nonlocal count
+        if event in EVENTS and any(str(argument).startswith(str(folder)) for argument in arguments):
+            count += 1
+            if count == moment:
+                os.kill(os.getpid(), signal.SIGKILL)
+    sys.addaudithook(hook)
+    os._exit(len(repair_cache(folder).left))
+
+moment = 1
+while True:
+    folder = Path(shutil.copytree(broken, place / f"moment{moment}"))
+    status = repair_in_child(folder, moment)
+    assert repair_in_child(folder, 0) == 0, moment
+    if not os.WIFSIGNALED(status):
+        break
+    moment += step
+"""
+
+
+def test_an_exchange_is_mended_whenever_its_repair_is_killed(
+    cache: Path, place: Path, tree: Any, times: Callable[[int, int], int]
+) -> None:
+    whole = tree(cache)
+    name(cache, {1: 3, 3: 4, 4: 1})
+    (place / "copies").mkdir()
+    step = times(7, 1)
+    command = [sys.executable, "-c", EVERY_MOMENT, str(cache), str(place / "copies"), str(step)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    folders = sorted((place / "copies").iterdir())
+    assert len(folders) > 70 // step
+    for folder in folders:
+        assert tree(folder) == whole, folder
