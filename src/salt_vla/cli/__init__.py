@@ -18,7 +18,7 @@ import tyro
 from salt_vla.errors import UserError
 from salt_vla.interrupts import Stopped
 
-CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # noun → verb → "module:function" (verb "" for nouns that are commands themselves), and one line of help.
 COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     "demo": {
