@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,7 @@ from salt_vla.data import read_ahead as module
 from salt_vla.data.clip_table import ClipTable
 from salt_vla.data.read_ahead import NICENESS, read_ahead
 from salt_vla.data.view_lock import Key, ViewReader
-from salt_vla.errors import DataError
+from salt_vla.errors import DataError, ResourceError
 from salt_vla.geometry import ClipGeometry
 
 GEOMETRY = ClipGeometry(num_frames=8, image_size=32, tubelet_size=2, patch_size=8)
@@ -116,12 +118,26 @@ def test_a_hanging_worker_is_replaced(
     monkeypatch.setattr(module, "BYTES_READY", 1)
     monkeypatch.setattr(module, "RUN_BYTES", 1)
     expected = plain(views.read_each(keys[:8]))
-    results = read_ahead(views, keys[:8], 1)
-    first = next(results)
-    (worker,) = decoders()
-    worker.suspend()
-    assert plain([first, *results]) == expected
-    assert gone([worker], 0)
+    # Closed even when this fails: a traceback that is kept would keep the decoder alive.
+    with closing(read_ahead(views, keys[:8], 1)) as results:
+        first = next(results)
+        (worker,) = decoders()
+        worker.suspend()
+        assert plain([first, *results]) == expected
+        assert gone([worker], 0)
+
+
+def test_one_film_may_cost_many_decoders_but_not_one_film_after_the_other(
+    views: ViewReader, keys: list[Key]
+) -> None:
+    ahead = module._Ahead(views, (), 1)
+    clips = [dataclasses.replace(views.table.clip(keys[0][0]), file=file) for file in "abc"]
+    runs = [module._Run((keys[0],), (clip,)) for clip in clips]
+    for _ in range(100):
+        ahead._note_lost(runs[0], "it died")
+    ahead._note_lost(runs[1], "it died")
+    with pytest.raises(ResourceError, match=r"one file after the other \(3 in a row; the last: it died\)"):
+        ahead._note_lost(runs[2], "it died")
 
 
 FATAL_FILM = """

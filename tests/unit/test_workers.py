@@ -7,14 +7,16 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import psutil
 import pytest
 
 from salt_vla.data.workers import AHEAD, Lost, map_in_workers
-from salt_vla.errors import DataError
+from salt_vla.errors import DataError, ResourceError
 
 
 def test_without_workers_everything_runs_here():
@@ -146,3 +148,63 @@ if __name__ == "__main__":
     )
     done = subprocess.run([sys.executable, script], capture_output=True, timeout=60, check=False)
     assert done.returncode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("items", [[1], [None, 1, 2]])
+def test_workers_that_cannot_be_started_stop_the_work_and_cost_no_item(items):
+    results = map_in_workers(abs, items, 1, prepare=functools.partial(os._exit, 7))
+    with pytest.raises(ResourceError, match=r"3 in a row died \(exit code 7\) before they began; see above"):
+        list(results)
+
+
+def test_a_worker_that_dies_while_it_starts_leaves_its_item_to_the_next(tmp_path):
+    results = map_in_workers(abs, [-1, -2], 1, prepare=functools.partial(die_once, tmp_path / "died"))
+    assert list(results) == [1, 2]
+
+
+def die_once(path: Path) -> None:
+    if not path.exists():
+        path.touch()
+        os._exit(7)
+
+
+def test_starting_is_not_counted_as_work():
+    assert list(map_in_workers(abs, [-1], 1, time_limit=0.5, prepare=functools.partial(time.sleep, 1.0))) == [
+        1
+    ]
+
+
+class StopsWhileItIsSent:
+    """Its first half fits into no pipe, and then nothing follows."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __reduce__(self) -> tuple[type, tuple[bytes]]:
+        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGSTOP)).start()
+        return bytes, (bytes(self.size),)
+
+
+def answer_and_stop(size: int) -> object:
+    return StopsWhileItIsSent(size) if size else b""
+
+
+@pytest.mark.parametrize("limit", [2.0, None])
+def test_a_worker_that_stops_while_it_sends_its_answer_is_not_waited_for(monkeypatch, limit):
+    """With a limit until it is over, else until the work is cancelled."""
+    cancelled = threading.Event()
+    reading = threading.Event()
+    recv = Connection.recv
+
+    def slow(self):
+        """Takes nothing out of the pipe before the other end has stopped."""
+        if reading.is_set():
+            time.sleep(0.5)
+        reading.set()
+        return recv(self)
+
+    monkeypatch.setattr(Connection, "recv", slow)
+    if limit is None:
+        threading.Timer(3.0, cancelled.set).start()
+    results = map_in_workers(answer_and_stop, [10_000_000, 0], 1, limit, cancelled=cancelled)
+    assert list(results) == ([Lost("it took longer than 2 s"), b""] if limit else [])
