@@ -295,6 +295,7 @@ def test_of_a_cache_only_what_is_the_caches_goes(home: Path, salt: Any) -> None:
     mine = [spare / name for name in (".download.part", "shards/weights.bin", "shards/.x.part", "notes")]
     for path in mine:
         path.write_text("mine")
+    (spare / shard_name(0)).rename(spare / "shards" / "set aside.bin")
     salt.ok("cache", "prune", spare, "--yes")
     assert sorted(path for path in spare.rglob("*") if path.is_file()) == sorted(mine)
 

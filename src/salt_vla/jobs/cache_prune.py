@@ -145,7 +145,9 @@ def remove_cache(folder: Path) -> None:
 
 
 def _shards(folder: Path) -> list[Path]:
-    return [path for path in sorted((folder / SHARDS).glob("*.bin")) if SHARD.fullmatch(path.name)]
+    """Files that are called as shards are, and those that are one under another name."""
+    found = sorted((folder / SHARDS).glob("*.bin"))
+    return [path for path in found if SHARD.fullmatch(path.name) or _ends_as_shards_do(path)]
 
 
 def _is_cache(folder: Path) -> bool:
