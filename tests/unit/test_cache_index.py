@@ -363,3 +363,13 @@ def test_rows_beyond_an_indexs_end_are_a_sentence(tmp_path, batch):
         index.find(batch["clip_id"][7].as_py())
     with pytest.raises(CacheError, match="is no index: it has no clip 4000000000"):
         index.rows_of(batch["clip_id"])
+
+
+def test_ids_that_point_beyond_an_indexs_end_are_a_sentence(tmp_path, batch):
+    content = bytearray((tmp_path / INDEX).read_bytes())
+    offsets = np.frombuffer(batch["clip_id"].buffers()[1], np.int64)[:301].tobytes()
+    for row in (1, 300):
+        at = content.index(offsets) + 8 * row
+        beyond = content[:at] + (1 << 40).to_bytes(8, "little") + content[at + 8 :]
+        with pytest.raises(CacheError, match="is no index"):
+            crafted(tmp_path, bytes(beyond)).all_ids()

@@ -203,6 +203,7 @@ class Index:
         self._present, self._present_at = self._column(batch["present"].values.buffers()[1], "B")
         self._hashes, self._hashes_at = self._column(batch["id_hash"].buffers()[1], "Q")
         self._rows, self._rows_at = self._column(batch["id_row"].buffers()[1], "I")
+        self._has_sound_ids = False  # What Arrow is to work with must not point beyond its end.
         self._margin = 4 * math.isqrt(self.num_clips) + 8
 
     def _batch(self, whole: pa.Buffer, manifest: Manifest) -> pa.RecordBatch:
@@ -338,6 +339,12 @@ class Index:
         if self.num_clips:
             self._check(self._offsets_at, self._offsets_at + 8 * (self.num_clips + 1))
             self._check(self._text_at, self._text_at + len(self._text))
+        if not self._has_sound_ids:
+            try:
+                self.ids.validate(full=True)
+            except pa.ArrowException as error:
+                raise CacheError(f"{self.path} is no index ({error}); {CURE}") from error
+            self._has_sound_ids = True
         return self.ids
 
     def all_present(self) -> UInt8[np.ndarray, "clips views"]:
