@@ -66,7 +66,8 @@ class RepairReport:
     @property
     def summary(self) -> str:
         """What was done, in a few sentences."""
-        unfinished = ["the cache is unfinished; run its `cache build` again"] * (not self.is_complete)
+        is_unfinished = not self.is_complete and not self.left
+        unfinished = ["the cache is unfinished; run its `cache build` again"] * is_unfinished
         if not self.found and not self.files and not self.failed and not self.left:
             return "; ".join(["nothing is damaged", *unfinished])
         said = [f"{self.found:,} found, {len(self.left):,} left"]

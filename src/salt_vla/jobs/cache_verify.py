@@ -16,11 +16,12 @@ from salt_vla.progress import progress
 @dataclass(frozen=True)
 class VerifyReport:
     """`records` that were compared, of `num_records` that the cache claims (0: unknown); what was found
-    `bad`; how many of its shards are there."""
+    `bad`; `has_manifest`: it is sound, so that it can be told how many of the shards should be there."""
 
     records: int
     num_records: int
     bad: tuple[Finding, ...]
+    has_manifest: bool
     is_complete: bool
     shards_there: int
     num_shards: int
@@ -41,10 +42,10 @@ class VerifyReport:
     @property
     def unfinished(self) -> str:
         """A sentence where the cache is not all there yet, which is no damage; else empty."""
-        if self.is_complete:
+        if self.is_complete or not self.has_manifest:
             return ""
-        of = f" of {self.num_shards}" if self.num_shards else ""
-        return f"the cache is unfinished: {self.shards_there}{of} shards are there, and were looked at"
+        there = f"{self.shards_there} of {self.num_shards} shards are there"
+        return f"the cache is unfinished: {there}, and were looked at"
 
 
 def verify_cache(folder: Path, sample: float | None = None, seed: int = 0) -> VerifyReport:
@@ -74,6 +75,7 @@ def verify_cache(folder: Path, sample: float | None = None, seed: int = 0) -> Ve
         records,
         manifest.num_records if manifest else 0,
         tuple(bad),
+        cache.has_manifest,
         cache.is_complete,
         len(cache.numbers),
         manifest.num_shards if manifest else 0,
