@@ -110,18 +110,18 @@ def test_what_a_finished_cache_has_lost_is_made_again(
     assert "shard" in what or shard.stat().st_ino == inode
 
 
-def test_numbers_of_another_kind_are_not_added_to_a_cache(workshop: Any, salt: Any, tmp_path: Path) -> None:
+def test_numbers_of_another_kind_are_not_added_to_a_cache(workshop: Any, salt: Any, copy: Path) -> None:
     """As of a machine where the same weights compute something else."""
-    out = tmp_path / "c"
-    out.mkdir()
+    (copy / "shards" / "000000.bin").unlink()
+    Manifest.read(copy).without_results().write(copy)  # Only begun.
     probe = load_file(workshop.cache / "probe.safetensors")["latents"]
-    save_file({"latents": probe * np.float32(1.03)}, out / "probe.safetensors")
-    said = salt(*build(workshop, out)).sentence
-    assert f"this machine's latents are not those of the cache {out}" in said and "2.9% apart" in said
-    assert not list((out / "shards").iterdir())
-    save_file({"latents": probe * np.float32(1.01)}, out / "probe.safetensors")
-    salt.ok(*build(workshop, out))
-    assert open_cache(out).manifest.num_records == 36
+    save_file({"latents": probe * np.float32(1.03)}, copy / "probe.safetensors")
+    said = salt(*build(workshop, copy)).sentence
+    assert f"this machine's latents are not those of the cache {copy}" in said and "2.9% apart" in said
+    assert not list((copy / "shards").iterdir())
+    save_file({"latents": probe * np.float32(1.01)}, copy / "probe.safetensors")
+    salt.ok(*build(workshop, copy))
+    assert open_cache(copy).manifest.num_records == 36
 
 
 def test_int8_is_measured_said_and_recorded(workshop: Any, salt: Any, tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ def test_the_plan_says_what_the_build_takes(workshop: Any, salt: Any, copy: Path
     sample = planned["sample"]
     assert sample["views"] == 36 and sample["views_per_second"] > 0
     assert planned["seconds"] == pytest.approx(36 / sample["views_per_second"])
-    assert not (tmp_path / "c").exists() and not list(tmp_path.glob(".plan-*"))
+    assert not (tmp_path / "c").exists() and not list(tmp_path.glob(".*"))
 
 
 def test_a_plan_for_more_clips_like_these_is_in_proportion(workshop: Any, salt: Any, tmp_path: Path) -> None:
@@ -205,3 +205,33 @@ def test_bytes_are_planned_without_a_teacher(salt: Any, tmp_path: Path) -> None:
     assert "give --teacher, or --tokens, --dim and --clips" in salt(*without, 5).sentence
     assert "--clips must be at least 1, not 0" in salt(*without, 0, "--teacher", "random:vit_micro").sentence
     assert "whose latents? give --teacher" in salt("cache", "build", "--out", tmp_path / "c").sentence
+    huge = ("cache", "plan", "--out", tmp_path, "--tokens", 10**13, "--dim", 10**13, "--clips", 5)
+    assert f"× {2 * 10**26:,} bytes" in salt(*huge).sentence  # No number wraps around.
+    for flags, said in (
+        (("--clips", "9" * 310), "--clips must be at most 1,000,000,000,000,000"),
+        (("--num-views", 0), "--num-views must be at least 1, not 0"),
+        (("--num-views", -3), "--num-views must be at least 1, not -3"),
+    ):
+        figures = {"--tokens": 8, "--dim": 8, "--clips": 8} | dict([flags])
+        given = [word for pair in figures.items() for word in pair]
+        assert said in salt("cache", "plan", "--out", tmp_path, *given).sentence
+
+
+@pytest.mark.parametrize("seconds", ["nan", "inf", "-5", "0"])
+def test_a_plan_measures_for_some_time(workshop: Any, salt: Any, tmp_path: Path, seconds: str) -> None:
+    said = salt(*plan(workshop, tmp_path / "c", "--seconds", seconds)).sentence
+    assert f"--seconds must be a positive number, not {float(seconds)}" in said
+
+
+def test_what_a_killed_plan_has_left_goes_with_the_next(workshop: Any, salt: Any, tmp_path: Path) -> None:
+    process = salt.start_python(SLOW_BUILD, *plan(workshop, tmp_path / "c", "--seconds", 600))
+    assert process.stdout.readline() == "batch\n"
+    process.send_signal(signal.SIGSTOP)
+    salt.ok(*plan(workshop, tmp_path / "c"))
+    (left,) = tmp_path.glob(".*")  # Of one that goes on.
+    process.kill()
+    process.communicate()
+    other = tmp_path / f"{left.name}x"
+    (other / "shards").mkdir(parents=True)  # Not known to be one of ours.
+    salt.ok(*plan(workshop, tmp_path / "c"))
+    assert list(tmp_path.glob(".*")) == [other]
