@@ -95,14 +95,16 @@ def _log_lines(title: str, total: int, unit: str, done: int) -> Advance:
     started = time.monotonic()
     last_line = started
     completed = done
+    has_said_all = False
 
     def advance(amount: int = 1, note: str = "") -> None:
-        nonlocal last_line, completed
+        nonlocal last_line, completed, has_said_all
         completed += amount
         now = time.monotonic()
-        if now - last_line < SECONDS_BETWEEN_LOG_LINES and completed < total:
+        if has_said_all or (now - last_line < SECONDS_BETWEEN_LOG_LINES and completed < total):
             return
         last_line = now
+        has_said_all = completed >= total
         rate = (completed - done) / max(now - started, 1e-9)
         eta = (total - completed) / rate if rate else 0.0
         line = f"{title}: {completed}/{total} {unit}, {rate:.1f} {unit}/s, ETA {_duration(eta)} {note}"

@@ -26,6 +26,7 @@ def test_a_log_gets_one_line_at_the_end_of_quick_work(capsys):
             advance()
         assert capsys.readouterr().err == ""
         advance(note="shard 1")
+        advance(0, note="said once")
     out, err = capsys.readouterr()
     assert out == ""
     (line,) = err.splitlines()
