@@ -280,6 +280,18 @@ def test_anothers_files_of_our_names_are_refused_and_left_alone(tmp_path, tree, 
     assert tree(tmp_path) == before
 
 
+def test_a_builder_that_begins_at_the_same_moment_is_no_stranger(tmp_path, tree, whole, monkeypatch):
+    glob = Path.glob
+
+    def begin_meanwhile(path: Path, pattern: str) -> object:
+        monkeypatch.setattr(Path, "glob", glob)
+        write(tmp_path, shards=0)
+        return glob(path, pattern)
+
+    monkeypatch.setattr(Path, "glob", begin_meanwhile)
+    assert write(tmp_path) == [0, 1, 2] and tree(tmp_path) == whole
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b'{"name": "a web app"}'])
 def test_a_cache_with_anothers_manifest_is_ours_by_its_shards_unless_that_is_whole(tmp_path, whole, content):
     put(tmp_path, whole | {MANIFEST: content})

@@ -123,7 +123,7 @@ class CacheWriter:
             strange = names - own - ({MANIFEST} if is_in_pieces(self.folder) else set())
             if not any(map(is_shard, shards)):  # Then nothing says that the files of these names are ours.
                 strange = names - {SHARDS} | {f"{SHARDS}/{path.name}" for path in shards}
-        if strange:
+        if strange and not _has_own_manifest(self.folder):  # Another builder may have begun meanwhile.
             raise CacheError(
                 f"{self.folder} holds other files ({min(strange)}) and no cache; choose another folder"
             )
