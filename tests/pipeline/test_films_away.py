@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,8 @@ def test_what_was_refused_for_too_many_bad_views_goes_on_once_they_are_back(
     said = salt(*build(settings)).sentence
     assert "of 36 clip views could not be read so far, more than 5%" in said and str(film) in said
     assert not list(tmp_path.rglob("*.bin"))
+    place = Path(said.partition(" remove ")[2].removesuffix(" and run again"))
+    assert place == tmp_path / "c" or place.name.startswith("views-")
     hidden.replace(film)
     shutil.rmtree(tmp_path / "c")  # Begun with what then were the films.
     salt.ok(*build(settings))
@@ -159,6 +162,17 @@ def test_a_split_is_one_plain_folder(salt: Any, table: Path, build: Any, tmp_pat
         before = sorted(tmp_path.rglob("*"))
         assert "a split's name is that of a folder" in salt(*build("--split", name)).sentence
         assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_batches_that_memory_holds_are_found_beside_imported_latents(
+    salt: Any, build: Any, tmp_path: Path
+) -> None:
+    """Which were computed in batches that nobody knows, and are refused as another cache's."""
+    salt.ok(*build("data.store_views=false"))
+    manifest = Manifest.read(tmp_path / "c")
+    replace(manifest, provenance=manifest.provenance | {"batch_size": None}).write(tmp_path / "c")
+    said = salt(*build("--memory-limit", "1GB")).sentence
+    assert "holds a cache made from something else" in said and "batch_size" in said
 
 
 def test_what_cannot_be_is_refused_before_anything_is_looked_for_or_written(

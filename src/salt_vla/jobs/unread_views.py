@@ -73,10 +73,15 @@ class Approval:
             )
         bad, total = self.writer.ledger.num_quarantined + len(errors), self.writer.num_keys
         if errors and bad > MAX_BAD_SHARE * total:
+            # Films that were bad from the start are others once they are mended, and with them the cache.
+            has_begun = bool(self.writer.ledger.done)
+            again = (
+                "run the same command again" if has_begun else f"remove {self.writer.folder} and run again"
+            )
             raise DataError(
                 f"{bad} of {total} clip views could not be read so far, more than {MAX_BAD_SHARE:.0%}; the "
-                f"last is {errors[-1]}; `salt-vla data check` names each: mend the files, or leave such clips "
-                "out of the table, and run the same command again"
+                f"last is {errors[-1]}; `salt-vla data check` names each: mend the files, or leave such "
+                f"clips out of the table, {'and ' if has_begun else ''}{again}"
             )
 
     def whole(self, contents: Contents) -> None:
