@@ -222,9 +222,7 @@ def test_canonical_batches_are_view_0_of_clips_spread_over_the_data_set(tiny_tab
 
 
 def test_a_clip_the_cache_lacks_is_refused_before_training(tiny_table, cache):
-    with pytest.raises(
-        CacheError, match=r"lacks views of 24 of the run's clips, the first: 'tiny/000000/"
-    ):
+    with pytest.raises(CacheError, match=r"lacks views of 24 of the run's clips, the first: 'tiny/000000/"):
         make(tiny_table, cache, num_views=3)
     strangers = [*tiny_table.clip_ids, "tiny/stranger"]
     with pytest.raises(
