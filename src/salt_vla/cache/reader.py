@@ -179,8 +179,7 @@ class ArrayCache:
         row = self.index.find(clip_id)
         if row is None or not 0 <= view < self._num_views:
             raise self._nowhere(clip_id, view)
-        number = row * self._num_views + view
-        wanted = None
+        number, wanted = row * self._num_views + view, None
         if not self._checked_in[number] and (wanted := self.index.checksum_of(row, view)) is None:
             raise self._nowhere(clip_id, view)
         shard, slot = divmod(number, self._records_per_shard)
@@ -209,7 +208,8 @@ class ArrayCache:
         """Read a record, and compare its checksum where that is to be; what is wrong with it, if anything."""
         number, shard, offset, wanted = place
         try:
-            opened = self._shard(shard)  # Kept, so that no other thread closes it meanwhile.
+            # Kept, so that no other thread closes it meanwhile.
+            opened = self._files.get(shard) or self._shard(shard)
             filled = more = os.preadv(opened.descriptor, (buffer,), offset)
             while more and filled < len(buffer):  # A file system may give less at once than there is.
                 more = os.preadv(opened.descriptor, (buffer[filled:],), offset + filled)
