@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from jaxtyping import Bool, Float32, UInt8
 
 MAX_OPEN_SHARDS = 128  # A run reads several caches, and 1,024 open files is the usual limit.
+MOST_NUMBERS = 1 << 16  # of records found before that are kept in mind; some 10 MB
 # What the machine or the user lacks; another record would fare no better.
 NOT_THE_RECORDS_FAULT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, errno.EPERM)
 Check = Literal["first", "always", "never"]
@@ -82,7 +83,8 @@ class ArrayCache:
     first reading in this process, always, or never. Where another file is met in a shard's place, what was
     compared in the old one counts no more; and a record that a repair has written anew is read as it is then.
 
-    Memory does not grow with the cache: a byte a record, and what of the index has been looked at.
+    Memory does not grow with the cache: a byte a record, what of the index has been looked at, and where
+    `MOST_NUMBERS` records were found before.
     """
 
     def __init__(self, folder: Path, check: Check = "first") -> None:
@@ -99,6 +101,8 @@ class ArrayCache:
         # Asked for at every record, and properties there.
         self._record_bytes = self.encoding.record_bytes
         self._num_views, self._records_per_shard = self.manifest.num_views, self.manifest.records_per_shard
+        # Where a key stands follows from the cache's identity, so that a repair changes none.
+        self._numbers: dict[Key, int] = {}
         self.index = Index(folder, self.manifest)
         self._checked_in = _zeros(self.manifest.num_keys)  # of a record: its file's generation; 0 if not yet
         self._generations = _zeros(self.manifest.num_shards)
@@ -176,12 +180,20 @@ class ArrayCache:
         return RawRecords(data, self.encoding)
 
     def _find(self, clip_id: str, view: int) -> _Place:
-        row = self.index.find(clip_id)
-        if row is None or not 0 <= view < self._num_views:
-            raise self._nowhere(clip_id, view)
-        number, wanted = row * self._num_views + view, None
-        if not self._checked_in[number] and (wanted := self.index.checksum_of(row, view)) is None:
-            raise self._nowhere(clip_id, view)
+        number = self._numbers.get((clip_id, view))
+        if number is None:
+            row = self.index.find(clip_id)
+            if row is None or not 0 <= view < self._num_views:
+                raise self._nowhere(clip_id, view)
+            number = row * self._num_views + view
+            if len(self._numbers) >= MOST_NUMBERS:
+                self._numbers.clear()
+            self._numbers[clip_id, view] = number
+        wanted = None
+        if not self._checked_in[number]:
+            wanted = self.index.checksum_of(*divmod(number, self._num_views))
+            if wanted is None:
+                raise self._nowhere(clip_id, view)
         shard, slot = divmod(number, self._records_per_shard)
         return _Place(number, shard, slot * self._record_bytes, wanted)
 
