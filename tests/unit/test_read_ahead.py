@@ -47,7 +47,15 @@ def plain(results: object) -> list[tuple[Key, bytes | str]]:
 def decoders() -> list[psutil.Process]:
     """The processes that this one has started for decoding."""
     found = psutil.Process().children(recursive=True)
-    return [child for child in found if "spawn_main" in " ".join(child.cmdline())]
+    return [child for child in found if "spawn_main" in _command(child)]
+
+
+def _command(process: psutil.Process) -> str:
+    """Empty for one that has died meanwhile, as other tests' children may."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:  # Of which `ZombieProcess` is one.
+        return ""
 
 
 def gone(processes: list[psutil.Process], seconds: float = 10.0) -> bool:
