@@ -310,7 +310,7 @@ def test_workers_of_a_killed_caller_end_even_when_they_hang(tiny_table: ClipTabl
         workers = [
             child
             for child in psutil.Process(process.pid).children(recursive=True)
-            if "spawn_main" in " ".join(child.cmdline())
+            if "spawn_main" in _command(child)
         ]
         assert len(workers) == 2
         workers[0].suspend()
