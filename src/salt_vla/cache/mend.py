@@ -14,10 +14,10 @@ from pathlib import Path
 import pyarrow as pa
 
 from salt_vla.cache.format import LEASES, Encoding, Manifest, checksum, shard_name
-from salt_vla.cache.leases import Leases, living, remove_leases
+from salt_vla.cache.leases import Leases
 from salt_vla.cache.recover import footer_at, strays
 from salt_vla.cache.shards import Footer
-from salt_vla.cache.writer import FINISH, UNFINISHED, CacheWriter
+from salt_vla.cache.writer import FINISH, CacheWriter
 from salt_vla.errors import CacheError
 from salt_vla.rundir import write_atomically, writing_to
 
@@ -127,14 +127,3 @@ def drop_copies(folder: Path, manifest: Manifest, is_sound: Callable[[int], bool
         if is_copy and is_sound(number):
             with writing_to(folder):
                 path.unlink(missing_ok=True)
-
-
-def tidy(folder: Path) -> None:
-    """Clear a cache of what killed builds and repairs have left, unless somebody is at work in it."""
-    leftovers = [path for pattern in UNFINISHED for path in folder.glob(pattern)]
-    has_leases = (folder / LEASES).exists()
-    if (leftovers or has_leases) and os.access(folder, os.W_OK) and not living(folder / LEASES):
-        with writing_to(folder):
-            for path in leftovers:
-                path.unlink(missing_ok=True)
-        remove_leases(folder / LEASES)

@@ -88,7 +88,7 @@ class CacheWriter:
         before = self._manifest_before()
         self.ledger.look_at_all()
         if before is not None and self._is_whole(before):
-            self._tidy()
+            tidy(self.folder)
             return self  # Nothing to write, so neither leases nor permission are needed.
         with writing_to(self.folder):
             (self.folder / SHARDS).mkdir(parents=True, exist_ok=True)
@@ -182,24 +182,10 @@ class CacheWriter:
         finally:
             lease.release()
 
-    def _leftovers(self) -> list[Path]:
-        """What killed builders have left behind, and what living ones are writing."""
-        found = [path for pattern in UNFINISHED for path in self.folder.glob(pattern)]
-        return found + [path for path in [self.folder / LEASES] if path.exists()]
-
-    def _tidy(self) -> None:
-        """Clear a finished cache of leftovers, unless somebody is at work in it or this process may not."""
-        leftovers = self._leftovers()
-        if leftovers and os.access(self.folder, os.W_OK) and not living(self.folder / LEASES):
-            self._sweep(leftovers)
-
     def _sweep(self, leftovers: list[Path]) -> None:
         with writing_to(self.folder):
             for path in leftovers:
-                if path.is_dir():
-                    remove_leases(path)
-                else:
-                    path.unlink(missing_ok=True)
+                path.unlink(missing_ok=True)
 
     def _sweep_shards(self) -> None:
         """Remove half-written shards that nobody is writing."""
@@ -363,6 +349,17 @@ class CacheWriter:
             complete=True,
         )
         complete.write(self.folder)
+
+
+def tidy(folder: Path) -> None:
+    """Clear a cache of what killed builds and repairs have left, unless somebody is at work in it."""
+    leftovers = [path for pattern in UNFINISHED for path in folder.glob(pattern)]
+    has_leases = (folder / LEASES).exists()
+    if (leftovers or has_leases) and os.access(folder, os.W_OK) and not living(folder / LEASES):
+        with writing_to(folder):
+            for path in leftovers:
+                path.unlink(missing_ok=True)
+        remove_leases(folder / LEASES)
 
 
 class _TakenOver(Exception):

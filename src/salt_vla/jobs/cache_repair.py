@@ -27,10 +27,11 @@ from salt_vla.cache.format import (
 )
 from salt_vla.cache.index import as_clip_ids
 from salt_vla.cache.leases import Lease, Leases
-from salt_vla.cache.mend import drop_copies, put_in_place, reindex, rewrite_shard, tidy
+from salt_vla.cache.mend import drop_copies, put_in_place, reindex, rewrite_shard
 from salt_vla.cache.recover import footer_at, strays
 from salt_vla.cache.shards import Footer, Key, Record, read_footer
 from salt_vla.cache.verify import NO_CLIP, CacheCheck, Finding, ShardCheck
+from salt_vla.cache.writer import tidy
 from salt_vla.data.view_lock import ViewReader
 from salt_vla.errors import CacheError
 from salt_vla.interrupts import StopFlag, stop_on_signals
