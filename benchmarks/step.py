@@ -20,15 +20,15 @@ from salt_vla.batches import Batch
 from salt_vla.config import TrainConfig
 from salt_vla.masks import build_masks
 from salt_vla.recipes import get_recipe
-from salt_vla.targets import PixelTargets, TargetProvider, TargetSpace
+from salt_vla.targets import FrozenTargets, PixelTargets, TargetProvider, TargetSpace, Task
 from salt_vla.training.learner import build_learner
 from salt_vla.training.runtime import PRECISIONS
-from salt_vla.training.step import Task, train_step
+from salt_vla.training.step import train_step
 
 TARGET_DIM = 128
 
 
-class RandomLatents:
+class RandomLatents(FrozenTargets):
     """Latents of a teacher that never looked."""
 
     needs_records = False

@@ -25,7 +25,7 @@ from salt_vla.masks import MaskGroup, MaskStrategy
 from salt_vla.view_store import ViewSource
 
 if TYPE_CHECKING:
-    from jaxtyping import UInt8
+    from jaxtyping import Float, UInt8
 
 PATIENCE = 8  # steps to look ahead for clips, when no record of a step's own can be read
 
@@ -35,6 +35,8 @@ class Batch:
     """One step's clips. Pixels and records cross process borders as uint8; floats are made on the device.
 
     `corrupt`: records that were asked for and are damaged, once for each time; their clips are not in `keys`.
+    A part of a batch (a rank's, a micro-batch) begins at `first_row` of the `global_size` clips of the step.
+    `jitter`: what photometric augmentation does to each clip, None where there is none.
     """
 
     keys: list[Key]
@@ -42,6 +44,13 @@ class Batch:
     records: UInt8[Tensor, "batch bytes"] | None
     masks: list[MaskGroup]
     corrupt: tuple[CorruptRecord, ...] = ()
+    first_row: int = 0
+    global_size: int = 0
+    jitter: Float[Tensor, "batch changes"] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.global_size:
+            object.__setattr__(self, "global_size", len(self.keys))
 
     def to(self, device: torch.device | str) -> Batch:
         return replace(
@@ -49,6 +58,7 @@ class Batch:
             frames=self.frames.to(device, non_blocking=True),
             records=None if self.records is None else self.records.to(device, non_blocking=True),
             masks=[group.to(device) for group in self.masks],
+            jitter=None if self.jitter is None else self.jitter.to(device, non_blocking=True),
         )
 
     def micro_batches(self, count: int) -> Iterator[Batch]:
@@ -61,6 +71,9 @@ class Batch:
                 frames=self.frames[start:stop],
                 records=None if self.records is None else self.records[start:stop],
                 masks=[group.rows(start, stop) for group in self.masks],
+                first_row=self.first_row + start,
+                global_size=self.global_size,
+                jitter=None if self.jitter is None else self.jitter[start:stop],
             )
 
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from salt_vla.config import BlockSpec, MaskConfig
+from salt_vla.config import BlockSpec, MaskConfig, Truncate
 from salt_vla.errors import ConfigError
 from salt_vla.geometry import ClipGeometry
 
@@ -74,7 +74,7 @@ def _generator(seed: int, step: int, group: int) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence([seed, step, group]))
 
 
-def _pack(masked: BoolArray, cut: Literal["end", "random"], rng: np.random.Generator) -> MaskGroup:
+def _pack(masked: BoolArray, cut: Truncate, rng: np.random.Generator) -> MaskGroup:
     """Rows of ids from a (batch, tokens) bit mask, all cut to the batch's shortest context and target.
 
     `end` keeps the first ids, as the reference collator does (it drops the last time steps); `random` keeps
@@ -112,14 +112,14 @@ class MultiBlockMasks:
         self,
         geometry: ClipGeometry,
         blocks: Sequence[BlockSpec],
-        truncate: Literal["end", "random"] = "end",
+        truncate: Truncate = "end",
         max_targets: int = 0,
     ) -> None:
         if not blocks:
             raise ConfigError("MultiBlockMasks needs at least one BlockSpec")
         self.geometry = geometry
         self.blocks = tuple(blocks)
-        self.truncate: Literal["end", "random"] = truncate
+        self.truncate: Truncate = truncate
         self.max_targets = max_targets
 
     def sample(self, batch_size: int, seed: int = 0, step: int = 0) -> list[MaskGroup]:
@@ -252,6 +252,8 @@ class TopUpBlockMasks(_RatioMasks):
 
 def build_masks(config: MaskConfig, geometry: ClipGeometry) -> MaskStrategy:
     """The strategy that a run's configuration names."""
+    if config.truncate in ("pad", "even"):
+        raise ConfigError(f"masks.truncate {config.truncate!r} is not built yet")
     if config.strategy == "multiblock":
         return MultiBlockMasks(geometry, config.blocks, config.truncate, config.max_targets)
     by_name = {"random": RandomMasks, "tube": TubeMasks, "topup_block": TopUpBlockMasks}

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from salt_vla.cache import Encoding
+from salt_vla.errors import RunError
 from salt_vla.geometry import ClipGeometry
-from salt_vla.models import gather_tokens, patchify
+from salt_vla.models import VideoEncoder, gather_tokens, patchify
 from salt_vla.models.pixels import normalise_pixels
 from salt_vla.objectives import normalise
 from salt_vla.teachers import Teacher
@@ -24,10 +25,27 @@ if TYPE_CHECKING:
 
 
 class TargetProvider(Protocol):
-    """`targets` gives raw targets for *all* tokens of a batch; `needs_records` asks for cached bytes."""
+    """`targets` gives raw targets for *all* tokens of a batch; `needs_records` asks for cached bytes.
+
+    A provider that changes while a run goes on (a moving average of the student) says so in the rest.
+    """
 
     dim: int
     needs_records: bool
+
+    def begin(self, encoder: VideoEncoder) -> None:
+        """Before the first step: the encoder that is going to learn."""
+        ...
+
+    def after_step(self, encoder: VideoEncoder, step: int) -> None:
+        """After update number `step` (from 0)."""
+        ...
+
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint must hold; empty for what never changes."""
+        ...
+
+    def restore(self, state: dict[str, Tensor]) -> None: ...
 
     def targets(
         self,
@@ -36,7 +54,24 @@ class TargetProvider(Protocol):
     ) -> Float[Tensor, "batch tokens dim"]: ...
 
 
-class PixelTargets:
+class FrozenTargets:
+    """The part of `TargetProvider` that says: nothing here ever changes."""
+
+    def begin(self, encoder: VideoEncoder) -> None:
+        """Nothing to copy."""
+
+    def after_step(self, encoder: VideoEncoder, step: int) -> None:
+        """Nothing to follow."""
+
+    def state(self) -> dict[str, Tensor]:
+        return {}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        if state:
+            raise RunError(f"targets that never change have no state, but the checkpoint holds {list(state)}")
+
+
+class PixelTargets(FrozenTargets):
     """Stage 1: the tubelets themselves. Layer-normalised by the objective, they are VideoMAE's normalised
     patches (here over all colours of a tubelet together)."""
 
@@ -50,7 +85,7 @@ class PixelTargets:
         return patchify(normalise_pixels(frames), self.geometry)
 
 
-class CachedTargets:
+class CachedTargets(FrozenTargets):
     """SALT: a frozen teacher's latents, read from the cache and dequantised on the device."""
 
     needs_records = True
@@ -65,7 +100,7 @@ class CachedTargets:
         return dequantise(records, self.encoding)
 
 
-class TeacherTargets:
+class TeacherTargets(FrozenTargets):
     """The same latents computed in the loop: slower, without a cache."""
 
     needs_records = False
@@ -124,6 +159,24 @@ class TargetSpace:
         """Undo the centring of predictions at `ids`."""
         predicted = predicted.float()
         return predicted + self.position_mean[ids] if self.mode == "centred" else predicted
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is being learned: where targets come from and the space in which they are compared."""
+
+    provider: TargetProvider
+    space: TargetSpace
+
+    def after_step(self, encoder: VideoEncoder, step: int) -> None:
+        self.provider.after_step(encoder, step)
+
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint must hold of it, by name; empty where nothing changes while a run goes on."""
+        return {f"provider.{name}": tensor for name, tensor in self.provider.state().items()}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        self.provider.restore({name.removeprefix("provider."): t for name, t in state.items()})
 
 
 def scored_targets(raw: Tensor, mode: str) -> Tensor:

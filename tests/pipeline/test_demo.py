@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from salt_vla.cli.train import override
-from salt_vla.config import TrainConfig
+from salt_vla.config import TrainConfig, override
 from salt_vla.errors import RunError
 from salt_vla.jobs.demo import run_demo
 from salt_vla.jobs.demo_plan import Demo, plan_demo
@@ -42,7 +41,7 @@ SETTINGS = (
 # The demonstration as a process: data set and settings as arguments.
 PROCESS = """
 import sys
-from salt_vla.cli.train import override
+from salt_vla.config import override
 from salt_vla.jobs.demo import run_demo
 from salt_vla.jobs.demo_plan import plan_demo
 run_demo(plan_demo("demo", 0, sys.argv[1], lambda config: override(config, sys.argv[2:])))

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from salt_vla.cli.train import override
+from salt_vla.config import override
 from salt_vla.jobs.teacher import data_settings, teacher_and_data
 from salt_vla.jobs.teacher_train import read_export
 from salt_vla.recipes import get_recipe

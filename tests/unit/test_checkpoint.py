@@ -18,6 +18,7 @@ from salt_vla.config import EncoderConfig, PredictorConfig, TrainConfig
 from salt_vla.errors import ResourceError, RunError
 from salt_vla.geometry import ClipGeometry
 from salt_vla.models.loading import load_encoder, step_directories, write_tensors
+from salt_vla.targets import PixelTargets, TargetSpace, Task
 from salt_vla.training.checkpoint import (
     CheckpointWriter,
     restore_latest,
@@ -25,7 +26,8 @@ from salt_vla.training.checkpoint import (
     take_snapshot,
     write_snapshot,
 )
-from salt_vla.training.learner import Learner, build_learner, set_rates
+from salt_vla.training.learner import Learner, build_learner
+from salt_vla.training.optimizer import set_rates
 
 GRID = ClipGeometry(num_frames=4, image_size=32, tubelet_size=2, patch_size=8)
 CONFIG = TrainConfig(
@@ -33,6 +35,7 @@ CONFIG = TrainConfig(
     predictor=PredictorConfig(dim=16, depth=1, num_heads=2),
     steps=50,
 )
+TASK = Task(PixelTargets(GRID), TargetSpace("normalised", torch.zeros(GRID.num_tokens, GRID.patch_dim)))
 FILES = ("encoder.safetensors", "predictor.safetensors", "optimizer.safetensors")
 
 
@@ -42,7 +45,7 @@ def learner_of(config: TrainConfig = CONFIG) -> Learner:
 
 def step(learner: Learner, number: int) -> None:
     """Update `number` (from 1) with gradients that depend on it alone."""
-    set_rates(learner, CONFIG, number - 1)
+    set_rates(learner.optimizer, CONFIG, number - 1)
     generator = torch.Generator().manual_seed(number)
     for _, parameter in learner.named_parameters():
         parameter.grad = torch.randn(parameter.shape, generator=generator)
@@ -72,7 +75,7 @@ def assert_same(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
 
 def saved(folder: Path, steps: int = 2) -> Learner:
     learner = trained(steps)
-    write_snapshot(take_snapshot(learner, steps), folder)
+    write_snapshot(take_snapshot(learner, TASK, steps), folder)
     return learner
 
 
@@ -82,14 +85,14 @@ def names(folder: Path) -> list[str]:
 
 def test_checkpoint_comes_back_bit_for_bit(tmp_path: Path) -> None:
     learner, other = saved(tmp_path), learner_of(replace(CONFIG, seed=5))
-    assert restore_latest(other, tmp_path) == 2
+    assert restore_latest(other, TASK, tmp_path) == 2
     assert_same(everything(other), everything(learner))
     assert len(everything(other)) == 4 * len(list(other.named_parameters()))
 
 
 def test_restored_learner_goes_on_bit_for_bit(tmp_path: Path) -> None:
     learner, other = saved(tmp_path), learner_of(replace(CONFIG, seed=5))
-    restore_latest(other, tmp_path)
+    restore_latest(other, TASK, tmp_path)
     for number in (3, 4):
         step(learner, number)
         step(other, number)
@@ -98,7 +101,7 @@ def test_restored_learner_goes_on_bit_for_bit(tmp_path: Path) -> None:
 
 def test_restored_learner_does_not_hang_on_the_files(tmp_path: Path) -> None:
     learner, other = saved(tmp_path), learner_of()
-    restore_latest(other, tmp_path)
+    restore_latest(other, TASK, tmp_path)
     for name in FILES:
         (tmp_path / "step_00000002" / name).write_bytes(b"")
     assert_same(everything(other), everything(learner))
@@ -107,17 +110,17 @@ def test_restored_learner_does_not_hang_on_the_files(tmp_path: Path) -> None:
 def test_folder_without_checkpoints_is_step_zero(tmp_path: Path) -> None:
     learner = learner_of()
     before = everything(learner)
-    assert restore_latest(learner, tmp_path) == restore_latest(learner, tmp_path / "absent") == 0
+    assert restore_latest(learner, TASK, tmp_path) == restore_latest(learner, TASK, tmp_path / "absent") == 0
     assert_same(everything(learner), before)
 
 
 def test_snapshot_is_a_copy_taken_at_once(tmp_path: Path) -> None:
     """The next step goes on while the last one is written."""
     learner, other = trained(2), learner_of()
-    before, snapshot = everything(learner), take_snapshot(learner, 2)
+    before, snapshot = everything(learner), take_snapshot(learner, TASK, 2)
     step(learner, 3)
     write_snapshot(snapshot, tmp_path)
-    restore_latest(other, tmp_path)
+    restore_latest(other, TASK, tmp_path)
     assert_same(everything(other), before)
 
 
@@ -133,7 +136,7 @@ def test_newest_checkpoint_is_taken(tmp_path: Path) -> None:
     for steps in (9, 10, 2):
         saved(tmp_path, steps)
     learner = learner_of()
-    assert restore_latest(learner, tmp_path) == 10
+    assert restore_latest(learner, TASK, tmp_path) == 10
     assert_same(everything(learner), everything(trained(10)))
 
 
@@ -141,7 +144,7 @@ def test_step_that_the_optimizer_has_not_counted_is_refused(tmp_path: Path) -> N
     saved(tmp_path)
     (tmp_path / "step_00000002").rename(tmp_path / "step_00000003")
     with pytest.raises(RunError, match=r"step_00000003 says step 3, but its optimizer has counted \[2\]"):
-        restore_latest(learner_of(), tmp_path)
+        restore_latest(learner_of(), TASK, tmp_path)
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -151,7 +154,7 @@ def test_truncated_file_is_a_sentence(file: str, kept: int, tmp_path: Path) -> N
     path = tmp_path / "step_00000002" / file
     path.write_bytes(path.read_bytes()[:kept])
     with pytest.raises(RunError, match=rf"{file} are missing or damaged"):
-        restore_latest(learner_of(), tmp_path)
+        restore_latest(learner_of(), TASK, tmp_path)
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -159,7 +162,7 @@ def test_missing_file_is_a_sentence(file: str, tmp_path: Path) -> None:
     saved(tmp_path)
     (tmp_path / "step_00000002" / file).unlink()
     with pytest.raises(RunError, match=rf"{file} are missing or damaged"):
-        restore_latest(learner_of(), tmp_path)
+        restore_latest(learner_of(), TASK, tmp_path)
 
 
 @pytest.mark.parametrize("lost", ["encoder.norm.weight", ""])
@@ -169,7 +172,7 @@ def test_optimizer_state_is_restored_whole_or_not_at_all(lost: str, tmp_path: Pa
     path = tmp_path / "step_00000002" / "optimizer.safetensors"
     write_tensors({k: v for k, v in load_file(path).items() if lost and not k.startswith(lost)}, path)
     with pytest.raises(RunError, match=r"optimizer (state of encoder\.norm\.weight|has counted \[\])"):
-        restore_latest(learner_of(), tmp_path)
+        restore_latest(learner_of(), TASK, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -183,7 +186,7 @@ def test_optimizer_state_is_restored_whole_or_not_at_all(lost: str, tmp_path: Pa
 def test_checkpoint_of_another_network_is_a_sentence(changed: TrainConfig, tmp_path: Path) -> None:
     saved(tmp_path)
     with pytest.raises(RunError, match="does not fit this run's configuration") as caught:
-        restore_latest(learner_of(changed), tmp_path)
+        restore_latest(learner_of(changed), TASK, tmp_path)
     assert "\n" not in str(caught.value)
 
 
@@ -192,7 +195,7 @@ def test_last_checkpoints_are_kept(keep: int, kept: list[int], tmp_path: Path) -
     writer, learner = CheckpointWriter(tmp_path, keep), learner_of()
     for number in (1, 2, 3, 4):
         step(learner, number)
-        writer.save(learner, number)
+        writer.save(learner, TASK, number)
     writer.wait()
     assert [number for number, _ in step_directories(tmp_path)] == kept
     assert names(tmp_path) == [f"step_{number:08d}" for number in kept]
@@ -205,7 +208,7 @@ def test_same_step_written_again_replaces_the_whole_checkpoint(tmp_path: Path) -
     assert names(tmp_path) == ["step_00000002"]
     assert "stray" not in names(tmp_path / "step_00000002")
     other = learner_of()
-    restore_latest(other, tmp_path)
+    restore_latest(other, TASK, tmp_path)
     assert_same(everything(other), everything(learner))
 
 
@@ -220,7 +223,7 @@ def test_crash_while_writing_leaves_the_old_checkpoint_and_is_swept(tmp_path: Pa
     sweep_unfinished(tmp_path)
     assert names(tmp_path) == ["step_00000002"]
     other = learner_of()
-    assert restore_latest(other, tmp_path) == 2
+    assert restore_latest(other, TASK, tmp_path) == 2
     assert_same(everything(other), everything(learner))
 
 
@@ -232,10 +235,10 @@ def test_sweeping_where_nothing_was_written_is_nothing(tmp_path: Path) -> None:
 def test_error_in_the_background_is_raised_by_the_next_save_or_wait(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     writer, learner = CheckpointWriter(tmp_path / "file" / "checkpoints", keep=2), trained(1)
-    writer.save(learner, 1)
+    writer.save(learner, TASK, 1)
     with pytest.raises(ResourceError, match=r"cannot write .*; make space or choose another folder"):
-        writer.save(learner, 2)
-    writer.save(learner, 3)
+        writer.save(learner, TASK, 2)
+    writer.save(learner, TASK, 3)
     with pytest.raises(ResourceError):
         writer.wait()
     writer.wait()  # Told once.
@@ -255,7 +258,7 @@ def test_full_disk_is_a_sentence_and_leaves_the_old_checkpoint(tmp_path: Path) -
         big = {"a": torch.zeros(100_000)}
         resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
         try:
-            write_snapshot(Snapshot(3, EncoderConfig(), big, big, big), Path(sys.argv[1]))
+            write_snapshot(Snapshot(3, EncoderConfig(), big, big, big, {}), Path(sys.argv[1]))
         except ResourceError as error:
             print(error)
     """
@@ -265,7 +268,7 @@ def test_full_disk_is_a_sentence_and_leaves_the_old_checkpoint(tmp_path: Path) -
     assert done.stdout.endswith("/encoder.safetensors: File too large; make space or choose another folder\n")
     assert names(tmp_path) == ["step_00000002"]
     other = learner_of()
-    assert restore_latest(other, tmp_path) == 2
+    assert restore_latest(other, TASK, tmp_path) == 2
     assert_same(everything(other), everything(learner))
 
 

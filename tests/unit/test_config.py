@@ -49,7 +49,7 @@ REFUSED = [
         {"strategy": "blocks"},
         "masks.strategy must be one of multiblock, random, tube, topup_block, not 'blocks'",
     ),
-    (MaskConfig, {"truncate": "start"}, "masks.truncate must be one of end, random, not 'start'"),
+    (MaskConfig, {"truncate": "start"}, "masks.truncate must be one of end, random, pad, even, not 'start'"),
     (MaskConfig, {"ratio": 0.0}, "masks.ratio must lie in (0, 1), not 0.0"),
     (MaskConfig, {"ratio": 1.0}, "masks.ratio must lie in (0, 1), not 1.0"),
     (MaskConfig, {"ratio": float("nan")}, "masks.ratio must lie in (0, 1), not nan"),
@@ -78,7 +78,11 @@ REFUSED = [
     (ViewConfig, {"crop_scale": (0.9, 0.8)}, "data.view.crop_scale must be (low, high) within (0, 1]"),
     (ViewConfig, {"crop_scale": (0.5, 1.5)}, "data.view.crop_scale must be (low, high) within (0, 1]"),
     (DataConfig, {"num_workers": -1}, "data.num_workers must be at least 0, not -1"),
-    (TargetConfig, {"provider": "ema"}, "target.provider must be one of pixels, cache, teacher, not 'ema'"),
+    (
+        TargetConfig,
+        {"provider": "tower"},
+        "target.provider must be one of pixels, cache, teacher, ema, not 'tower'",
+    ),
     (ObjectiveConfig, {"power": 0.0}, "objective.power must be positive, not 0.0"),
     (
         ObjectiveConfig,

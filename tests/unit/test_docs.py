@@ -20,8 +20,7 @@ import torch
 import tyro
 
 from salt_vla.cli import COMMANDS
-from salt_vla.cli.train import override
-from salt_vla.config import TrainConfig, to_json
+from salt_vla.config import TrainConfig, override, to_json
 from salt_vla.data.segments import SourceOptions
 from salt_vla.errors import UserError
 from salt_vla.evaluation.targets import TARGETS, TASK

@@ -9,7 +9,8 @@ import torch
 
 from salt_vla.config import EncoderConfig, OptimizerConfig, PredictorConfig, TrainConfig
 from salt_vla.geometry import ClipGeometry
-from salt_vla.training.learner import Learner, build_learner, set_rates
+from salt_vla.training.learner import Learner, build_learner
+from salt_vla.training.optimizer import set_rates
 from salt_vla.training.runtime import resolve_device
 from salt_vla.training.schedules import cosine, warmup_cosine
 
@@ -76,7 +77,7 @@ def test_weight_decay_spares_norms_biases_and_mask_tokens() -> None:
         for _, parameter in learner.named_parameters():
             parameter.add_(1)  # Biases start at zero, where decay would not show.
     before = weights(learner)
-    set_rates(learner, CONFIG, step=4)
+    set_rates(learner.optimizer, CONFIG, step=4)
     for _, parameter in learner.named_parameters():
         parameter.grad = torch.zeros_like(parameter)
     learner.optimizer.step()
@@ -91,7 +92,7 @@ def test_weight_decay_spares_norms_biases_and_mask_tokens() -> None:
 @pytest.mark.parametrize("step", [0, 2, 4, 11, 19])
 def test_rates_of_a_step_are_the_schedules(step: int) -> None:
     learner, o = learner_of(), CONFIG.optimizer
-    lr, decay = set_rates(learner, CONFIG, step)
+    lr, decay = set_rates(learner.optimizer, CONFIG, step)
     assert lr == warmup_cosine(
         step, start=o.lr_start, peak=o.lr, final=o.lr_final, warmup_steps=4, total_steps=20
     )

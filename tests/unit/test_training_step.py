@@ -18,10 +18,19 @@ from salt_vla.geometry import ClipGeometry
 from salt_vla.masks import BlockSpec, MaskGroup, MultiBlockMasks
 from salt_vla.models.pixels import normalise_pixels
 from salt_vla.objectives import explained_variance
-from salt_vla.targets import CachedTargets, TargetProvider, TargetSpace, mean_per_position, nearest_context
+from salt_vla.targets import (
+    CachedTargets,
+    FrozenTargets,
+    TargetProvider,
+    TargetSpace,
+    Task,
+    mean_per_position,
+    nearest_context,
+)
 from salt_vla.training.learner import Learner, build_learner
+from salt_vla.training.metrics import BASELINES, ExplainedVariance, Scores
 from salt_vla.training.runtime import resolve_precision
-from salt_vla.training.step import BASELINES, ExplainedVariance, Task, forward, train_step, validate
+from salt_vla.training.step import forward, train_step, validate
 
 GRID = ClipGeometry(num_frames=4, image_size=32, tubelet_size=2, patch_size=8)  # 2 × 4 × 4 tokens
 LATENTS = Encoding("float16", (GRID.num_tokens, 8))
@@ -67,7 +76,7 @@ def gradients(learner: Learner) -> dict[str, Tensor]:
     return {name: p.grad.clone() for name, p in learner.named_parameters() if p.grad is not None}
 
 
-class ConstantTargets:
+class ConstantTargets(FrozenTargets):
     """The same value everywhere."""
 
     dim = 8
@@ -90,10 +99,10 @@ def constant_task(value: float) -> Task:
 def test_r2_in_sums_is_the_explained_variance_of_all_batches_together(mode: str) -> None:
     """Two batches, two mask groups: gathered by hand, put end to end, scored in float64."""
     learner, task, batches = learner_of(), task_of(mode), [batch_of(8, seed=2), batch_of(3, seed=3)]
-    score = ExplainedVariance()
+    score = Scores()
     gathered: dict[str, list[Tensor]] = {name: [] for name in ("predicted", "targets", *BASELINES)}
     for batch in batches:
-        forward(learner, batch, task, CONFIG, score)
+        forward(learner, batch, task, CONFIG, 0, score)
         scored = task.space.scored(task.provider.targets(batch.frames, batch.records))
         for number, group in enumerate(batch.masks):
             context = learner.encoder(normalise_pixels(batch.frames), group.context_ids)
@@ -279,7 +288,7 @@ def test_validation_changes_nothing() -> None:
 def test_validation_weighs_batches_by_their_clips() -> None:
     learner, batches = learner_of(), [batch_of(8, seed=5), batch_of(2, seed=6)]
     row = validate(learner, iter(batches), task_of(), CONFIG, step=9, device="cpu")
-    single = [forward(learner, batch, task_of(), CONFIG, None)[0].item() for batch in batches]
+    single = [forward(learner, batch, task_of(), CONFIG, 0, None)[0].item() for batch in batches]
     assert row["loss"] == pytest.approx((8 * single[0] + 2 * single[1]) / 10)
     assert (row["kind"], row["step"], row["clips"]) == ("val", 9, 10)
     assert {f"r2_{name}" for name in BASELINES} <= row.keys()

@@ -185,7 +185,7 @@ def diff(
     from salt_vla.jobs.cache_diff import diff_caches, diff_recipe
 
     if recipe is not None:
-        from salt_vla.cli.train import override
+        from salt_vla.config import override
         from salt_vla.jobs.data import open_table
         from salt_vla.recipes import get_recipe
 

@@ -82,8 +82,7 @@ def _clips(
     recipe: str | None, overrides: tuple[str, ...], data: str | None
 ) -> tuple[ViewConfig | None, ClipGeometry | None, ClipTable | None]:
     """How an imported cache's clips were seen, and which they are, as far as that is stated."""
-    from salt_vla.cli.train import override
-    from salt_vla.config import TrainConfig
+    from salt_vla.config import TrainConfig, override
     from salt_vla.jobs.data import open_table
     from salt_vla.recipes import get_recipe
 

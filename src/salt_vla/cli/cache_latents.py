@@ -92,7 +92,7 @@ class Latents:
 
         `own`: that geometry, where overrides without a recipe change it.
         """
-        from salt_vla.cli.train import override
+        from salt_vla.config import override
         from salt_vla.jobs.teacher import data_settings
         from salt_vla.recipes import get_recipe
         from salt_vla.training.runtime import resolve_device

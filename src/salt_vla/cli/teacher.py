@@ -103,8 +103,8 @@ def train(
         max_steps: stop after this many steps, without changing the schedules.
         data: a clip table, a LeRobot data set's folder, or metaworld-mini.
     """
-    from salt_vla.cli.train import override
     from salt_vla.cli.train import train as train_any
+    from salt_vla.config import override
     from salt_vla.jobs.teacher_train import require_stage_one
     from salt_vla.recipes import get_recipe
 

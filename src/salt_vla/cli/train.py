@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
-from salt_vla.config import TrainConfig, from_json, to_json
+from salt_vla.config import override
 from salt_vla.errors import ConfigError
 from salt_vla.recipes import get_recipe
 
@@ -48,49 +46,3 @@ def train(
     run = recipe if name is None else name
     status = job.train(job.with_paths(config, data, cache), run, max_steps)
     print(f"{run}: {status.state} at step {status.step}")
-
-
-def override(config: TrainConfig, assignments: Sequence[str]) -> TrainConfig:
-    """The configuration with `field=value` assignments applied; a wrong name or type is a `ConfigError`.
-
-    Values are JSON (`3e-4`, `true`, `[0.9,0.95]`); text needs no quotes, and a list no brackets.
-    """
-    fields = json.loads(to_json(config))
-    for assignment in assignments:
-        path, equals, text = assignment.partition("=")
-        if not equals:
-            raise ConfigError(f"override {assignment!r} is not of the form field=value")
-        *sections, name = path.split(".")
-        section: Any = fields
-        for key in sections:
-            section = _entry(section, key, path)
-        _entry(section, name, path)
-        section[_key(section, name)] = _value(text, section[_key(section, name)])
-    return from_json(TrainConfig, json.dumps(fields), "config") if assignments else config
-
-
-def _entry(section: Any, key: str, path: str) -> Any:
-    """What lies under `key` of an object, or at place `key` of a list of objects."""
-    known = list(section) if isinstance(section, dict) else []
-    if isinstance(section, list):
-        known = [str(place) for place in range(len(section))]
-    if key not in known:
-        there = f"known here: {', '.join(known)}" if known else "its parent is a single value"
-        raise ConfigError(f"there is no field {path!r} to override; {there}")
-    return section[_key(section, key)]
-
-
-def _key(section: Any, key: str) -> Any:
-    return key if isinstance(section, dict) else int(key)
-
-
-def _value(text: str, current: Any) -> Any:
-    """`text` as JSON, or as it stands where it is none or the field holds text."""
-    if isinstance(current, str):
-        return text
-    if isinstance(current, list) and not text.startswith("["):
-        return [_value(part, None) for part in text.split(",")]
-    try:
-        return json.loads(text.lower() if text in ("True", "False") else text, parse_constant=str)
-    except ValueError:
-        return text

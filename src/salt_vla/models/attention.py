@@ -122,18 +122,28 @@ class Block(nn.Module):
         self.mlp = Mlp(dim, round(dim * mlp_ratio), tanh_gelu)
         self.drop_path = drop_path
 
-    def _drop(self, x: Tensor) -> Tensor:
+    def _drop(self, x: Tensor, kept: Tensor | None = None) -> Tensor:
+        """`kept`: which clips keep this residual; drawn here where nobody says so."""
         if not self.training or self.drop_path == 0:
             return x
-        keep = 1 - self.drop_path
-        return x * torch.empty(len(x), 1, 1, device=x.device, dtype=x.dtype).bernoulli_(keep) / keep
+        share = 1 - self.drop_path
+        if kept is None:
+            kept = torch.empty(len(x), device=x.device).bernoulli_(share)
+        return x * kept.to(x.dtype)[:, None, None] / share
 
     def forward(
-        self, x: Tensor, turn: Rotation | None, valid: Tensor | None = None, last_queries: int | None = None
+        self,
+        x: Tensor,
+        turn: Rotation | None,
+        valid: Tensor | None = None,
+        last_queries: int | None = None,
+        keep: Tensor | None = None,
     ) -> Tensor:
+        """`keep` (batch, 2): which clips keep the residual of the attention, and that of the MLP."""
+        of_attention, of_mlp = (None, None) if keep is None else (keep[:, 0], keep[:, 1])
         residual = x if last_queries is None else x[:, x.shape[1] - last_queries :]
-        x = residual + self._drop(self.attn(self.norm1(x), turn, valid, last_queries))
-        return x + self._drop(self.mlp(self.norm2(x)))
+        x = residual + self._drop(self.attn(self.norm1(x), turn, valid, last_queries), of_attention)
+        return x + self._drop(self.mlp(self.norm2(x)), of_mlp)
 
 
 def init_weights(module: nn.Module) -> None:

@@ -127,8 +127,12 @@ class VideoEncoder(nn.Module):
         context_ids: Int64[Tensor, "batch context"] | None = None,
         context_valid: Tensor | None = None,
         layer: int | None = None,
+        keep: Tensor | None = None,
     ) -> Float[Tensor, "batch tokens dim"]:
-        """`forward` for pixels that were cut already: several contexts of a clip share one `patchify`."""
+        """`forward` for pixels that were cut already: several contexts of a clip share one `patchify`.
+
+        `keep` (batch, depth, 2): which residuals stochastic depth leaves in; None: drawn here.
+        """
         if layer is not None and not 1 <= layer <= len(self.blocks):
             raise ConfigError(f"encoder {self.config.name} has layers 1 … {len(self.blocks)}, not {layer}")
         ids = context_ids
@@ -142,11 +146,12 @@ class VideoEncoder(nn.Module):
             x = x + gather_tokens(self.positions.unsqueeze(0), ids)  # type: ignore[operator]
         else:
             turn = rotation(ids, self.head_dim, self.geometry)
-        for block in self.blocks[:layer]:
+        for number, block in enumerate(self.blocks[:layer]):
+            kept = None if keep is None else keep[:, number]
             if self.config.grad_checkpointing and self.training:
-                x = checkpoint(block, x, turn, context_valid, use_reentrant=False)
+                x = checkpoint(block, x, turn, context_valid, None, kept, use_reentrant=False)
             else:
-                x = block(x, turn, context_valid)
+                x = block(x, turn, context_valid, keep=kept)
         return self.norm(x)
 
     def _check(self, pixels: Tensor) -> None:

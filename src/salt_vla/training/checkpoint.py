@@ -16,10 +16,12 @@ from salt_vla.config import EncoderConfig
 from salt_vla.errors import RunError
 from salt_vla.models.loading import WEIGHTS, read_tensors, save_encoder, step_directories, write_tensors
 from salt_vla.rundir import read_json, writing_to
+from salt_vla.targets import Task
 from salt_vla.training.learner import Learner
 
 PREDICTOR = "predictor.safetensors"
 OPTIMIZER = "optimizer.safetensors"
+TASK = "task.safetensors"  # of targets that change while a run goes on; else absent
 STATE = "state.json"
 UNFINISHED = ".writing-"
 
@@ -33,10 +35,11 @@ class Snapshot:
     encoder: dict[str, Tensor]
     predictor: dict[str, Tensor]
     optimizer: dict[str, Tensor]
+    task: dict[str, Tensor]
     corrupt_records: int = 0
 
 
-def take_snapshot(learner: Learner, step: int, corrupt_records: int = 0) -> Snapshot:
+def take_snapshot(learner: Learner, task: Task, step: int, corrupt_records: int = 0) -> Snapshot:
     def copied(state: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in state.items()}
 
@@ -46,7 +49,7 @@ def take_snapshot(learner: Learner, step: int, corrupt_records: int = 0) -> Snap
         for key, value in learner.optimizer.state[parameter].items()
     }
     encoder, predictor = learner.encoder.state_dict(), learner.predictor.state_dict()
-    states = copied(encoder), copied(predictor), copied(optimizer)
+    states = copied(encoder), copied(predictor), copied(optimizer), copied(task.state())
     return Snapshot(step, learner.encoder.config, *states, corrupt_records)
 
 
@@ -60,6 +63,8 @@ def write_snapshot(snapshot: Snapshot, folder: Path) -> Path:
             save_encoder(snapshot.encoder, snapshot.encoder_config, temporary)
             write_tensors(snapshot.predictor, temporary / PREDICTOR)
             write_tensors(snapshot.optimizer, temporary / OPTIMIZER)
+            if snapshot.task:
+                write_tensors(snapshot.task, temporary / TASK)
             state = {"step": snapshot.step, "corrupt_records": snapshot.corrupt_records}
             (temporary / STATE).write_text(json.dumps(state))
             for file in temporary.iterdir():
@@ -93,9 +98,9 @@ class CheckpointWriter:
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
-    def save(self, learner: Learner, step: int, corrupt_records: int = 0) -> None:
+    def save(self, learner: Learner, task: Task, step: int, corrupt_records: int = 0) -> None:
         self.wait()
-        snapshot = take_snapshot(learner, step, corrupt_records)
+        snapshot = take_snapshot(learner, task, step, corrupt_records)
         self._thread = threading.Thread(target=self._write, args=(snapshot,), name="checkpoint")
         self._thread.start()
 
@@ -122,8 +127,8 @@ def sweep_unfinished(folder: Path) -> None:
         shutil.rmtree(leftover)
 
 
-def restore_latest(learner: Learner, folder: Path) -> int:
-    """Load the newest checkpoint into `learner`; its step, or 0 when there is none."""
+def restore_latest(learner: Learner, task: Task, folder: Path) -> int:
+    """Load the newest checkpoint into `learner` and `task`; its step, or 0 when there is none."""
     steps = step_directories(folder)
     if not steps:
         return 0
@@ -135,6 +140,7 @@ def restore_latest(learner: Learner, folder: Path) -> int:
         reason = str(error).splitlines()[-1].strip()
         raise RunError(f"checkpoint {path} does not fit this run's configuration: {reason}") from error
     _restore_optimizer(learner, path, step)
+    task.restore(read_tensors(path / TASK) if (path / TASK).is_file() else {})
     return step
 
 

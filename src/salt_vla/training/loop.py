@@ -10,13 +10,13 @@ from typing import Any
 import torch
 
 from salt_vla.batches import Batch, Batches, load_from
-from salt_vla.config import TrainConfig, from_json, to_json
+from salt_vla.config import TrainConfig, differing_fields, from_json, to_json
 from salt_vla.errors import RunError
 from salt_vla.interrupts import StopFlag, Stopped, stop_on_signals
 from salt_vla.models.loading import read_tensors, step_directories, write_tensors
 from salt_vla.progress import progress
 from salt_vla.rundir import RunDirectory, Status, write_atomically, write_text
-from salt_vla.targets import TargetProvider, TargetSpace, mean_per_position
+from salt_vla.targets import TargetProvider, TargetSpace, Task, mean_per_position
 from salt_vla.training.checkpoint import (
     CheckpointWriter,
     corrupt_records_until,
@@ -26,7 +26,7 @@ from salt_vla.training.checkpoint import (
 from salt_vla.training.learner import Learner, build_learner
 from salt_vla.training.runtime import resolve_device, resolve_precision
 from salt_vla.training.skipped import SkippedRecords, Tally
-from salt_vla.training.step import Task, train_step, validate
+from salt_vla.training.step import train_step, validate
 
 STATISTICS_CLIPS = 1024
 
@@ -53,7 +53,8 @@ def fit(
     try:
         config, task = prepare(run, config, train, provider)
         sweep_unfinished(run.checkpoints)
-        step = restore_latest(learner, run.checkpoints)
+        provider.begin(learner.encoder)
+        step = restore_latest(learner, task, run.checkpoints)
         run.trim_metrics(step)
         goes_on = 0 < step < last_step
         resumed = [*status.resumed_from, step] if goes_on else status.resumed_from
@@ -117,7 +118,7 @@ def _steps(
                 row = validate(learner, good, task, config, step, runtime.device)
                 run.log_metrics(row | of_pass.as_row())
             if last or stopping or step % runtime.checkpoint_every == 0:
-                saver.save(learner, step, tally.corrupt)
+                saver.save(learner, task, step, tally.corrupt)
                 status = replace(status, step=step, seconds=time.monotonic() - start)
                 run.set_status(status)
             advance(1, note=figures)
@@ -178,21 +179,13 @@ def same_config(run: RunDirectory, wanted: TrainConfig) -> TrainConfig:
     """The run's recorded configuration. Raises `RunError` naming each field that `wanted` sets otherwise;
     `runtime` is the record's, since it was measured."""
     stored = from_json(TrainConfig, run.config_file.read_bytes(), str(run.config_file))
-    differing = sorted(differing_fields(stored, replace(wanted, runtime=stored.runtime)))
+    differing = differing_fields(stored, replace(wanted, runtime=stored.runtime))
     if differing:
         raise RunError(
-            f"run {run.name!r} was started with other settings ({'; '.join(differing)}); "
+            f"run {run.name!r} was started with other settings ({'; '.join(map(str, differing))}); "
             "give the new settings another --name"
         )
     return stored
-
-
-def differing_fields(a: Any, b: Any, prefix: str = "") -> list[str]:
-    """`field: value in a, not value in b` for every leaf in which two configurations differ."""
-    if hasattr(a, "__dataclass_fields__"):
-        names = a.__dataclass_fields__
-        return [row for n in names for row in differing_fields(getattr(a, n), getattr(b, n), f"{prefix}{n}.")]
-    return [] if a == b else [f"{prefix.rstrip('.')}: {a!r}, not {b!r}"]
 
 
 def _measure_space(

@@ -12,8 +12,9 @@ from salt_vla.batches import Batch
 from salt_vla.config import TrainConfig
 from salt_vla.errors import ConfigError
 from salt_vla.rundir import num_cores
+from salt_vla.targets import Task
 from salt_vla.training.learner import build_learner
-from salt_vla.training.step import Task, train_step
+from salt_vla.training.step import train_step
 
 MIN_SPEEDUP = 1.1  # bfloat16 costs digits; it has to pay.
 TRIAL_STEPS = 5
