@@ -33,6 +33,12 @@ SIGNALS: Table = {
     "lerobot": "salt_vla.data.sources.lerobot_signals:read_signals",
     "sim": "salt_vla.data.sources.lerobot_signals:read_signals",
 }
+# Regressions of predictions on targets: `objective.loss`.
+LOSSES: Table = {
+    "power": "salt_vla.objectives.regression:power",
+    "smooth_l1": "salt_vla.objectives.regression:smooth_l1",
+    "cosine": "salt_vla.objectives.regression:cosine",
+}
 
 
 def resolve(table: Table, name: str) -> Any:

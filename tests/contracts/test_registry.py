@@ -16,7 +16,7 @@ ENTRIES = [(kind, name) for kind, table in TABLES.items() for name in table]
 
 
 def test_the_tables_are_the_ones_we_know():
-    assert set(TABLES) == {"TEACHERS", "SOURCES", "SIGNALS"}
+    assert set(TABLES) == {"TEACHERS", "SOURCES", "SIGNALS", "LOSSES"}
     assert "pixel" in TEACHERS and "lerobot" in SOURCES
     assert set(registry.SIGNALS) <= set(SOURCES)
 
