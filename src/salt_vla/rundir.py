@@ -45,6 +45,40 @@ def wanted_decoder() -> str:
     return os.environ.get(DECODER) or "auto"
 
 
+def require_name(name: str, what: str) -> None:
+    """A name becomes a folder's or a file's: a `RunError` for one that could lead elsewhere."""
+    if not _NAME.fullmatch(name):
+        raise RunError(f"{what} name {name!r} may hold only letters, digits, '.', '_' and '-'")
+
+
+@dataclass(frozen=True)
+class Launched:
+    """This process' number among all `size` that a launcher such as torchrun started, and among those of its
+    machine; alone where there was none."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+
+
+def launched() -> Launched:
+    """What torchrun's variables say. Raises `RunError` where they contradict each other."""
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        return Launched()
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    try:
+        found = Launched(*(int(os.environ[name]) for name in names))
+    except (KeyError, ValueError) as error:
+        raise RunError(
+            f"RANK and WORLD_SIZE are set, but {' and '.join(names[2:])} are not ({error}); start several "
+            "processes with torchrun, or unset RANK for one"
+        ) from error
+    if not (0 <= found.rank < found.size and 0 <= found.local_rank < found.local_size <= found.size):
+        raise RunError(f"{found} contradicts itself; start several processes with torchrun")
+    return found
+
+
 def run_or_directory(name: str | os.PathLike[str]) -> Path:
     """The folder that a command's argument means: a directory as it is, else the run of that name."""
     path = Path(name)
@@ -179,8 +213,7 @@ class RunDirectory:
 
     @classmethod
     def named(cls, name: str) -> RunDirectory:
-        if not _NAME.fullmatch(name):
-            raise RunError(f"run name {name!r} may hold only letters, digits, '.', '_' and '-'")
+        require_name(name, "run")
         return cls(root() / "runs" / name)
 
     @property

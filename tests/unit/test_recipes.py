@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from salt_vla.config import VJEPA_BLOCKS, MaskConfig
+from salt_vla.config import VJEPA_BLOCKS, MaskConfig, differing_fields
 from salt_vla.errors import UserError
 from salt_vla.geometry import ClipGeometry
 from salt_vla.jobs.teacher_train import require_stage_one
@@ -34,6 +34,7 @@ def test_the_names_are_the_ones_on_record():
     assert list(all_recipes()) == [
         "demo_teacher",
         "demo_student",
+        "demo_jepa",
         *SEED_TABLE,
         "vpixel_vitti",
         "vpixel_vits",
@@ -41,6 +42,8 @@ def test_the_names_are_the_ones_on_record():
         "vpixel_vitl",
         "salt_vitb",
         "salt_vitl",
+        "vjepa_vitb",
+        "vjepa2_vitl",
     ]
     assert len(all_recipes()) == len(demo.RECIPES + seed.RECIPES + paper.RECIPES), "two recipes share a name"
     assert all(name == recipe.name for name, recipe in all_recipes().items())
@@ -143,6 +146,35 @@ def test_salts_published_values(size, encoder):
     assert (student.config.target.provider, student.config.steps) == ("cache", 200_000)
 
 
+def test_vjepa_2s_published_values():
+    config = get_recipe("vjepa2_vitl").config
+    optimizer = config.optimizer
+    assert config.geometry == ClipGeometry(num_frames=16, image_size=256, tubelet_size=2, patch_size=16)
+    assert (config.target.provider, config.target.momentum) == ("ema", (0.99925, 0.99925))
+    assert (optimizer.lr_start, optimizer.lr, optimizer.lr_final) == (1e-4, 5.25e-4, 1e-6)
+    assert (optimizer.schedule, optimizer.warmup_steps, optimizer.cooldown_steps) == (
+        "cooldown",
+        12_000,
+        12_000,
+    )
+    assert config.steps - optimizer.warmup_steps - optimizer.cooldown_steps == 228_000
+    assert (optimizer.weight_decay, optimizer.weight_decay_final) == (0.04, 0.04)
+    assert (config.predictor.dim, config.predictor.depth, config.predictor.num_heads) == (384, 12, 12)
+    assert config.masks.blocks == VJEPA_BLOCKS and config.batch_size == 3072
+    assert (config.data.view.sampling, config.data.view.target_fps) == ("fps", 4.0)
+    assert config.data.view.crop_scale == (0.3, 1.0)
+    assert config.encoder.grad_checkpointing and config.predictor.grad_checkpointing
+
+
+@pytest.mark.parametrize(("name", "other"), [("vjepa_vitb", "salt_vitb"), ("demo_jepa", "demo_student")])
+def test_salt_and_jepa_are_compared_at_equal_clips_and_steps(name, other):
+    jepa, salt = get_recipe(name), get_recipe(other)
+    assert jepa.parent == other
+    fields = {each.field for each in differing_fields(salt.config, jepa.config)}
+    assert {"target.provider", "target.momentum"} <= fields
+    assert fields <= {"target.provider", "target.momentum", "target.source", "objective.targets"}
+
+
 @pytest.mark.parametrize(
     ("size", "encoder", "dim"),
     [("vitti", "tiny", 192), ("vits", "small", 384), ("vitb", "base", 768), ("vitl", "large", 1024)],
@@ -181,6 +213,13 @@ def test_every_recipe_says_what_it_is_and_what_it_follows(name):
         "a hypothesis needs a target, and a target a hypothesis"
     )
     assert not recipe.parent or recipe.hypothesis
+    assert not recipe.criterion or recipe.target, "a condition says in figures what the target says in words"
+
+
+@pytest.mark.parametrize("name", SEED_TABLE)
+def test_the_earlier_experiments_are_judged_by_r2_and_not_by_their_loss(name):
+    recipe = get_recipe(name)
+    assert recipe.criterion == ("val.r2_position_mean > parent" if recipe.parent else "")
 
 
 def test_a_mistyped_name_is_answered_with_close_ones():

@@ -57,7 +57,11 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "ls": ("runs:ls", "list the runs"),
         "show": ("runs:show", "one run's state, step and last figures"),
     },
-    "recipes": {"ls": ("recipes:ls", "list the experiments that run by name")},
+    "recipes": {
+        "ls": ("recipes:ls", "list the experiments that run by name"),
+        "show": ("recipes:show", "one experiment: why, how long, every field beside its parent's"),
+        "diff": ("recipes:diff", "the fields in which two experiments differ"),
+    },
 }
 
 

@@ -4,8 +4,9 @@ Knows neither torch nor the code that acts on the settings.
 """
 
 from salt_vla.config.checks import ADDED_LATER, FREE
+from salt_vla.config.criteria import Criterion, parse_criterion
 from salt_vla.config.data import DataConfig, PhotometricConfig, TargetConfig, ViewConfig
-from salt_vla.config.files import config_hash, differing_fields, from_json, to_json
+from salt_vla.config.files import config_hash, differing_fields, from_json, leaves, to_json
 from salt_vla.config.model import (
     VJEPA_BLOCKS,
     BlockSpec,
@@ -30,6 +31,7 @@ __all__ = [
     "FREE",
     "VJEPA_BLOCKS",
     "BlockSpec",
+    "Criterion",
     "DataConfig",
     "EncoderConfig",
     "GuardConfig",
@@ -48,6 +50,8 @@ __all__ = [
     "config_hash",
     "differing_fields",
     "from_json",
+    "leaves",
     "override",
+    "parse_criterion",
     "to_json",
 ]

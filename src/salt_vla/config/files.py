@@ -6,6 +6,7 @@ import dataclasses
 import json
 import types
 import typing
+from collections.abc import Iterator
 from typing import Any, Literal, TypeVar
 
 import xxhash
@@ -98,6 +99,16 @@ def differing_fields(before: Any, after: Any, prefix: str = "", free: bool = Fal
             )
         ]
     return [] if before == after else [Difference(prefix.rstrip("."), before, after, free)]
+
+
+def leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every field's dotted name and value, in the order in which they are declared."""
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        if dataclasses.is_dataclass(value):
+            yield from leaves(value, f"{prefix}{f.name}.")
+        else:
+            yield f"{prefix}{f.name}", value
 
 
 def config_hash(config: Any) -> str:

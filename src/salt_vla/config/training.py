@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from salt_vla.config.checks import ADDED_LATER, FREE, require, require_at_least, require_choices
+from salt_vla.config.criteria import parse_criterion
 from salt_vla.config.data import DataConfig, TargetConfig
 from salt_vla.config.model import EncoderConfig, MaskConfig, PredictorConfig
 from salt_vla.geometry import ClipGeometry
@@ -196,7 +197,8 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A named experiment: what to run, why, and what result would count as success."""
+    """A named experiment: what to run, why, and what result would count as success: `target` in words, and
+    `criterion` as a condition that a program can check where there is one (`criteria.parse_criterion`)."""
 
     name: str
     summary: str
@@ -206,3 +208,8 @@ class Recipe:
     target: str = ""
     epochs: int = 0
     notes: str = ""
+    criterion: str = field(default="", metadata=ADDED_LATER)
+
+    def __post_init__(self) -> None:
+        if self.criterion:
+            parse_criterion(self.criterion)
