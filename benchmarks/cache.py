@@ -266,8 +266,10 @@ def opening(folder: Path, sizes: Sequence[int], repeats: int) -> Table:
 class Grey:
     """Views that cost no more than their memory: what a loader does beside them is what is timed."""
 
-    def read_many(self, keys: Sequence[Key]) -> np.ndarray:
-        return np.full((len(keys), 16, 224, 224, 3), 128, np.uint8)
+    def read_many(self, keys: Sequence[Key], out: np.ndarray | None = None) -> np.ndarray:
+        out = np.empty((len(keys), 16, 224, 224, 3), np.uint8) if out is None else out
+        out.fill(128)
+        return out
 
     def read_each(self, keys: Iterable[Key]) -> Iterator[tuple[Key, np.ndarray]]:
         return ((key, self.read_many([key])[0]) for key in keys)
@@ -275,9 +277,10 @@ class Grey:
 
 def clips_a_second(cache: ArrayCache | None, clip_ids: Sequence[str], workers: int, steps: int) -> float:
     """Of the training's own loader, from its third batch on."""
-    from salt_vla.batches import Batches, Part, load_from
+    from salt_vla.batches import Batches, Part
     from salt_vla.config import MaskConfig
     from salt_vla.geometry import ClipGeometry
+    from salt_vla.loader import Loading, load_from
     from salt_vla.masks import build_masks
 
     masks = build_masks(MaskConfig(), ClipGeometry())
@@ -285,7 +288,7 @@ def clips_a_second(cache: ArrayCache | None, clip_ids: Sequence[str], workers: i
     batches = Batches(
         [part], Grey(), masks, batch_size=BATCH, num_views=1, seed=0, steps=steps + 2, cache=cache
     )
-    loaded = load_from(batches, 0, workers, pin_memory=False)
+    loaded = load_from(batches, 0, Loading(workers))
     for _ in range(2):
         next(loaded)
     began = time.perf_counter()

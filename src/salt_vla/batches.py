@@ -1,12 +1,11 @@
 """`batches[step]` is the step's batch: pixels, cached records and masks, joined by clip id.
 
-Order, views and masks are pure functions of (seed, step), so one integer is the loader's whole state; what
-takes the place of a damaged record is one of (seed, step, damage). The only room where loader workers live.
+Order, views, masks and jitter are pure functions of (seed, step), so one integer is the loader's whole state;
+what takes the place of a damaged record is one of (seed, step, damage). Knows no loader processes.
 """
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -16,11 +15,11 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from salt_vla.cache import ArrayCache, CorruptRecord, Key
 from salt_vla.data.clip_table import ClipTable
-from salt_vla.errors import CacheError, DataError, UserError
+from salt_vla.errors import CacheError, ConfigError, DataError
 from salt_vla.masks import MaskGroup, MaskStrategy
 from salt_vla.view_store import ViewSource
 
@@ -28,6 +27,16 @@ if TYPE_CHECKING:
     from jaxtyping import Float, UInt8
 
 PATIENCE = 8  # steps to look ahead for clips, when no record of a step's own can be read
+JITTERS = 3  # numbers a clip that photometric augmentation draws: brightness, contrast, saturation
+JITTER_STREAM = 0x70686F74  # so that they are not those that masks or orders are drawn with
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Tensors of a batch that is no longer needed, to read the next one into."""
+
+    frames: UInt8[Tensor, "batch frames height width 3"]
+    records: UInt8[Tensor, "batch bytes"] | None
 
 
 @dataclass(frozen=True)
@@ -51,6 +60,23 @@ class Batch:
     def __post_init__(self) -> None:
         if not self.global_size:
             object.__setattr__(self, "global_size", len(self.keys))
+
+    def large_tensors(self) -> list[Tensor]:
+        """Frames, and records if there are any."""
+        return [self.frames] if self.records is None else [self.frames, self.records]
+
+    def tensors(self) -> Iterator[Tensor]:
+        of_masks = (t for g in self.masks for t in (g.context_ids, g.target_ids, g.context_valid))
+        for tensor in (self.frames, self.records, self.jitter, *of_masks):
+            if tensor is not None:
+                yield tensor
+
+    def pin_memory(self) -> Batch:
+        """The large tensors in memory that a GPU copies from by itself; as it is where there is no GPU."""
+        if not torch.cuda.is_available():
+            return self
+        records = None if self.records is None else self.records.pin_memory()
+        return replace(self, frames=self.frames.pin_memory(), records=records)
 
     def to(self, device: torch.device | str) -> Batch:
         return replace(
@@ -151,10 +177,13 @@ def keys_of_step(parts: Sequence[Part], num_views: int, batch_size: int, seed: i
 
 
 class Batches(Dataset[Batch]):
-    """Map-style data set whose item `step` (from 0) is that step's whole batch.
+    """Map-style data set whose item `step` (from 0) is that step's whole batch, or one process' part of it.
 
+    `part` = (rank, size): only the rank's rows are read; keys, masks and jitter are drawn for the global
+    batch of `batch_size` clips and cut. `jitter`: draw numbers for photometric augmentation.
     `on_corrupt_record`, of the latent cache or of a store of views: `skip` lets another clip of the same
-    batch take the place of a damaged one, and `stop` raises its `CorruptRecord`.
+    batch (of the same rank's rows) take the place of a damaged one, and `stop` raises its `CorruptRecord`.
+    Raises `ConfigError` when `batch_size` cannot be shared out evenly.
     """
 
     def __init__(
@@ -169,7 +198,14 @@ class Batches(Dataset[Batch]):
         steps: int,
         cache: ArrayCache | None = None,
         on_corrupt_record: Literal["skip", "stop"] = "skip",
+        part: tuple[int, int] = (0, 1),
+        jitter: bool = False,
     ) -> None:
+        if batch_size % part[1]:
+            raise ConfigError(
+                f"batch_size={batch_size} cannot be shared out evenly among {part[1]} processes; "
+                f"choose a multiple of {part[1]}"
+            )
         clip_ids = [clip for part in parts for clip in part.clip_ids]
         if not clip_ids:
             raise DataError("there are no clips to train on")
@@ -190,17 +226,45 @@ class Batches(Dataset[Batch]):
         self.steps = steps
         self.cache = cache
         self.on_corrupt_record = on_corrupt_record
+        self.part = part
+        self.jitter = jitter
 
     def __len__(self) -> int:
         return self.steps
 
     def __getitem__(self, step: int) -> Batch:
-        asked = self._keys(step)
+        return self.with_masks(self.read(step), step)
+
+    def read(self, step: int, into: Memory | None = None) -> Batch:
+        """The step's batch without its masks, in fresh memory or in that of another batch of this size."""
+        asked = self.keys(step)
+        batch = self._read(asked, [], lambda bad: self._with_stand_ins(asked, bad, step), into)
+        rows = self._rows
+        jitter = None
+        if self.jitter:
+            rng = np.random.default_rng([self.seed, step, JITTER_STREAM])
+            drawn = rng.uniform(-1, 1, (self.batch_size, JITTERS)).astype(np.float32)
+            jitter = torch.from_numpy(drawn[rows])
+        return replace(batch, first_row=rows.start, global_size=self.batch_size, jitter=jitter)
+
+    def with_masks(self, batch: Batch, step: int) -> Batch:
+        """`batch` of that step with its masks: the same ones, wherever this is called."""
         masks = self.masks.sample(self.batch_size, self.seed, step)
-        return self._read(asked, masks, lambda bad: self._with_stand_ins(asked, bad, step))
+        return replace(batch, masks=[group.rows(self._rows.start, self._rows.stop) for group in masks])
+
+    def keys(self, step: int) -> list[Key]:
+        """What is asked for at a step, by this process."""
+        return keys_of_step(self.parts, self.num_views, self.batch_size, self.seed, step)[self._rows]
+
+    @property
+    def _rows(self) -> slice:
+        """Of the global batch, those that this process has."""
+        rank, size = self.part
+        return slice(rank * self.batch_size // size, (rank + 1) * self.batch_size // size)
 
     def canonical(self, count: int, batch_size: int) -> Iterator[Batch]:
-        """View 0 of up to `count` clips spread over the data set, in batches with masks of their own.
+        """View 0 of up to `count` clips spread over the data set, in batches with masks of their own: whole
+        ones, the same in every process, never jittered.
 
         Nothing stands in for a damaged record here: its clip is left out, and the others keep their masks.
         """
@@ -214,14 +278,11 @@ class Batches(Dataset[Batch]):
                 batch = replace(batch, masks=[group.at(places) for group in masks])
             yield batch
 
-    def _keys(self, step: int) -> list[Key]:
-        return keys_of_step(self.parts, self.num_views, self.batch_size, self.seed, step)
-
     def _with_stand_ins(self, asked: list[Key], bad: Mapping[Key, CorruptRecord], step: int) -> list[Key]:
         """The batch's other clips, in turn, in the places of bad ones; a later step's where it has none."""
         if not bad:
             return asked
-        later = (_without(self._keys(step + ahead), bad) for ahead in range(PATIENCE))
+        later = (_without(self.keys(step + ahead), bad) for ahead in range(PATIENCE))
         good = next(filter(None, later), None)
         if good is None:
             raise next(iter(bad.values()))
@@ -233,15 +294,22 @@ class Batches(Dataset[Batch]):
         asked: list[Key],
         masks: list[MaskGroup],
         choose: Callable[[Mapping[Key, CorruptRecord]], list[Key]],
+        into: Memory | None = None,
     ) -> Batch:
         """The batch of the keys that `choose` takes, asked again for each record that proves to be bad."""
         bad: dict[Key, CorruptRecord] = {}
+        of_frames = None if into is None else into.frames.numpy()
+        of_records = None if into is None or into.records is None else into.records.numpy()
         while True:
             keys = choose(bad)
             try:
                 # Records first: where one is damaged, no video need be decoded to find out.
-                records = None if self.cache is None else torch.from_numpy(self.cache.read_many(keys).data)
-                frames = torch.from_numpy(self.views.read_many(keys))
+                records = None
+                if self.cache is not None:
+                    raw = self.cache.read_many(keys, of_records)
+                    records = torch.from_numpy(raw.data) if into is None else into.records
+                pixels = self.views.read_many(keys, of_frames)
+                frames = torch.from_numpy(pixels) if into is None else into.frames
                 return Batch(keys, frames, records, masks, tuple(bad[key] for key in asked if key in bad))
             except CorruptRecord as error:
                 if self.on_corrupt_record == "stop":
@@ -251,44 +319,3 @@ class Batches(Dataset[Batch]):
 
 def _without(keys: list[Key], bad: Mapping[Key, CorruptRecord]) -> list[Key]:
     return [key for key in keys if key not in bad]
-
-
-class _Answers(Dataset[Batch | UserError]):
-    """Batches, with a `UserError` as an answer: raised in a worker, torch would bury it in a traceback."""
-
-    def __init__(self, batches: Batches) -> None:
-        self.batches = batches
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __getitem__(self, step: int) -> Batch | UserError:
-        try:
-            return self.batches[step]
-        except UserError as error:
-            return error
-
-
-def _leave_interrupts_to_the_loop(_: int) -> None:
-    """Ctrl-C reaches every process of the terminal; the loop decides when to stop, and still waits for us."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def load_from(batches: Batches, first_step: int, num_workers: int, pin_memory: bool) -> Iterator[Batch]:
-    """Batches `first_step`, `first_step` + 1, … in order, prefetched by `num_workers` processes.
-
-    What a worker cannot read is raised here as it would be without workers.
-    """
-    loader = DataLoader(
-        _Answers(batches),
-        batch_size=None,
-        sampler=range(first_step, len(batches)),
-        num_workers=num_workers,
-        pin_memory=pin_memory,
-        multiprocessing_context="spawn" if num_workers else None,
-        worker_init_fn=_leave_interrupts_to_the_loop,
-    )
-    for answer in loader:
-        if isinstance(answer, UserError):
-            raise answer
-        yield answer

@@ -28,7 +28,11 @@ RECORDS_PER_SHARD = 128
 class ViewSource(Protocol):
     """`ViewReader` decodes, `StoredViews` looks up; callers cannot tell them apart."""
 
-    def read_many(self, keys: Sequence[Key]) -> UInt8[np.ndarray, "keys frames size size 3"]: ...
+    def read_many(
+        self, keys: Sequence[Key], out: UInt8[np.ndarray, "keys frames size size 3"] | None = None
+    ) -> UInt8[np.ndarray, "keys frames size size 3"]:
+        """`out`: memory to fill and hand back, C-contiguous."""
+        ...
 
     def read_each(self, keys: Iterable[Key]) -> Iterator[tuple[Key, np.ndarray | DataError]]:
         """Each key with its pixels, or with why it has none, in order; a few in memory at a time."""
@@ -66,8 +70,10 @@ class StoredViews:
                 f"({describe_differences(differences)}); remove it or choose another folder"
             )
 
-    def read_many(self, keys: Sequence[Key]) -> np.ndarray:
-        return self.cache.read_many(keys).decode()
+    def read_many(self, keys: Sequence[Key], out: np.ndarray | None = None) -> np.ndarray:
+        rows = None if out is None else out.reshape(len(keys), -1)
+        data = self.cache.read_many(keys, rows).data
+        return data.reshape(len(keys), *self.cache.encoding.shape) if out is None else out
 
     def read_each(self, keys: Iterable[Key]) -> Iterator[tuple[Key, np.ndarray | DataError]]:
         for key in keys:

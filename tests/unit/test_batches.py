@@ -15,7 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from salt_vla.batches import Batch, Batches, Part, keys_of_step, load_from, parts_of
+from salt_vla.batches import Batch, Batches, Part, keys_of_step, parts_of
 from salt_vla.cache import ArrayCache, CacheWriter, Encoding, Manifest, open_cache
 from salt_vla.cache.shards import Record
 from salt_vla.config import BlockSpec, ViewConfig
@@ -25,6 +25,7 @@ from salt_vla.data.view_lock import ViewReader
 from salt_vla.errors import CacheError, DataError
 from salt_vla.geometry import ClipGeometry
 from salt_vla.jobs.data_index import index_data
+from salt_vla.loader import Loading, load_from
 from salt_vla.masks import MultiBlockMasks
 
 GEOMETRY = ClipGeometry(num_frames=8, image_size=32, tubelet_size=2, patch_size=8)
@@ -102,8 +103,8 @@ def test_seed_decides_order_views_and_masks(tiny_table):
 def test_any_number_of_workers_gives_the_same_batches_from_any_step(tiny_table, cache, workers):
     batches = make(tiny_table, cache, steps=8)
     expected = [digest(batches[step]) for step in range(5, 8)]
-    assert [digest(batch) for batch in load_from(batches, 5, workers, pin_memory=False)] == expected
-    assert list(load_from(batches, 8, 0, pin_memory=False)) == []
+    assert [digest(batch) for batch in load_from(batches, 5, Loading(workers))] == expected
+    assert list(load_from(batches, 8)) == []
 
 
 def test_another_process_has_the_same_batches(tiny_dataset, tiny_table):
@@ -254,7 +255,7 @@ def test_an_unreadable_clip_fails_its_own_step_by_name(tiny_table, tmp_path):
     table = ClipTable(tiny_table.rows, {"tiny": tmp_path})
     for workers in (0, 1):
         with pytest.raises(DataError, match=r"clip 'tiny/.*', view \d: video .* is missing"):
-            next(load_from(make(table), 0, workers, pin_memory=False))
+            next(load_from(make(table), 0, Loading(workers)))
 
 
 def mixed_parts(sizes: tuple[int, ...], shares: tuple[float, ...]) -> list[Part]:

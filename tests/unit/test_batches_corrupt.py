@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from salt_vla.batches import Batch, Batches, Part, load_from
+from salt_vla.batches import Batch, Batches, Part
 from salt_vla.cache import ArrayCache, CorruptRecord, Key, open_cache
 from salt_vla.config import DataConfig, TrainConfig, from_json, to_json
 from salt_vla.errors import CacheError, ConfigError
 from salt_vla.geometry import ClipGeometry
+from salt_vla.loader import Loading, load_from
 from salt_vla.masks import RandomMasks
 from salt_vla.rundir import RunDirectory
 from salt_vla.training.skipped import SkippedRecords, Tally
@@ -30,12 +31,14 @@ class Pictures:
     def __init__(self, bad: Iterable[Key] = ()) -> None:
         self.bad = set(bad)
 
-    def read_many(self, keys: list[Key]) -> np.ndarray:
+    def read_many(self, keys: list[Key], out: np.ndarray | None = None) -> np.ndarray:
         for clip_id, view in keys:
             if (clip_id, view) in self.bad:
                 raise CorruptRecord(Path("views"), clip_id, view, "shards/000000.bin", 7, "it is torn")
         told = [int(clip_id.split("/")[1]) * VIEWS + view for clip_id, view in keys]
-        return np.array(told, np.uint8).repeat(4 * 32 * 32 * 3).reshape(len(keys), 4, 32, 32, 3)
+        out = np.empty((len(keys), 4, 32, 32, 3), np.uint8) if out is None else out
+        out[:] = np.array(told, np.uint8).reshape(-1, 1, 1, 1, 1)
+        return out
 
 
 @pytest.fixture
@@ -115,7 +118,7 @@ def test_it_is_the_same_in_any_order_process_and_number_of_workers(folder, worke
     cache = open_cache(folder)
     backwards = [digest(make(cache)[step]) for step in range(11, 4, -1)]
     assert backwards[::-1] == expected
-    seen = [digest(batch) for batch in load_from(make(cache), 5, workers, pin_memory=False)]
+    seen = [digest(batch) for batch in load_from(make(cache), 5, Loading(workers))]
     assert seen == expected
 
 
@@ -139,7 +142,7 @@ def test_stop_raises_what_is_wrong(folder):
     damage(folder, [bad])
     batches = make(open_cache(folder), on_corrupt_record="stop")
     with pytest.raises(CorruptRecord, match=rf"clip '{bad[0]}', view {bad[1]}\): the checksum") as raised:
-        next(load_from(batches, 0, 0, pin_memory=False))
+        next(load_from(batches, 0))
     assert (raised.value.clip_id, raised.value.view) == bad
 
 

@@ -6,7 +6,7 @@ Shared by caching and training, so that a cached latent always belongs to the pi
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import Field, dataclass, field, fields
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -171,8 +171,11 @@ class ViewReader:
     """`reader.read(clip_id, view)` decodes; clips of one file that are asked for in a row share one pass.
 
     Grouping changes the speed, never the pixels. Memory holds the views of one pass, `PASS_BYTES` at most
-    (or one view), `WAITING_BYTES` of squares, and one decoded picture.
+    (or one view), `WAITING_BYTES` of squares, and one decoded picture. `before_pass` is told which keys are
+    decoded next, for whoever wants to know what a decoder died of.
     """
+
+    before_pass: Callable[[list[Key]], None] | None = None
 
     def __init__(self, table: ClipTable, config: ViewConfig, geometry: ClipGeometry) -> None:
         self.table = table
@@ -190,10 +193,13 @@ class ViewReader:
             raise pixels
         return pixels
 
-    def read_many(self, keys: Sequence[Key]) -> UInt8[np.ndarray, "keys frames size size 3"]:
-        """Raises the `DataError` of the first key that cannot be read."""
+    def read_many(
+        self, keys: Sequence[Key], out: UInt8[np.ndarray, "keys frames size size 3"] | None = None
+    ) -> UInt8[np.ndarray, "keys frames size size 3"]:
+        """Raises the `DataError` of the first key that cannot be read. `out`: what to fill and hand back."""
         size = self.geometry.image_size
-        out = np.empty((len(keys), self.geometry.num_frames, size, size, 3), np.uint8)
+        if out is None:
+            out = np.empty((len(keys), self.geometry.num_frames, size, size, 3), np.uint8)
         errors: dict[int, DataError] = {}
         clips = [self.table.clip(clip_id) for clip_id, _ in keys]
         places = [(clip.dataset, clip.file, clip.first_frame) for clip in clips]
@@ -256,6 +262,8 @@ class ViewReader:
     def _fill(self, tasks: list[_Task]) -> DataError | None:
         """Decode once through the file and put every picture where it is wanted; the error that ended it."""
         clip, deadline = tasks[0].clip, Deadline()
+        if self.before_pass is not None:
+            self.before_pass([task.key for task in tasks])
         wanted: dict[int, list[tuple[_Task, int]]] = {}
         for task in tasks:
             for position, frame in enumerate(task.frames):

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from multiprocessing import resource_tracker
@@ -138,12 +139,8 @@ class _Worker(Generic[Item, Result]):
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
         self._process = context.Process(target=_work, args=(theirs, self.function, self.prepare), daemon=True)
-        resource_tracker.ensure_running()  # Its start would let signals through again.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, PARENTS_BUSINESS)
-        try:  # What starts blocked stays so: whole groups are sent these, and who started us decides.
+        with signals_left_to_parent():
             self._process.start()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
         self._is_ready = False
         self._began = time.monotonic()
@@ -225,12 +222,29 @@ class _Worker(Generic[Item, Result]):
         self.connection.close()
 
 
+def end_with_parent() -> None:
+    """From here on also a process that hangs ends with who started it (a thread, on Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+@contextmanager
+def signals_left_to_parent() -> Iterator[None]:
+    """Processes that are started within never see SIGINT, SIGTERM or SIGHUP: whole groups are sent these, and
+    who started us decides. They are stopped by SIGKILL."""
+    resource_tracker.ensure_running()  # Its start would let signals through again.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, PARENTS_BUSINESS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _work(
     connection: Connection, function: Callable[[Item], Result], prepare: Callable[[], object] | None
 ) -> None:
     """A worker's life: items in, (has failed, result or exception) out, until the other end is closed."""
-    if sys.platform == "linux":  # Also one that hangs in an item ends with who started it (a thread, there).
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    end_with_parent()
     parent = multiprocessing.parent_process()
     if parent is not None and not parent.is_alive():
         return  # It died while this process was starting; the items it has sent are nobody's.

@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 
-from salt_vla.batches import Batch, Batches, load_from
+from salt_vla.batches import Batch, Batches
 from salt_vla.config import TrainConfig, differing_fields, from_json, to_json
 from salt_vla.errors import RunError
 from salt_vla.interrupts import StopFlag, Stopped, stop_on_signals
+from salt_vla.loader import Loading, load_from
 from salt_vla.models.loading import read_tensors, step_directories, write_tensors
 from salt_vla.progress import progress
 from salt_vla.rundir import RunDirectory, Status, write_atomically, write_text
@@ -96,7 +97,7 @@ def _steps(
     saver = CheckpointWriter(run.checkpoints, runtime.keep_checkpoints)
     skipped = SkippedRecords(run)
     tally = Tally(status.step * config.batch_size, corrupt_records_until(run.checkpoints))
-    loaded = load_from(train, status.step, config.data.num_workers, runtime.device == "cuda")
+    loaded = load_from(train, status.step, Loading.of(config))
     batches = skipped.watch(loaded, tally)
     figures = ""
     with progress(f"Training {run.name}", last_step, "steps", done=status.step) as advance:
@@ -160,7 +161,7 @@ def prepare(
         config = settle(run, config)
         return config, Task(provider, _stored_space(run, config))
     task = Task(provider, _measure_space(run, config, train, provider))
-    trial = next(load_from(train, 0, 0, False)).to(config.runtime.device)
+    trial = train[0].to(config.runtime.device)
     config = resolve_precision(config, trial, task)
     write_text(run.config_file, to_json(config))
     return config, task
