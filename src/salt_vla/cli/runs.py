@@ -10,11 +10,14 @@ import tyro
 from salt_vla.cli.printing import print_json, print_table
 from salt_vla.errors import RunError
 from salt_vla.rundir import RunDirectory, Status, all_runs
+from salt_vla.verdicts import noted_recipe, noted_verdict
 
 
 def _summary(run: RunDirectory) -> dict[str, Any]:
     last = {f"last_{kind}": rows[-1] for kind in ("train", "val") if (rows := run.metrics(kind))}
-    return {"name": run.name, **asdict(run.status()), **last}
+    recipe, verdict = noted_recipe(run), noted_verdict(run)
+    about = {"recipe": recipe["name"] if recipe else "", "verdict": verdict["verdict"] if verdict else ""}
+    return {"name": run.name, **asdict(run.status()), **about, **last}
 
 
 def _summary_or_damage(run: RunDirectory) -> dict[str, Any]:
@@ -22,7 +25,8 @@ def _summary_or_damage(run: RunDirectory) -> dict[str, Any]:
     try:
         return _summary(run)
     except RunError as error:
-        return {"name": run.name, **asdict(Status("damaged", exit_reason=str(error)))}
+        damaged = asdict(Status("damaged", exit_reason=str(error)))
+        return {"name": run.name, **damaged, "recipe": "", "verdict": ""}
 
 
 def ls(json: bool = False) -> None:
@@ -37,11 +41,11 @@ def ls(json: bool = False) -> None:
     if json:
         print_json(rows)
     else:
-        print_table(rows, ["name", "state", "step", "total_steps", "exit_reason"])
+        print_table(rows, ["name", "state", "step", "total_steps", "recipe", "verdict", "exit_reason"])
 
 
 def show(name: Annotated[str, tyro.conf.Positional], json: bool = False) -> None:
-    """One run's state, step and last figures.
+    """One run's state, step, last figures, its recipe's hypothesis and the verdict on it.
 
     Example: salt-vla runs show demo_student --json
 
@@ -52,8 +56,9 @@ def show(name: Annotated[str, tyro.conf.Positional], json: bool = False) -> None
     run = RunDirectory.named(name)
     if run.status().state == "queued":  # A run has a state before it has measured its configuration.
         run.require()
-    summary = _summary(run)
+    summary = _summary(run) | {"recipe": noted_recipe(run), "verdict": noted_verdict(run)}
     if json:
         print_json(summary)
     else:
-        print_table([{"field": key, "value": value} for key, value in summary.items()], ["field", "value"])
+        rows = [{"field": key, "value": value} for key, value in summary.items() if value != {}]
+        print_table(rows, ["field", "value"])

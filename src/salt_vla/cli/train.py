@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Annotated
 
 import tyro
@@ -10,6 +11,8 @@ import tyro
 from salt_vla.config import override
 from salt_vla.errors import ConfigError
 from salt_vla.recipes import get_recipe
+from salt_vla.rundir import RunDirectory
+from salt_vla.verdicts import noted_verdict
 
 
 def train(
@@ -20,6 +23,7 @@ def train(
     max_steps: int | None = None,
     data: str | None = None,
     cache: str | None = None,
+    batch_size: int | None = None,
 ) -> None:
     """Run a recipe; the same command with the same --name resumes it.
 
@@ -35,14 +39,22 @@ def train(
         max_steps: stop after this many steps, without changing the schedules.
         data: a clip table, a LeRobot data set's folder, or metaworld-mini.
         cache: the folder of the teacher's cached latents.
+        batch_size: clips a step; where grad_accum_steps does not divide it, that is lowered too.
     """
-    config = override(get_recipe(recipe).config, overrides)
+    experiment = get_recipe(recipe)
+    config = override(experiment.config, overrides)
     if seed is not None:
         config = dataclasses.replace(config, seed=seed)
+    if batch_size is not None:
+        parts = math.gcd(batch_size, config.grad_accum_steps)  # How it is computed, never what.
+        config = dataclasses.replace(config, batch_size=batch_size, grad_accum_steps=parts)
     if max_steps is not None and max_steps < 1:
         raise ConfigError(f"--max-steps must be at least 1, not {max_steps}")
     from salt_vla.jobs import train as job
 
     run = recipe if name is None else name
-    status = job.train(job.with_paths(config, data, cache), run, max_steps)
+    status = job.train(job.with_paths(config, data, cache), run, max_steps, recipe=experiment)
     print(f"{run}: {status.state} at step {status.step}")
+    verdict = noted_verdict(RunDirectory.named(run))
+    if verdict:
+        print(f"{recipe}'s hypothesis: {verdict['verdict']} ({verdict['reason']})")
