@@ -69,7 +69,7 @@ class EmaTargets:
 
     @torch.no_grad()
     def _keep(self, share: float, encoder: VideoEncoder) -> None:
-        mine = list(self.encoder.parameters())
+        mine: list[Tensor] = list(self.encoder.parameters())
         theirs = [_whole(parameter).float() for parameter in encoder.parameters()]
         if share == 0.0:
             torch._foreach_copy_(mine, theirs)  # Exactly, whatever was there before.

@@ -1,7 +1,11 @@
-"""What a step's predictions are worth: sums that can be added up over groups, batches and processes."""
+"""What a step's predictions are worth: sums that can be added up over groups, batches and processes.
+
+Stays on the device until it is asked for a row; knows nothing of losses and parameters.
+"""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -11,8 +15,10 @@ from salt_vla.batches import Batch
 from salt_vla.config import TrainConfig
 from salt_vla.models import gather_tokens
 from salt_vla.targets import Task, nearest_context
+from salt_vla.training.distributed import World
 
 BASELINES = ("channel_mean", "position_mean", "copy_nearest")
+RANK_ROWS = 512  # tokens that an effective rank is taken of, at most: what its eigenvalues cost bounds it
 
 
 @dataclass
@@ -24,19 +30,82 @@ class ExplainedVariance:
     and channel, and a copy of the nearest visible token's own target.
     """
 
-    residual: float = 0.0
-    totals: dict[str, float] = field(default_factory=lambda: dict.fromkeys(BASELINES, 0.0))
+    sums: dict[str, Tensor] = field(default_factory=dict)  # squared errors, float64
 
     def add(self, predicted: Tensor, targets: Tensor, baselines: dict[str, Tensor]) -> None:
-        self.residual += (predicted - targets).square().sum().item()
-        for name, baseline in baselines.items():
-            self.totals[name] += (baseline - targets).square().sum().item()
+        for name, guess in ({"residual": predicted} | baselines).items():
+            _add_to(self.sums, name, (guess - targets).square().sum().double())
 
-    def as_row(self) -> dict[str, float]:
-        return {
-            f"r2_{name}": 1 - self.residual / total if total else float("nan")
-            for name, total in self.totals.items()
-        }
+    def as_row(self) -> dict[str, Tensor]:
+        residual = self.sums["residual"]
+        totals = {name: self.sums[name] for name in BASELINES}
+        return {f"r2_{n}": torch.where(t > 0, 1 - residual / t, math.nan) for n, t in totals.items()}
+
+
+@dataclass
+class Spread:
+    """Standard deviations of tokens: over all of them, of each channel (n, not n − 1), then their mean."""
+
+    sums: dict[str, Tensor] = field(default_factory=dict)  # tokens, Σ and Σ² a channel, float64
+
+    def add(self, tokens: Tensor) -> None:
+        """(batch, tokens, dim)"""
+        count = tokens.shape[0] * tokens.shape[1]
+        variance, mean = (t.double() for t in torch.var_mean(tokens.flatten(0, 1), dim=0, correction=0))
+        _add_to(self.sums, "count", torch.full((), float(count), dtype=torch.float64, device=tokens.device))
+        _add_to(self.sums, "first", mean * count)
+        _add_to(self.sums, "second", (variance + mean.square()) * count)
+
+    def value(self) -> Tensor:
+        first, second = (self.sums[name] / self.sums["count"] for name in ("first", "second"))
+        return (second - first.square()).clamp(min=0).sqrt().mean()
+
+
+@dataclass
+class Rank:
+    """RankMe (Garrido et al., arXiv:2210.02885, equation 1): exp of the entropy of the singular values of a
+    table of tokens, each divided by their sum. From 1 (all tokens on one line) to min(rows, channels).
+
+    Of up to `RANK_ROWS` rows, evenly spaced over the clips of the global batch and over their tokens.
+    """
+
+    rows: list[Tensor] = field(default_factory=list)
+
+    def add(self, tokens: Tensor, batch: Batch, valid: Tensor | None = None) -> None:
+        """(batch, tokens, dim); padding, at a row's end, is left out."""
+        clips_in_all = batch.global_size * len(batch.masks)
+        count = min(max(1, RANK_ROWS // clips_in_all), tokens.shape[1])
+        every = math.ceil(clips_in_all / RANK_ROWS)
+        # By the clip's number in the global batch: whoever computes it, the same tokens are taken.
+        clips = torch.arange(-batch.first_row % every, len(tokens), every, device=tokens.device).unsqueeze(1)
+        lengths = torch.full_like(clips, tokens.shape[1]) if valid is None else valid.sum(dim=1)[clips]
+        length = lengths.clamp(min=count)
+        places = torch.arange(count, device=tokens.device) * length // count
+        places = (places + clips + batch.first_row) % length
+        chosen = tokens.detach()[clips, places].float()
+        # Rows of zeros, where a clip has fewer tokens than are taken, change no singular value.
+        self.rows.append(chosen.masked_fill((places >= lengths).unsqueeze(-1), 0).flatten(0, 1))
+
+    def table(self) -> Tensor:
+        """At most `RANK_ROWS` of the rows, evenly spaced: those of many batches are thinned out."""
+        rows = torch.cat(self.rows)
+        if len(rows) <= RANK_ROWS:
+            return rows
+        return rows[torch.arange(RANK_ROWS, device=rows.device) * len(rows) // RANK_ROWS]
+
+    def value(self) -> Tensor:
+        return effective_rank(self.table())
+
+
+def effective_rank(rows: Tensor) -> Tensor:
+    """RankMe of a table (rows, channels); NaN where it is all zeros or not finite."""
+    # The smaller Gram matrix, in float64: a square root of float32's rounding would be worth many ranks.
+    table = torch.nan_to_num(rows.double(), posinf=0, neginf=0)
+    gram = table @ table.T if len(table) < table.shape[1] else table.T @ table
+    singular = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()
+    share = singular / singular.sum()
+    rank = torch.special.entr(share).sum().exp()
+    return torch.where(rows.isfinite().all(), rank, math.nan)
 
 
 @dataclass
@@ -44,6 +113,10 @@ class Scores:
     """Everything that is said of predictions, gathered over the (micro-)batches of a step or a pass."""
 
     explained: ExplainedVariance = field(default_factory=ExplainedVariance)
+    targets: Spread = field(default_factory=Spread)
+    predictions: Spread = field(default_factory=Spread)
+    prediction_rank: Rank = field(default_factory=Rank)
+    encoder_rank: Rank = field(default_factory=Rank)
 
     @torch.no_grad()
     def add(
@@ -56,15 +129,55 @@ class Scores:
         config: TrainConfig,
     ) -> None:
         """`scored`: the targets of all tokens in the space of R²; the rest as `Networks` gives it."""
-        for z, group in zip(predicted, batch.masks, strict=True):
-            ids = group.target_ids
+        space = task.space
+        for z, context, group in zip(predicted, contexts, batch.masks, strict=True):
+            ids, z = group.target_ids, z.detach().float()
             copied = nearest_context(group.context_ids, ids, config.geometry, group.context_valid)
             baselines = {
-                "channel_mean": task.space.channel_mean,
-                "position_mean": task.space.position_mean[ids],
+                "channel_mean": space.channel_mean,
+                "position_mean": space.position_mean[ids],
                 "copy_nearest": gather_tokens(scored, copied),
             }
-            self.explained.add(task.space.to_scored(z.detach(), ids), gather_tokens(scored, ids), baselines)
+            self.explained.add(space.to_scored(z, ids), gather_tokens(scored, ids), baselines)
+            # As the loss sees them: where they are centred, what is the same in every clip is no spread.
+            self.targets.add(space.trained(scored, ids))
+            self.predictions.add(z)
+            self.prediction_rank.add(z, batch)
+            self.encoder_rank.add(context, batch, group.context_valid)
 
+    def shared(self, world: World) -> Scores:
+        """Those of all processes together; each of them has to ask."""
+        if world.size == 1:
+            return self
+        whole = Scores()
+        for part in ("explained", "targets", "predictions"):
+            mine: dict[str, Tensor] = getattr(self, part).sums
+            sums = world.sum(torch.cat([tensor.flatten() for tensor in mine.values()]))
+            pieces = sums.split([tensor.numel() for tensor in mine.values()])
+            getattr(whole, part).sums = {
+                name: piece.view_as(mine[name]) for name, piece in zip(mine, pieces, strict=True)
+            }
+        for part in ("prediction_rank", "encoder_rank"):
+            table = getattr(self, part).table()
+            # A place for each process' rows; those that stay zero count nothing.
+            tables = table.new_zeros(world.size, RANK_ROWS, table.shape[1])
+            tables[world.rank, : len(table)] = table
+            rows = world.sum(tables).flatten(0, 1)
+            getattr(whole, part).rows = [rows[rows.any(dim=1)]]
+        return whole
+
+    @torch.no_grad()
     def as_row(self) -> dict[str, float]:
-        return self.explained.as_row()
+        """Columns of `metrics.jsonl`; waits for the device, once."""
+        columns = self.explained.as_row() | {
+            "target_std": self.targets.value(),
+            "prediction_std": self.predictions.value(),
+            "prediction_rank": self.prediction_rank.value(),
+            "encoder_rank": self.encoder_rank.value(),
+        }
+        values: list[float] = torch.stack(list(columns.values())).tolist()
+        return dict(zip(columns, values, strict=True))
+
+
+def _add_to(sums: dict[str, Tensor], name: str, value: Tensor) -> None:
+    sums[name] = sums[name] + value if name in sums else value
