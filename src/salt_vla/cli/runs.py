@@ -9,6 +9,7 @@ import tyro
 
 from salt_vla.cli.printing import print_json, print_table
 from salt_vla.errors import RunError
+from salt_vla.jobs.start import noted_masks
 from salt_vla.rundir import RunDirectory, Status, all_runs
 from salt_vla.verdicts import noted_recipe, noted_verdict
 
@@ -45,7 +46,7 @@ def ls(json: bool = False) -> None:
 
 
 def show(name: Annotated[str, tyro.conf.Positional], json: bool = False) -> None:
-    """One run's state, step, last figures, its recipe's hypothesis and the verdict on it.
+    """One run's state, step, last figures, masks, its recipe's hypothesis and the verdict on it.
 
     Example: salt-vla runs show demo_student --json
 
@@ -57,8 +58,10 @@ def show(name: Annotated[str, tyro.conf.Positional], json: bool = False) -> None
     if run.status().state == "queued":  # A run has a state before it has measured its configuration.
         run.require()
     summary = _summary(run) | {"recipe": noted_recipe(run), "verdict": noted_verdict(run)}
+    masks = noted_masks(run)
     if json:
-        print_json(summary)
+        print_json(summary | {"masks": masks})
     else:
+        summary["masks"] = "\n".join(masks["summary"]) if masks else {}
         rows = [{"field": key, "value": value} for key, value in summary.items() if value != {}]
         print_table(rows, ["field", "value"])

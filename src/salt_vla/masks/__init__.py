@@ -5,7 +5,7 @@ Pure functions of (batch size, seed, step); knows the token grid, not the pixels
 
 from salt_vla.config import BlockSpec
 from salt_vla.masks.groups import MaskGroup
-from salt_vla.masks.statistics import GroupStatistics, mask_statistics
+from salt_vla.masks.statistics import GroupStatistics, MaskReport, mask_statistics, report_masks
 from salt_vla.masks.strategies import (
     Masks,
     MaskStrategy,
@@ -20,6 +20,7 @@ __all__ = [
     "BlockSpec",
     "GroupStatistics",
     "MaskGroup",
+    "MaskReport",
     "MaskStrategy",
     "Masks",
     "MultiBlockMasks",
@@ -28,4 +29,5 @@ __all__ = [
     "TubeMasks",
     "build_masks",
     "mask_statistics",
+    "report_masks",
 ]

@@ -43,6 +43,28 @@ def _change(before: float, after: float) -> str:
     return f"{after:.0f}" if round(before) == round(after) else f"{before:.0f} → {after:.0f}"
 
 
+@dataclass(frozen=True)
+class MaskReport:
+    """The statistics of every group, and of which steps' batches they are."""
+
+    batch_size: int
+    batches: int
+    groups: list[GroupStatistics]
+
+    @property
+    def lines(self) -> list[str]:
+        clips = "1 clip" if self.batch_size == 1 else f"{self.batch_size} clips"
+        steps = "1 batch" if self.batches == 1 else f"{self.batches} batches"
+        return [f"masks over {steps} of {clips}, {group}" for group in self.groups]
+
+
+def report_masks(masks: Masks, batch_size: int, seed: int = 0) -> MaskReport:
+    """Statistics of the first steps' masks: enough batches to say a size within a few per cent, few enough
+    to be counted in a fraction of a second."""
+    batches = max(1, min(64, 2048 // batch_size))
+    return MaskReport(batch_size, batches, mask_statistics(masks, batch_size, batches, seed))
+
+
 def mask_statistics(masks: Masks, batch_size: int, batches: int, seed: int = 0) -> list[GroupStatistics]:
     """What the masks of steps 0 … `batches` − 1 are, one row a group."""
     sums = np.zeros((masks.num_groups, 6))
