@@ -18,7 +18,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-import salt_vla
 from salt_vla.config import from_json, to_json
 from salt_vla.data.clip_table import ClipTable
 from salt_vla.data.decode import VideoFacts, probe
@@ -43,7 +42,7 @@ CUTTING = b"salt_vla.cutting"  # of the Parquet file: how its clips were cut, as
 def place_of(spec: str | Path) -> Path:
     """Where the data set that a command's argument names lies."""
     is_embedded = str(spec) == EMBEDDED and not Path(spec).exists()
-    return Path(salt_vla.__file__).parent / "assets" / EMBEDDED if is_embedded else Path(spec)
+    return Path(__file__).parents[1] / "assets" / EMBEDDED if is_embedded else Path(spec)
 
 
 class TooManyBad(DataError):
