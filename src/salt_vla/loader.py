@@ -25,7 +25,7 @@ from salt_vla.batches import Batch, Batches, Memory
 from salt_vla.cache import Key
 from salt_vla.config import TrainConfig
 from salt_vla.data.view_lock import ViewReader
-from salt_vla.data.workers import end_with_parent, signals_left_to_parent
+from salt_vla.data.workers import SECONDS_TO_START, end_with_parent, signals_left_to_parent
 from salt_vla.errors import DataError, ResourceError, UserError
 
 SHARED_MEMORY = "/dev/shm"
@@ -37,8 +37,8 @@ OF_THE_MACHINE = (signal.SIGKILL, signal.SIGBUS)  # memory or /dev/shm ran out, 
 
 @dataclass(frozen=True)
 class Loading:
-    """How batches come; never which. `num_workers` processes (0: none, a batch is read when asked for) have up
-    to `prefetch` batches each in hand. `masks_in`: who draws the masks, the `loader`'s processes or this
+    """How batches come; never which. `num_workers` processes (0: none, a batch is read when asked for) have
+    up to `prefetch` batches each in hand. `masks_in`: who draws the masks, the `loader`'s processes or this
     one (`step`). `device`: where batches are wanted; a GPU is sent each while the one before it is in use.
     `patience`: seconds that a process may take for a batch that is waited for (0: for ever).
     """
@@ -145,26 +145,30 @@ def _in_processes(batches: Batches, first_step: int, how: Loading) -> Iterator[B
 def _wait_for(
     answers: Iterator[Batch | UserError], processes: list[SpawnProcess], notes: Tensor, patience: float
 ) -> Batch | UserError:
-    began = time.monotonic()
+    asked = began = time.monotonic()
     while True:
         try:
             return next(answers)
         except RuntimeError as error:
-            dead = [(n, p) for n, p in enumerate(processes) if not p.is_alive()]
+            hands = [_Note.read(notes, number) for number in range(len(notes))]
+            dead = [number for number, process in enumerate(processes) if not process.is_alive()]
             if dead:
-                raise _died(*dead[0], notes) from error
+                first = min(dead, key=lambda number: hands[number].step)
+                raise _died(f"{first + 1} of {len(processes)}", processes[first], hands[first]) from error
             if "timed out" not in str(error):
                 raise
-            if patience and time.monotonic() - began > patience:
+            if not any(note.is_there for note in hands) and time.monotonic() - asked < SECONDS_TO_START:
+                began = time.monotonic()  # Imports from a slow disk are no hanging.
+            elif patience and time.monotonic() - began > patience:
                 for process in processes:
                     process.kill()  # It would be waited for at the end of this program, too.
-                raise _hangs(notes, patience) from error
+                raise _hangs(hands, patience) from error
 
 
-def _died(number: int, process: SpawnProcess, notes: Tensor) -> UserError:
+def _died(which: str, process: SpawnProcess, note: _Note) -> UserError:
     code = process.exitcode or 0
     how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-    said = f"loader process {number + 1} of {len(notes)} {how} {_Note.read(notes, number)}"
+    said = f"loader process {which} {how} {note}"
     if -code in OF_THE_MACHINE:
         free = shutil.disk_usage(SHARED_MEMORY).free
         return ResourceError(
@@ -177,8 +181,8 @@ def _died(number: int, process: SpawnProcess, notes: Tensor) -> UserError:
     )
 
 
-def _hangs(notes: Tensor, patience: float) -> DataError:
-    found = [note for number in range(len(notes)) if (note := _Note.read(notes, number)).is_there]
+def _hangs(hands: list[_Note], patience: float) -> DataError:
+    found = [note for note in hands if note.is_there]
     late = f"a loader process hangs {min(found, key=lambda note: note.step)}" if found else "none has begun"
     return DataError(
         f"no batch came in {patience:g} s: {late}; look at the file and at its disk, or raise "

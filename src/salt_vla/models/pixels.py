@@ -20,7 +20,7 @@ def normalise_pixels(
     mean: tuple[float, float, float] = MEAN,
     std: tuple[float, float, float] = STD,
 ) -> Float[Tensor, "batch 3 frames height width"]:
-    """uint8 frames → normalised float32, on the frames' own device."""
+    """uint8 frames → normalised float32, on the frames' own device. Float frames (0 … 255) are consumed."""
     width = frames.shape[3]
     # Whole rows at a time: a loop over three colours takes 20 times as long on a CPU.
     scale = torch.tensor([1 / (255 * s) for s in std] * width, device=frames.device)
