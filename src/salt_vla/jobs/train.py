@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import compress
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 from salt_vla.batches import Batches, parts_of
 from salt_vla.cache import ArrayCache, open_cache
-from salt_vla.config import TrainConfig
+from salt_vla.config import Recipe, TrainConfig
 from salt_vla.data.clip_table import ClipTable
 from salt_vla.errors import CacheError, ConfigError
 from salt_vla.jobs.build_cache import find_split
@@ -18,11 +19,15 @@ from salt_vla.jobs.cache_fit import require_as_before, require_fit, require_same
 from salt_vla.jobs.data import Splits, open_table, open_views, split_table, training_clips
 from salt_vla.jobs.data_index import EMBEDDED
 from salt_vla.jobs.resources import require_memory
+from salt_vla.jobs.start import note_masks
 from salt_vla.masks import build_masks
+from salt_vla.objectives import check_objective
 from salt_vla.rundir import RunDirectory, Status, read_json, root, write_text
-from salt_vla.targets import CachedTargets, PixelTargets, TargetProvider, TeacherTargets
+from salt_vla.targets import CachedTargets, EmaTargets, PixelTargets, TargetProvider, TeacherTargets
 from salt_vla.teachers import load_teacher
-from salt_vla.training.loop import fit, settle
+from salt_vla.training.loop import fit
+from salt_vla.training.resume import settle
+from salt_vla.verdicts import conclude, note_recipe
 
 
 @dataclass(frozen=True)
@@ -34,11 +39,21 @@ class Targets:
     validation: ArrayCache | None = None
 
 
-def train(config: TrainConfig, name: str, max_steps: int | None = None) -> Status:
-    """Run (or resume) the run `name`; all that is wrong with its inputs is said before it begins."""
+def train(
+    config: TrainConfig,
+    name: str,
+    max_steps: int | None = None,
+    allowed: Sequence[str] = (),
+    recipe: Recipe | None = None,
+) -> Status:
+    """Run (or resume) the run `name`; all that is wrong with its inputs is said before it begins. `allowed`:
+    fields or sections that a resume may set otherwise than the run's record. `recipe`: the experiment that it
+    is, on whose hypothesis it records a verdict when it has finished."""
     run = RunDirectory.named(name)
     run.require_idle()
-    device = settle(run, config).runtime.device
+    config = settle(run, config, allowed)
+    device = config.runtime.device
+    check_objective(config.objective, config.batch_size // config.grad_accum_steps)
     require_memory(config)
     table = open_table(config.data.table, config.data.view, config.geometry)
     targets, splits = open_targets(config, table, device)
@@ -49,8 +64,15 @@ def train(config: TrainConfig, name: str, max_steps: int | None = None) -> Statu
     pin(run, "clip table", {"clip_table": table.hash, "files": table.files_hash} | weights)
     if targets.train is not None:
         pin(run, "cache", targets.train.manifest.provenance | {"encoding": targets.train.encoding.name})
+    note_masks(run, config)
+    if recipe is not None:
+        note_recipe(run, recipe, config)
     note = f"held-out clips: {splits.note}{_lacking(targets.train, splits.train, views)}"
-    return fit(run, config, learned, held_out, targets.provider, stop_at=max_steps, note=note)
+    status = fit(
+        run, config, learned, held_out, targets.provider, stop_at=max_steps, note=note, allowed=allowed
+    )
+    conclude(run)
+    return status
 
 
 def _lacking(cache: ArrayCache | None, clips: ClipTable, num_views: int) -> str:
@@ -64,6 +86,9 @@ def open_targets(config: TrainConfig, table: ClipTable, device: str) -> tuple[Ta
     target = config.target
     if target.provider == "pixels":
         return Targets(PixelTargets(config.geometry)), split_table(table)
+    if target.provider == "ema":
+        provider = EmaTargets(config.encoder, target.momentum, config.steps, device)
+        return Targets(provider), split_table(table)
     if not target.source:
         raise ConfigError(
             f"target.provider {target.provider!r} needs a source: give --cache FOLDER or target.source=NAME"
@@ -126,6 +151,7 @@ def _batches(
         steps=config.steps,
         cache=cache,
         on_corrupt_record=config.data.on_corrupt_record,
+        jitter=bool(config.data.photometric),
     )
 
 
