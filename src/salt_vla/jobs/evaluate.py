@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -50,17 +50,10 @@ def random_model(config: EncoderConfig, seed: int) -> EncoderTeacher:
 
 
 def evaluate(
-    models: Mapping[str, TokenModel],
-    table: ClipTable,
-    data: DataConfig,
-    geometry: ClipGeometry,
-    seed: int,
-    poolings: Sequence[str] = POOLINGS,
-    only: Sequence[str] = (),
+    models: Mapping[str, TokenModel], table: ClipTable, data: DataConfig, geometry: ClipGeometry, seed: int
 ) -> list[SuiteResult]:
     """Every camera × pooling as a suite `camera/pooling`: probes fit on training episodes, read once on
     held-out ones. Views are the canonical ones; features of a clip see all of its frames (not causal).
-    `only`: targets to probe, where not all that the data set offers.
     """
     check_seed(seed)
     for name, model in models.items():
@@ -76,10 +69,9 @@ def evaluate(
         for part, (whole, num_views) in zip(sides, stores, strict=True):
             views, readable = open_views(whole, data, geometry, num_views)
             clips = part.only(readable)
-            features.append(_features(models, clips, views, camera, poolings))
-            values, episodes = _targets(clips, data, geometry)
-            targets.append(({name: values[name] for name in only or values}, episodes))
-        for pooling in poolings:
+            features.append(_features(models, clips, views, camera))
+            targets.append(_targets(clips, data, geometry))
+        for pooling in POOLINGS:
             train, test = (
                 ProbeSet(table_[pooling], values, episodes)
                 for table_, (values, episodes) in zip(features, targets, strict=True)
@@ -100,11 +92,7 @@ def short_name(camera: str) -> str:
 
 
 def _features(
-    models: Mapping[str, TokenModel],
-    part: ClipTable,
-    views: ViewSource,
-    camera: str,
-    poolings: Sequence[str],
+    models: Mapping[str, TokenModel], part: ClipTable, views: ViewSource, camera: str
 ) -> FeatureTable:
     ids = part.clip_ids
 
@@ -115,7 +103,7 @@ def _features(
                 yield np.arange(start, start + len(chosen)), views.read_many([(clip, 0) for clip in chosen])
                 advance(len(chosen))
 
-    return extract_features(models, batches(), len(ids), poolings)
+    return extract_features(models, batches(), len(ids), POOLINGS)
 
 
 def _targets(
