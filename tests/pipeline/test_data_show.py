@@ -89,6 +89,43 @@ def test_masks_of_a_recipe_make_the_sheet_longer(salt: Any, workshop: Any, tmp_p
     assert heights[1] == heights[2] > heights[3] > heights[0]  # Two groups, two, one (random masks), none.
 
 
+@pytest.mark.parametrize(
+    "strategy", ["multiblock", "random masks.ratio=0.9", "tube masks.ratio=0.75", "topup_block"]
+)
+@pytest.mark.parametrize("truncate", ["end", "random", "pad", "even"])
+def test_any_masks_can_be_looked_at_with_their_figures(
+    salt: Any, workshop: Any, tmp_path: Path, strategy: str, truncate: str
+) -> None:
+    out = tmp_path / "s.png"
+    changes = (f"masks.truncate={truncate}", *f"masks.strategy={strategy}".split(), "batch_size=8")
+    said = salt.ok(
+        *("data", "show", workshop.table, "--random", 3, "--image-size", 96, "--out", out),
+        *("--masks", "demo_teacher", *changes),
+    ).out
+    lines = said.splitlines()[1:]
+    groups = 2 if strategy == "multiblock" else 1
+    assert [line.split(":")[0] for line in lines] == [
+        f"  masks over 64 batches of 8 clips, group {number}" for number in range(1, groups + 1)
+    ]
+    assert ("padding" in said) == (strategy == "multiblock" and truncate == "pad")
+    assert ("dropped" in said) == (strategy == "multiblock" and truncate in ("end", "random", "even"))
+    assert size_of(out)[0] == 1280
+
+
+def test_padded_clips_are_drawn_with_their_own_whole_context(workshop: Any) -> None:
+    """What the sheet says of a clip is what it sees, not how wide the batch is; fields need no recipe."""
+    look = look_at(str(workshop.table), masked=True, image_size=96, assignments=["masks.truncate=pad"])
+    assert look.masks == MaskConfig(truncate="pad") and look.batch_size == 32
+    shown = show(str(workshop.table), Choice(random=4), look)
+    assert (
+        len(shown.masks) == 2
+        and shown.png
+        != show(
+            str(workshop.table), Choice(random=4), look_at(str(workshop.table), masked=True, image_size=96)
+        ).png
+    )
+
+
 def test_clips_that_cannot_be_read_are_named_with_their_reason(
     salt: Any, tiny_dataset: Path, tmp_path: Path
 ) -> None:

@@ -74,6 +74,17 @@ def test_frames_are_those_the_title_names() -> None:
     assert area(sheet[:, : WIDTH // 2 - GAP], BLUE) == 0
 
 
+def test_a_caption_has_a_line_each_above_the_clips() -> None:
+    bare, told = (
+        pixels(contact_sheet([clip(0)], GEOMETRY, "t", lines)) for lines in ((), ("one line", "another"))
+    )
+    more = len(told) - len(bare)
+    assert more == 2 * _arranged(1, 4, 0).line
+    assert (told[-100:] == bare[-100:]).all()  # All that is below is as it was.
+    head = int(np.flatnonzero((np.abs(bare - np.array(RED)).max(axis=2) < 6).any(axis=1))[0])
+    assert (told[: head + more] < 200).sum() > (bare[:head] < 200).sum()
+
+
 def test_masks_are_drawn_below_the_film_a_strip_for_each_group() -> None:
     ids = np.arange(GEOMETRY.num_tokens)
     groups = [(ids[:32], ids[32:]), (ids[:0], ids[:16])]  # The second sees nothing and drops the rest.

@@ -34,7 +34,8 @@ def show(
         clip: ids of the clips to show.
         random: show so many clips drawn at random (default, without --clip: 8 spread over the table).
         seed: of the draw, and of the masks.
-        masks: draw masks, those of the recipe named here (default: V-JEPA's); also its size and crops.
+        masks: draw masks, those of the recipe named here (default: V-JEPA's); also its size and crops. Any
+            field=value behind it changes the recipe (masks.truncate=pad).
         view: 0: the canonical view; 1, 2, …: the random crops and time shifts of the recipe of --masks.
         num_frames: frames of a clip; default: as the table was cut.
         frame_stride: file frames from one frame to the next; default: as the table was cut.
@@ -45,13 +46,17 @@ def show(
     from salt_vla.jobs.outputs import PICTURE, require_output
     from salt_vla.rundir import void, write_atomically
 
-    if masks is not None and len(masks) > 1:
-        raise ConfigError(f"--masks takes one recipe, not {len(masks)}")
+    recipes = [word for word in masks or () if "=" not in word]
+    if len(recipes) > 1:
+        raise ConfigError(f"--masks takes one recipe, not {len(recipes)}")
     require_output(out, PICTURE, [Path(table)])
-    recipe = masks[0] if masks else None
-    look = look_at(table, recipe, masks is not None, view, num_frames, frame_stride, image_size)
+    recipe = recipes[0] if recipes else None
+    changed = [word for word in masks or () if "=" in word]
+    look = look_at(table, recipe, masks is not None, view, num_frames, frame_stride, image_size, changed)
     shown = draw(table, Choice(clip, random, seed), look)
     write_atomically(out, lambda path: void(path.write_bytes(shown.png)))
     print(f"{out}: {shown.clips} clips, {len(shown.unreadable)} of them unreadable")
+    for line in shown.masks:
+        print(f"  {line}")
     for clip_id, reason in shown.unreadable:
         print(f"  {clip_id}: {reason}")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from salt_vla.config import MaskConfig, ViewConfig
+from salt_vla.config import MaskConfig, TrainConfig, ViewConfig, override
 from salt_vla.data.clip_table import Clip, ClipTable
 from salt_vla.data.segments import Cutting
 from salt_vla.data.view_lock import ViewReader
@@ -16,7 +16,7 @@ from salt_vla.errors import ConfigError, DataError
 from salt_vla.geometry import ClipGeometry
 from salt_vla.jobs.data import open_table, read_or_quarantine
 from salt_vla.jobs.data_index import cutting_of
-from salt_vla.masks import build_masks
+from salt_vla.masks import MaskGroup, build_masks, report_masks
 from salt_vla.progress import progress
 from salt_vla.recipes import get_recipe
 from salt_vla.reports.contact import ShownClip, contact_sheet
@@ -38,21 +38,25 @@ class Choice:
 
 @dataclass(frozen=True)
 class Look:
-    """How clips are looked at: which view of them, at what geometry, under which masks (None: none)."""
+    """How clips are looked at: which view of them, at what geometry, under which masks (None: none), whose
+    figures are those of batches of `batch_size`."""
 
     view: ViewConfig
     geometry: ClipGeometry
     number: int = 0
     masks: MaskConfig | None = None
+    batch_size: int = 0
 
 
 @dataclass(frozen=True)
 class Shown:
-    """The sheet as a PNG, how many clips are on it, and (clip id, reason) of those that cannot be read."""
+    """The sheet as a PNG, how many clips are on it, (clip id, reason) of those that cannot be read, and what
+    the masks do in the batches of a run."""
 
     png: bytes
     clips: int
     unreadable: list[tuple[str, str]]
+    masks: Sequence[str] = ()
 
 
 def look_at(
@@ -63,18 +67,18 @@ def look_at(
     num_frames: int | None = None,
     frame_stride: int | None = None,
     image_size: int | None = None,
+    assignments: Sequence[str] = (),
 ) -> Look:
-    """How the clips of `spec` are to be looked at: as a table was cut, at a recipe's size, crops and masks.
+    """How the clips of `spec` are to be looked at: as a table was cut, at a recipe's size, crops and masks,
+    with its fields changed by `assignments`.
 
     What is asked for by name goes before the table, and the table before the recipe.
     Raises `ConfigError` for what does not fit together.
     """
     if number < 0:
         raise ConfigError(f"--view must be 0 or more, not {number}")
-    geometry, view, masks = ClipGeometry(), ViewConfig(), MaskConfig()
-    if recipe is not None:
-        config = get_recipe(recipe).config
-        geometry, view, masks = config.geometry, config.data.view, config.masks
+    config = override(TrainConfig() if recipe is None else get_recipe(recipe).config, assignments)
+    geometry, view = config.geometry, config.data.view
     cut = cutting_of(spec)
     frames = geometry.num_frames
     if cut is not None:
@@ -91,7 +95,8 @@ def look_at(
         raise ConfigError(f"--image-size must be at most {MOST_PIXELS}, not {size}")
     tubelet = geometry.tubelet_size if masked or frames % geometry.tubelet_size == 0 else 1
     patch = geometry.patch_size if masked or size % geometry.patch_size == 0 else size
-    return Look(view, ClipGeometry(frames, size, tubelet, patch), number, masks if masked else None)
+    masks = config.masks if masked else None
+    return Look(view, ClipGeometry(frames, size, tubelet, patch), number, masks, config.batch_size)
 
 
 def show(spec: str, choice: Choice, look: Look) -> Shown:
@@ -99,22 +104,28 @@ def show(spec: str, choice: Choice, look: Look) -> Shown:
     table = open_table(spec, look.view, look.geometry)
     clips = choose(table, choice)
     reader = ViewReader(table, look.view, look.geometry)
-    groups = (
-        [] if look.masks is None else build_masks(look.masks, look.geometry).sample(len(clips), choice.seed)
-    )
+    groups: list[MaskGroup] = []
+    said: list[str] = []
+    if look.masks is not None:
+        masks = build_masks(look.masks, look.geometry)
+        groups = masks.sample(len(clips), choice.seed)
+        said = report_masks(masks, look.batch_size, choice.seed).lines
     shown, unreadable = [], []
     with progress("Reading clips", len(clips), "clips") as advance:
         for row, clip_id in enumerate(clips):
             (record,) = read_or_quarantine(reader, [(clip_id, look.number)])
             clip = table.clip(clip_id)
             reason = record.reason.removeprefix(f"clip {clip_id!r}, view {look.number}: ")
-            of_clip = [(g.context_ids[row].numpy(), g.target_ids[row].numpy()) for g in groups]
+            # Of one clip alone: without the padding that other clips ask for.
+            of_clip = [
+                (g.context_ids[0].numpy(), g.target_ids[0].numpy()) for g in (g.at([row]) for g in groups)
+            ]
             shown.append(ShownClip(clip_id, describe(clip, table), record.array, reason, of_clip))
             if record.array is None:
                 unreadable.append((clip_id, reason))
             advance(1)
     title = f"{spec}: {len(clips)} of {len(table)} clips, view {look.number}"
-    return Shown(contact_sheet(shown, look.geometry, title), len(clips), unreadable)
+    return Shown(contact_sheet(shown, look.geometry, title, said), len(clips), unreadable, said)
 
 
 def choose(table: ClipTable, choice: Choice) -> list[str]:

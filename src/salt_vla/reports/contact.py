@@ -81,14 +81,16 @@ class _Sheet:
         return [int(step) for step in np.linspace(0, geometry.token_grid[0] - 1, count).round()]
 
 
-def contact_sheet(clips: Sequence[ShownClip], geometry: ClipGeometry, title: str) -> bytes:
-    """The clips, row by row, as a PNG. Raises `ValueError` for none."""
+def contact_sheet(
+    clips: Sequence[ShownClip], geometry: ClipGeometry, title: str, caption: Sequence[str] = ()
+) -> bytes:
+    """The clips, row by row, as a PNG; `caption` has lines below the title. Raises `ValueError` for none."""
     if not clips:
         raise ValueError("a contact sheet needs at least one clip")
     most = max(len(clip.groups) for clip in clips)
     sheet = _arranged(len(clips), geometry.token_grid[0], most)
     rows = -(-len(clips) // sheet.side_by_side)
-    head = 2 * sheet.line + MARGIN
+    head = (2 + len(caption)) * sheet.line + MARGIN
     foot = sheet.line + MARGIN if most else MARGIN // 2
     page = Image.new("RGB", (WIDTH, head + rows * sheet.cell_height + foot), LIGHT.paper)
     draw = ImageDraw.Draw(page)
@@ -96,9 +98,9 @@ def contact_sheet(clips: Sequence[ShownClip], geometry: ClipGeometry, title: str
     steps = sheet.steps(geometry)
     shown = ", ".join(str(step * geometry.tubelet_size) for step in steps)
     about = f"pictures: frames {shown} of each clip's {geometry.num_frames}"
-    _line(
-        draw, MARGIN, MARGIN // 2 + sheet.line + 4, about, _font(sheet.text), WIDTH - 2 * MARGIN, LIGHT.quiet
-    )
+    for number, line in enumerate((about, *caption), 1):
+        top = MARGIN // 2 + number * sheet.line + 4
+        _line(draw, MARGIN, top, line, _font(sheet.text), WIDTH - 2 * MARGIN, LIGHT.quiet)
     for number, clip in enumerate(clips):
         row, column = divmod(number, sheet.side_by_side)
         left = MARGIN + column * (sheet.strip_width + GUTTER)
@@ -140,7 +142,7 @@ def _cell(
     top += sheet.tile
     for number, (context_ids, target_ids) in enumerate(clip.groups, 1):
         hidden, seen = token_map(target_ids, geometry), token_map(context_ids, geometry)
-        counts = f"{len(context_ids)} tokens seen, {len(target_ids)} hidden"
+        counts = f"{len(context_ids)} tokens seen, {len(target_ids)} hidden and predicted"
         rest = geometry.num_tokens - len(context_ids) - len(target_ids)
         label = f"group {number}: {counts}, {rest} dropped, of {geometry.num_tokens}"
         _line(draw, left, top + 2, label, _font(sheet.text - 1), sheet.strip_width, LIGHT.quiet)
@@ -187,7 +189,7 @@ def _legend(page: Image.Image, draw: ImageDraw.ImageDraw, sheet: _Sheet, top: in
         (darkened(film, everywhere), "hidden: to be predicted"),
         (
             striped(film, everywhere),
-            "dropped: neither, so that all clips of this sheet's batch are equally long",
+            "dropped: neither seen nor predicted (masks.truncate, masks.max_targets)",
         ),
     ):
         page.paste(Image.fromarray(swatch[0]), (left, top))
