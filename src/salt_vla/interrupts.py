@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -14,12 +15,15 @@ class Stopped(Exception):
 
     def __init__(self, signal_number: int, where: str) -> None:
         self.signal_number = signal_number
+        self.exit_code = 128 + signal_number
         super().__init__(
             f"stopped by {signal.Signals(signal_number).name} {where}; the same command goes on from there"
         )
 
 
 class StopFlag:
+    """Which signal has asked for an end; 0 for none."""
+
     def __init__(self) -> None:
         self.signal_number = 0
 
@@ -32,30 +36,50 @@ class StopFlag:
             raise Stopped(self.signal_number, where)
 
 
-@contextmanager
-def stop_on_signals() -> Iterator[StopFlag]:
-    """Within the block SIGINT, SIGTERM and SIGHUP set the flag; a second one acts as usual.
+_flags: list[StopFlag] = []  # of the blocks that the main thread is in
 
-    A SIGHUP that is ignored (`nohup`) stays so: the work shall outlive its terminal. Outside the main
-    thread Python allows no handlers; the flag then stays false.
+
+@contextmanager
+def stop_on_signals(echo_seconds: float = 0.0) -> Iterator[StopFlag]:
+    """Within the block SIGINT, SIGTERM and SIGHUP set the flag; a second one acts as usual, unless it comes
+    within `echo_seconds`: a launcher passes on what the terminal has sent already.
+
+    A SIGHUP that is ignored (`nohup`) stays so: the work shall outlive its terminal. A block within a block
+    has the outer one's flag. Outside the main thread Python allows no handlers; the flag then stays false.
     """
-    flag = StopFlag()
     if threading.current_thread() is not threading.main_thread():
-        yield flag
+        yield StopFlag()
         return
+    if _flags:
+        yield _flags[-1]
+        return
+    flag = StopFlag()
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     if before[signal.SIGHUP] is signal.SIG_IGN:
         del before[signal.SIGHUP]
 
+    heard = 0.0
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
     def handle(number: int, frame: FrameType | None) -> None:
-        flag.signal_number = number
-        for each, handler in before.items():
-            signal.signal(each, handler)
+        nonlocal heard
+        if not heard:
+            heard = time.monotonic()
+            flag.signal_number = number
+            if not echo_seconds:
+                restore()
+        elif time.monotonic() - heard > echo_seconds:
+            restore()
+            signal.raise_signal(number)
 
     for number in before:
         signal.signal(number, handle)
+    _flags.append(flag)
     try:
         yield flag
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        _flags.remove(flag)
+        restore()

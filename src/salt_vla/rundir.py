@@ -64,7 +64,7 @@ class Launched:
 
 def launched() -> Launched:
     """What torchrun's variables say. Raises `RunError` where they contradict each other."""
-    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+    if "RANK" not in os.environ or os.environ.get("WORLD_SIZE", "1") == "1":
         return Launched()
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     try:
@@ -189,6 +189,7 @@ class Status:
     resumed_from: list[int] = field(default_factory=list)
     exit_reason: str = ""
     seconds: float = 0.0
+    branched_from: str = ""
 
 
 def _is_alive(status: Status) -> bool:
@@ -311,6 +312,25 @@ class RunDirectory:
     def log(self, line: str) -> None:
         with writing_to(self.log_file), self.log_file.open("a") as file:
             file.write(line + "\n")
+
+
+class Onlooker(RunDirectory):
+    """The same directory for one of several processes that work on the run without writing its files."""
+
+    def set_status(self, status: Status) -> None:
+        """The first process' business, as all below."""
+
+    def claim(self, total_steps: int) -> Status:
+        return replace(self.status(), total_steps=total_steps)
+
+    def log_metrics(self, row: dict[str, Any]) -> None:
+        """No line."""
+
+    def trim_metrics(self, last_step: int) -> None:
+        """No line."""
+
+    def log(self, line: str) -> None:
+        """No line."""
 
 
 def all_runs() -> list[RunDirectory]:

@@ -100,6 +100,46 @@ def test_second_signal_acts_as_usual(number: signal.Signals, children: list[Chil
     assert ("KeyboardInterrupt" in errors) == (number == signal.SIGINT)
 
 
+def test_the_echo_of_a_signal_is_not_a_second_one(children: list[Child]) -> None:
+    """A launcher passes on what the terminal has sent to all; what comes later is meant."""
+    code = """
+        import time
+        with stop_on_signals(echo_seconds=0.3) as stop:
+            say("ready")
+            wait_for(lambda: stop)
+            say("asked once")
+            assert sys.stdin.readline() == "echoed\\n"
+            say(stop.signal_number)
+            time.sleep(0.4)
+            say("later")
+            wait_for(lambda: False)
+    """
+    children.append(child := Child(code))
+    assert child.hear() == "ready"
+    child.process.send_signal(signal.SIGTERM)
+    assert child.hear() == "asked once"
+    child.process.send_signal(signal.SIGINT)
+    assert child.process.stdin is not None
+    child.process.stdin.write("echoed\n")
+    child.process.stdin.flush()
+    assert child.hear() == str(int(signal.SIGTERM))
+    assert child.hear() == "later"
+    child.process.send_signal(signal.SIGTERM)
+    assert child.end()[0] == -signal.SIGTERM
+
+
+def test_a_block_within_a_block_has_its_flag() -> None:
+    before = [signal.getsignal(number) for number in SIGNALS]
+    with stop_on_signals(echo_seconds=60) as outer:
+        with stop_on_signals() as inner:
+            assert inner is outer
+        signal.raise_signal(signal.SIGTERM)
+        assert outer.signal_number == signal.SIGTERM
+    assert [signal.getsignal(number) for number in SIGNALS] == before
+    with stop_on_signals() as later:
+        assert later is not outer and not later
+
+
 def test_outside_the_block_signals_act_as_usual(children: list[Child]) -> None:
     code = """
         with stop_on_signals():
@@ -177,13 +217,14 @@ def test_threads_get_a_flag_that_stays_down() -> None:
 LOADING = """
 import sys, time
 import numpy as np
-from salt_vla.batches import Batches, Part, load_from
+from salt_vla.batches import Batches, Part
+from salt_vla.loader import Loading, load_from
 from salt_vla.geometry import ClipGeometry
 from salt_vla.interrupts import Stopped, stop_on_signals
 from salt_vla.masks import RandomMasks
 
 class SlowViews:
-    def read_many(self, keys):
+    def read_many(self, keys, out=None):
         time.sleep(0.5)
         return np.zeros((len(keys), 2, 8, 8, 3), dtype=np.uint8)
 
@@ -192,7 +233,7 @@ if __name__ == "__main__":
     batches = Batches([Part(("a",))], SlowViews(), masks, batch_size=1, num_views=1, seed=0, steps=1000)
     try:
         with stop_on_signals() as stop:
-            for step, _ in enumerate(load_from(batches, 0, num_workers=1, pin_memory=False)):
+            for step, _ in enumerate(load_from(batches, 0, Loading(1))):
                 print("step", flush=True)
                 stop.check("after a step")
     except Stopped as stopped:

@@ -1,22 +1,52 @@
-"""The processes that train one run together: who they are, and what they tell each other.
+"""The processes that train one run together: who they are, what they tell each other, how they end together.
 
 Knows torch.distributed, not what is trained.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import atexit
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import TypeVar
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
+
+from salt_vla.errors import ConfigError, RunError, UserError
+from salt_vla.interrupts import StopFlag, Stopped, stop_on_signals
+from salt_vla.rundir import Launched, launched
+
+T = TypeVar("T")
+PATIENCE = timedelta(days=1)  # for another's work; a step that hangs is the watchdog's business
+ECHO_SECONDS = 5.0  # within which a launcher passes on a signal that the terminal has sent to all
+LAST_WORDS_SECONDS = 10.0  # that one process waits for another's reason, or for its end
+_LOST = ("gloo/transport", "Connection closed by peer", "Connection reset by peer")
+_REASON, _SPOKEN = "reason", "the first has spoken"  # keys of the store
+
+
+class LostProcess(RunError):
+    """Another process of the run is gone."""
 
 
 @dataclass(frozen=True)
 class World:
-    """This process' number among `size` that train together; alone, everything here costs nothing."""
+    """This process' number among `size` that train together; alone, everything here costs nothing.
+
+    What is agreed upon goes over the CPU, so that no device waits for it.
+    """
 
     rank: int = 0
     size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+    store: Store | None = field(default=None, compare=False)
 
     @property
     def is_first(self) -> bool:
@@ -25,7 +55,7 @@ class World:
 
     def mean(self, value: Tensor) -> Tensor:
         """Over all processes, of a tensor that each has."""
-        return self.sum(value) / self.size
+        return self.sum(value) / self.size if self.size > 1 else value
 
     def sum(self, value: Tensor) -> Tensor:
         if self.size > 1:
@@ -33,7 +63,161 @@ class World:
             dist.all_reduce(value)
         return value
 
+    def agree(self, number: int) -> int:
+        """The largest of the numbers that the processes say, to all of them."""
+        if self.size == 1:
+            return number
+        said = torch.tensor(number, dtype=torch.int64)
+        dist.all_reduce(said, dist.ReduceOp.MAX)
+        return int(said)
+
     def wait(self) -> None:
         """Until all processes are here."""
-        if self.size > 1:
-            dist.barrier()
+        self.agree(0)
+
+    def tell(self, text: str, teller: int = 0) -> str:
+        """What process `teller` says, to all of them; as bytes, since objects would travel as pickles."""
+        if self.size == 1:
+            return text
+        said = torch.frombuffer(bytearray(text.encode()) or bytearray(1), dtype=torch.uint8)
+        length = torch.tensor(len(text.encode()), dtype=torch.int64)
+        dist.broadcast(length, teller)
+        if self.rank != teller:
+            said = torch.empty(max(int(length), 1), dtype=torch.uint8)
+        dist.broadcast(said, teller)
+        return said.numpy().tobytes()[: int(length)].decode()
+
+    @contextmanager
+    def losses_named(self) -> Iterator[None]:
+        """Within the block torch's complaint that another process is gone becomes that one's last word, where
+        it left any, as a `LostProcess`."""
+        try:
+            yield
+        except RuntimeError as error:
+            if self.size == 1 or not _is_loss(error):
+                raise
+            raise LostProcess(self._last_word(error)) from error
+
+    def _last_word(self, error: RuntimeError) -> str:
+        assert self.store is not None
+        until = time.monotonic() + 1.0
+        with suppress(RuntimeError):
+            while time.monotonic() < until:
+                if self.store.check([_REASON]):
+                    return self.store.get(_REASON).decode()
+                time.sleep(0.02)
+        said = str(error).splitlines()[0]
+        return (
+            f"another of this run's {self.size} processes has died without a word ({said}); the same command "
+            "goes on from the last checkpoint"
+        )
+
+    def is_stopping(self, stop: StopFlag) -> bool:
+        """Whether any process has been asked to stop; then `stop` says so in all of them."""
+        stop.signal_number = self.agree(stop.signal_number)
+        return bool(stop)
+
+    @contextmanager
+    def first_alone(self) -> Iterator[None]:
+        """The block, in the first process before it is in the others: what is made once is then there."""
+        if not self.is_first:
+            self.wait()
+        yield
+        if self.is_first:
+            self.wait()
+
+    def in_step(self, items: Iterable[T]) -> Iterator[T]:
+        """`items`, one in each process at a time; the `UserError` of one is raised in all."""
+        if self.size == 1:
+            yield from items
+            return
+        iterator = iter(items)
+        while True:
+            item, error, at_end = None, None, 0
+            try:
+                item = next(iterator)
+            except StopIteration:
+                at_end = 1
+            except UserError as caught:
+                error = caught
+            failed = self.agree(0 if error is None else self.size - self.rank)
+            if failed:
+                # The first process that failed speaks; its own error is raised as it is.
+                teller = self.size - failed
+                sentence = self.tell(str(error), teller)
+                raise error if error is not None and teller == self.rank else RunError(sentence)
+            if at_end:
+                return
+            yield item  # type: ignore[misc]
+
+
+@contextmanager
+def joined() -> Iterator[World]:
+    """Within the block: this process' place among those that torchrun started, or alone.
+
+    Whatever ends the block in one of several processes ends it in all. The first then raises what happened:
+    its own error, the `UserError` of another, or a `RunError` that says that another is gone. The others
+    leave with the exit code and without a word, when the first has spoken.
+    """
+    place = launched()
+    if place.size == 1:
+        yield World()
+        return
+    world = _join(place)
+    with stop_on_signals(ECHO_SECONDS):
+        try:
+            with world.losses_named():
+                yield world
+                world.wait()
+        except BaseException as error:
+            _leave(world, error)
+            if world.is_first or not isinstance(error, UserError | Stopped | KeyboardInterrupt):
+                raise
+            raise SystemExit(_exit_code(error)) from error
+        dist.destroy_process_group()
+
+
+def _join(place: Launched) -> World:
+    if torch.cuda.is_available():
+        if place.local_rank >= torch.cuda.device_count():
+            raise ConfigError(
+                f"{place.local_size} processes were started on this machine, which has "
+                f"{torch.cuda.device_count()} GPUs; give torchrun --nproc-per-node that many at most"
+            )
+        torch.cuda.set_device(place.local_rank)  # What `cuda` means from here on.
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
+    store, _, _ = next(rendezvous("env://"))
+    dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.size, timeout=PATIENCE)
+    last_words = PrefixStore("salt_vla", store)
+    return World(place.rank, place.size, place.local_rank, place.local_size, last_words)
+
+
+def _leave(world: World, error: BaseException) -> None:
+    """Tell the others why, and let them notice. The first is waited for: when one process has ended, a
+    launcher ends the others too."""
+    assert world.store is not None
+    with suppress(RuntimeError):  # The launcher, which holds the store, may be gone.
+        if not isinstance(error, LostProcess):
+            world.store.set(_REASON, str(error) if isinstance(error, UserError) else repr(error))
+        if not torch.cuda.is_available():  # NCCL would wait for operations that never end.
+            dist.destroy_process_group()
+        if world.is_first:
+            atexit.register(_say_goodbye, world.store)
+        else:
+            world.store.wait([_SPOKEN], timedelta(seconds=LAST_WORDS_SECONDS))
+
+
+def _say_goodbye(store: Store) -> None:
+    with suppress(RuntimeError):
+        store.set(_SPOKEN, "yes")
+
+
+def _exit_code(error: BaseException) -> int:
+    if isinstance(error, Stopped):
+        return 128 + error.signal_number
+    return 2 if isinstance(error, UserError) else 130
+
+
+def _is_loss(error: RuntimeError) -> bool:
+    """Whether torch means that another process cannot be reached; gloo has no class of its own for that."""
+    return isinstance(error, dist.DistError) or any(words in str(error) for words in _LOST)

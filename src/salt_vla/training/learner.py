@@ -9,12 +9,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.nn.parallel import DistributedDataParallel
 
 from salt_vla.config import TrainConfig
 from salt_vla.models import Predictor, VideoEncoder, build_encoder, build_predictor
 from salt_vla.training.distributed import World
 from salt_vla.training.networks import Networks
 from salt_vla.training.optimizer import build_optimizer
+from salt_vla.training.sharding import replicate, shard, whole
 
 
 @dataclass
@@ -49,19 +52,34 @@ class Learner:
         self.networks.train(mode)
 
     def sharing(self, now: bool) -> AbstractContextManager[None]:
-        """Within the block a backward pass adds up gradients over all processes if `now`, else in each."""
+        """Within the block a backward pass adds up gradients over all processes if `now`, else in each.
+
+        Forward and backward pass both belong into the block."""
+        if isinstance(self.call, DistributedDataParallel):
+            return nullcontext() if now else self.call.no_sync()
+        if isinstance(self.call, FSDPModule):
+            self.call.set_requires_gradient_sync(now)
         return nullcontext()
 
     def clip_gradients(self, most: float) -> Tensor:
         """Scale all gradients so that their joint norm is at most `most`; the norm before."""
-        return torch.nn.utils.clip_grad_norm_(self.networks.parameters(), most)
+        return whole(torch.nn.utils.clip_grad_norm_(self.networks.parameters(), most))
 
 
-def build_learner(config: TrainConfig, target_dim: int, device: str) -> Learner:
-    """Fresh networks; the same configuration and seed give the same weights, and no generator moves."""
+def build_learner(config: TrainConfig, target_dim: int, device: str, world: World | None = None) -> Learner:
+    """Fresh networks; the same configuration and seed give the same weights, and no generator moves.
+
+    In a `world` of several processes every one of them has to ask.
+    """
+    world = world or World()
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(config.seed)
         encoder = build_encoder(config.encoder).to(device)
         predictor = build_predictor(config.predictor, encoder.dim, target_dim, config.geometry).to(device)
     networks = Networks(encoder, predictor)
-    return Learner(networks, build_optimizer(networks.named_parameters(), config.optimizer))
+    call: Callable[..., Any] = networks
+    if world.size > 1 and config.runtime.parallel == "fsdp":
+        shard(networks, device, world.size)
+    elif world.size > 1:
+        call = replicate(networks)
+    return Learner(networks, build_optimizer(networks.named_parameters(), config.optimizer), world, call)
