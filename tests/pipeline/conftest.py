@@ -24,6 +24,8 @@ import pytest
 from salt_vla.cli import main
 from salt_vla.rundir import RunDirectory
 
+MACHINE_COLUMNS = {"data_wait_s", "step_s", "clips_per_s", "data_wait_share", "memory_gb"}
+
 # A recipe cut down to milliseconds a step; everything that is measured at a first start is pinned.
 TINY = (
     "encoder.name=vit_micro",
@@ -221,7 +223,9 @@ def pixels(salt: Salt, workshop: Workshop) -> Callable[..., list[object]]:
 @pytest.fixture
 def curve() -> Callable[[RunDirectory], list[dict[str, Any]]]:
     """A run's metrics, timings aside: what two runs that computed the same agree in to the last bit."""
-    return lambda run: [{k: v for k, v in row.items() if not k.endswith("_s")} for row in run.metrics()]
+    return lambda run: [
+        {name: value for name, value in row.items() if name not in MACHINE_COLUMNS} for row in run.metrics()
+    ]
 
 
 @pytest.fixture

@@ -81,7 +81,8 @@ def test_killed_at_any_step_the_run_ends_in_the_same_bits(
     assert not repeated(run.metrics())
     assert weights(whole) == weights(run)
     resumed = run.status().resumed_from
-    assert resumed and resumed == sorted(resumed) and all(step % 3 == 0 for step in resumed)
+    # The validation every four steps leaves a checkpoint where it is the best so far.
+    assert resumed and resumed == sorted(resumed) and all(step % 3 == 0 or step % 4 == 0 for step in resumed)
     assert not list(run.path.rglob("*.part")) and not list(run.checkpoints.glob(".writing-*"))
 
 

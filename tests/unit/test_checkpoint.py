@@ -21,6 +21,7 @@ from salt_vla.models.loading import load_encoder, step_directories, write_tensor
 from salt_vla.targets import PixelTargets, TargetSpace, Task
 from salt_vla.training.checkpoint import (
     CheckpointWriter,
+    Keep,
     restore_latest,
     sweep_unfinished,
     take_snapshot,
@@ -28,6 +29,7 @@ from salt_vla.training.checkpoint import (
 )
 from salt_vla.training.learner import Learner, build_learner
 from salt_vla.training.optimizer import set_rates
+from salt_vla.training.state import RunState
 
 GRID = ClipGeometry(num_frames=4, image_size=32, tubelet_size=2, patch_size=8)
 CONFIG = TrainConfig(
@@ -75,7 +77,7 @@ def assert_same(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
 
 def saved(folder: Path, steps: int = 2) -> Learner:
     learner = trained(steps)
-    write_snapshot(take_snapshot(learner, TASK, steps), folder)
+    write_snapshot(take_snapshot(learner, TASK, RunState(steps)), folder)
     return learner
 
 
@@ -85,7 +87,7 @@ def names(folder: Path) -> list[str]:
 
 def test_checkpoint_comes_back_bit_for_bit(tmp_path: Path) -> None:
     learner, other = saved(tmp_path), learner_of(replace(CONFIG, seed=5))
-    assert restore_latest(other, TASK, tmp_path) == 2
+    assert restore_latest(other, TASK, tmp_path).step == 2
     assert_same(everything(other), everything(learner))
     assert len(everything(other)) == 4 * len(list(other.named_parameters()))
 
@@ -110,14 +112,15 @@ def test_restored_learner_does_not_hang_on_the_files(tmp_path: Path) -> None:
 def test_folder_without_checkpoints_is_step_zero(tmp_path: Path) -> None:
     learner = learner_of()
     before = everything(learner)
-    assert restore_latest(learner, TASK, tmp_path) == restore_latest(learner, TASK, tmp_path / "absent") == 0
+    assert restore_latest(learner, TASK, tmp_path) == RunState()
+    assert restore_latest(learner, TASK, tmp_path / "absent") == RunState()
     assert_same(everything(learner), before)
 
 
 def test_snapshot_is_a_copy_taken_at_once(tmp_path: Path) -> None:
     """The next step goes on while the last one is written."""
     learner, other = trained(2), learner_of()
-    before, snapshot = everything(learner), take_snapshot(learner, TASK, 2)
+    before, snapshot = everything(learner), take_snapshot(learner, TASK, RunState(2))
     step(learner, 3)
     write_snapshot(snapshot, tmp_path)
     restore_latest(other, TASK, tmp_path)
@@ -136,7 +139,7 @@ def test_newest_checkpoint_is_taken(tmp_path: Path) -> None:
     for steps in (9, 10, 2):
         saved(tmp_path, steps)
     learner = learner_of()
-    assert restore_latest(learner, TASK, tmp_path) == 10
+    assert restore_latest(learner, TASK, tmp_path).step == 10
     assert_same(everything(learner), everything(trained(10)))
 
 
@@ -192,10 +195,10 @@ def test_checkpoint_of_another_network_is_a_sentence(changed: TrainConfig, tmp_p
 
 @pytest.mark.parametrize(("keep", "kept"), [(1, [4]), (2, [3, 4]), (9, [1, 2, 3, 4])])
 def test_last_checkpoints_are_kept(keep: int, kept: list[int], tmp_path: Path) -> None:
-    writer, learner = CheckpointWriter(tmp_path, keep), learner_of()
+    writer, learner = CheckpointWriter(tmp_path, Keep(keep)), learner_of()
     for number in (1, 2, 3, 4):
         step(learner, number)
-        writer.save(learner, TASK, number)
+        writer.save(learner, TASK, RunState(number))
     writer.wait()
     assert [number for number, _ in step_directories(tmp_path)] == kept
     assert names(tmp_path) == [f"step_{number:08d}" for number in kept]
@@ -223,7 +226,7 @@ def test_crash_while_writing_leaves_the_old_checkpoint_and_is_swept(tmp_path: Pa
     sweep_unfinished(tmp_path)
     assert names(tmp_path) == ["step_00000002"]
     other = learner_of()
-    assert restore_latest(other, TASK, tmp_path) == 2
+    assert restore_latest(other, TASK, tmp_path).step == 2
     assert_same(everything(other), everything(learner))
 
 
@@ -234,11 +237,11 @@ def test_sweeping_where_nothing_was_written_is_nothing(tmp_path: Path) -> None:
 
 def test_error_in_the_background_is_raised_by_the_next_save_or_wait(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    writer, learner = CheckpointWriter(tmp_path / "file" / "checkpoints", keep=2), trained(1)
-    writer.save(learner, TASK, 1)
+    writer, learner = CheckpointWriter(tmp_path / "file" / "checkpoints", Keep(2)), trained(1)
+    writer.save(learner, TASK, RunState(1))
     with pytest.raises(ResourceError, match=r"cannot write .*; make space or choose another folder"):
-        writer.save(learner, TASK, 2)
-    writer.save(learner, TASK, 3)
+        writer.save(learner, TASK, RunState(2))
+    writer.save(learner, TASK, RunState(3))
     with pytest.raises(ResourceError):
         writer.wait()
     writer.wait()  # Told once.
@@ -258,7 +261,7 @@ def test_full_disk_is_a_sentence_and_leaves_the_old_checkpoint(tmp_path: Path) -
         big = {"a": torch.zeros(100_000)}
         resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
         try:
-            write_snapshot(Snapshot(3, EncoderConfig(), big, big, big, {}), Path(sys.argv[1]))
+            write_snapshot(Snapshot(3, EncoderConfig(), big, big, big), Path(sys.argv[1]))
         except ResourceError as error:
             print(error)
     """
@@ -268,7 +271,7 @@ def test_full_disk_is_a_sentence_and_leaves_the_old_checkpoint(tmp_path: Path) -
     assert done.stdout.endswith("/encoder.safetensors: File too large; make space or choose another folder\n")
     assert names(tmp_path) == ["step_00000002"]
     other = learner_of()
-    assert restore_latest(other, TASK, tmp_path) == 2
+    assert restore_latest(other, TASK, tmp_path).step == 2
     assert_same(everything(other), everything(learner))
 
 

@@ -119,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except Stopped as stopped:
         print(f"salt-vla: {stopped}", file=sys.stderr)
-        return 128 + stopped.signal_number
+        return stopped.exit_code
     except KeyboardInterrupt:
         print("salt-vla: interrupted; run the same command again: what was finished is kept", file=sys.stderr)
         return 130

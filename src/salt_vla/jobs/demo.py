@@ -18,7 +18,7 @@ from salt_vla.jobs.evaluate import RESULTS, evaluate, write_results
 from salt_vla.jobs.train import train
 from salt_vla.rundir import RunDirectory, read_json, write_text
 from salt_vla.teachers import load_teacher
-from salt_vla.training.loop import same_config
+from salt_vla.training.resume import same_config
 
 
 def run_demo(demo: Demo) -> Path:

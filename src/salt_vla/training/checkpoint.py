@@ -1,4 +1,7 @@
-"""Checkpoints: a snapshot taken at once, written in the background, visible only when whole."""
+"""Checkpoints: a snapshot taken at once, written in the background, visible only when whole.
+
+`best` is a link to the one whose held-out R² was largest; the state in each says which that was.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,12 @@ import os
 import shutil
 import tempfile
 import threading
-from dataclasses import dataclass
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -17,40 +24,55 @@ from salt_vla.errors import RunError
 from salt_vla.models.loading import WEIGHTS, read_tensors, save_encoder, step_directories, write_tensors
 from salt_vla.rundir import read_json, writing_to
 from salt_vla.targets import Task
+from salt_vla.training.average import WeightAverage
 from salt_vla.training.learner import Learner
+from salt_vla.training.state import RunState
 
 PREDICTOR = "predictor.safetensors"
 OPTIMIZER = "optimizer.safetensors"
 TASK = "task.safetensors"  # of targets that change while a run goes on; else absent
+AVERAGE = "average"  # a folder: an encoder like any other, and its predictor; only with optimizer.average
 STATE = "state.json"
+BEST = "best"
 UNFINISHED = ".writing-"
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A copy of everything a resume needs, taken between two steps; `corrupt_records` as `skipped.Tally`."""
+    """A copy of everything a resume needs, taken between two steps. `state`: a `RunState` as JSON, and the
+    hash of the configuration."""
 
     step: int
     encoder_config: EncoderConfig
     encoder: dict[str, Tensor]
     predictor: dict[str, Tensor]
     optimizer: dict[str, Tensor]
-    task: dict[str, Tensor]
-    corrupt_records: int = 0
+    task: dict[str, Tensor] = field(default_factory=dict)
+    average: dict[str, Tensor] = field(default_factory=dict)
+    state: dict[str, Any] = field(default_factory=dict)
 
 
-def take_snapshot(learner: Learner, task: Task, step: int, corrupt_records: int = 0) -> Snapshot:
-    def copied(state: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in state.items()}
+def take_snapshot(
+    learner: Learner, task: Task, state: RunState, average: WeightAverage | None = None, config_hash: str = ""
+) -> Snapshot:
+    def copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
 
     optimizer = {
         f"{name}/{key}": value
         for name, parameter in learner.named_parameters()
         for key, value in learner.optimizer.state[parameter].items()
     }
-    encoder, predictor = learner.encoder.state_dict(), learner.predictor.state_dict()
-    states = copied(encoder), copied(predictor), copied(optimizer), copied(task.state())
-    return Snapshot(step, learner.encoder.config, *states, corrupt_records)
+    return Snapshot(
+        step=state.step,
+        encoder_config=learner.encoder.config,
+        encoder=copied(learner.encoder.state_dict()),
+        predictor=copied(learner.predictor.state_dict()),
+        optimizer=copied(optimizer),
+        task=copied(task.state()),
+        average=copied(average.tensors) if average is not None else {},
+        state=state.as_json() | {"config_hash": config_hash},
+    )
 
 
 def write_snapshot(snapshot: Snapshot, folder: Path) -> Path:
@@ -60,14 +82,8 @@ def write_snapshot(snapshot: Snapshot, folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=folder, prefix=UNFINISHED))
         try:
-            save_encoder(snapshot.encoder, snapshot.encoder_config, temporary)
-            write_tensors(snapshot.predictor, temporary / PREDICTOR)
-            write_tensors(snapshot.optimizer, temporary / OPTIMIZER)
-            if snapshot.task:
-                write_tensors(snapshot.task, temporary / TASK)
-            state = {"step": snapshot.step, "corrupt_records": snapshot.corrupt_records}
-            (temporary / STATE).write_text(json.dumps(state))
-            for file in temporary.iterdir():
+            _fill(temporary, snapshot)
+            for file in [path for path in temporary.rglob("*") if path.is_file()]:
                 with file.open("rb") as handle:
                     os.fsync(handle.fileno())
             temporary.chmod(0o755)
@@ -79,6 +95,23 @@ def write_snapshot(snapshot: Snapshot, folder: Path) -> Path:
     return target
 
 
+def _fill(folder: Path, snapshot: Snapshot) -> None:
+    save_encoder(snapshot.encoder, snapshot.encoder_config, folder)
+    write_tensors(snapshot.predictor, folder / PREDICTOR)
+    write_tensors(snapshot.optimizer, folder / OPTIMIZER)
+    if snapshot.task:
+        write_tensors(snapshot.task, folder / TASK)
+    if snapshot.average:
+        (folder / AVERAGE).mkdir()
+        save_encoder(_below("encoder.", snapshot.average), snapshot.encoder_config, folder / AVERAGE)
+        write_tensors(_below("predictor.", snapshot.average), folder / AVERAGE / PREDICTOR)
+    (folder / STATE).write_text(json.dumps({"step": snapshot.step} | snapshot.state))
+
+
+def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+
+
 def _discard(checkpoint: Path) -> None:
     """Remove a checkpoint so that a crash cannot leave half of it under its name."""
     aside = Path(tempfile.mkdtemp(dir=checkpoint.parent, prefix=UNFINISHED)) / checkpoint.name
@@ -86,22 +119,42 @@ def _discard(checkpoint: Path) -> None:
     shutil.rmtree(aside.parent)
 
 
+@dataclass(frozen=True)
+class Keep:
+    """Which checkpoints stay: the last `last`, those at multiples of `every` (0: none), and the best."""
+
+    last: int
+    every: int = 0
+
+    def discards(self, steps: Iterable[int], best: int) -> list[int]:
+        """Which of `steps` may go; `best` is a step, 0 for none."""
+        old = sorted(steps)[: -self.last]
+        return [step for step in old if step != best and not (self.every and step % self.every == 0)]
+
+
 class CheckpointWriter:
-    """Writes snapshots in a thread, one at a time, and keeps the last `keep` of them.
+    """Writes snapshots in a thread, one at a time, and removes what `keep` does not hold.
 
     An error in the thread is raised at the next `save` or `wait`: it is never lost.
     """
 
-    def __init__(self, folder: Path, keep: int) -> None:
+    def __init__(self, folder: Path, keep: Keep, config_hash: str = "") -> None:
         self.folder = folder
         self.keep = keep
+        self.config_hash = config_hash
+        self.longest = 0.0  # seconds that a checkpoint has taken, from the snapshot on
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
-    def save(self, learner: Learner, task: Task, step: int, corrupt_records: int = 0) -> None:
+    def save(
+        self, learner: Learner, task: Task, state: RunState, average: WeightAverage | None = None
+    ) -> None:
         self.wait()
-        snapshot = take_snapshot(learner, task, step, corrupt_records)
-        self._thread = threading.Thread(target=self._write, args=(snapshot,), name="checkpoint")
+        began = time.monotonic()
+        snapshot = take_snapshot(learner, task, state, average, self.config_hash)
+        self._thread = threading.Thread(
+            target=self._write, args=(snapshot, state.best_step, began), name="checkpoint"
+        )
         self._thread.start()
 
     def wait(self) -> None:
@@ -112,53 +165,77 @@ class CheckpointWriter:
             error, self._error = self._error, None
             raise error
 
-    def _write(self, snapshot: Snapshot) -> None:
+    def _write(self, snapshot: Snapshot, best: int, began: float) -> None:
         try:
             write_snapshot(snapshot, self.folder)
-            for _, old in step_directories(self.folder)[: -self.keep]:
-                _discard(old)
+            self.longest = max(self.longest, time.monotonic() - began)
+            point_to_best(self.folder, best)
+            there = dict(step_directories(self.folder))
+            for step in self.keep.discards(there, best):
+                _discard(there[step])
         except BaseException as error:  # noqa: BLE001 - handed to the training thread, which raises it.
             self._error = error
+
+
+def point_to_best(folder: Path, best: int) -> None:
+    """Let `best` be a link to the checkpoint of step `best`, in one rename; none where there is no such."""
+    name, link = f"step_{best:08d}", folder / BEST
+    if not (folder / name).is_dir():
+        link.unlink(missing_ok=True)
+    elif not link.is_symlink() or link.readlink() != Path(name):
+        temporary = folder / f"{UNFINISHED}{BEST}"
+        with writing_to(link):
+            temporary.unlink(missing_ok=True)
+            temporary.symlink_to(name)
+            temporary.replace(link)
 
 
 def sweep_unfinished(folder: Path) -> None:
     """Remove what a killed writer left behind."""
     for leftover in folder.glob(f"{UNFINISHED}*"):
-        shutil.rmtree(leftover)
+        with suppress(NotADirectoryError):
+            shutil.rmtree(leftover) if not leftover.is_symlink() else leftover.unlink()
 
 
-def restore_latest(learner: Learner, task: Task, folder: Path) -> int:
-    """Load the newest checkpoint into `learner` and `task`; its step, or 0 when there is none."""
+def restore_latest(
+    learner: Learner, task: Task, folder: Path, average: WeightAverage | None = None
+) -> RunState:
+    """Load the newest checkpoint into `learner`, `task` and `average`; where the run stood then, which is at
+    step 0 when there is none."""
     steps = step_directories(folder)
     if not steps:
-        return 0
+        return RunState()
     step, path = steps[-1]
+    state = RunState.from_json(read_json(path / STATE, dict), path / STATE)
     try:
         learner.encoder.load_state_dict(read_tensors(path / WEIGHTS))
         learner.predictor.load_state_dict(read_tensors(path / PREDICTOR))
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise RunError(f"checkpoint {path} does not fit this run's configuration: {reason}") from error
-    _restore_optimizer(learner, path, step)
+    _restore_optimizer(learner, path, step, state.missed_updates)
     task.restore(read_tensors(path / TASK) if (path / TASK).is_file() else {})
-    return step
+    if average is not None:
+        encoder, predictor = (read_tensors(path / AVERAGE / name) for name in (WEIGHTS, PREDICTOR))
+        named = {f"encoder.{name}": tensor for name, tensor in encoder.items()}
+        named |= {f"predictor.{name}": tensor for name, tensor in predictor.items()}
+        average.restore(named, path)
+    return replace(state, step=step)
 
 
-def corrupt_records_until(folder: Path) -> int:
-    """How many damaged records the newest checkpoint had met; 0 for none, and for those that did not say."""
-    steps = step_directories(folder)
-    state = read_json(steps[-1][1] / STATE, dict) if steps else {}
-    return int(state["corrupt_records"]) if "corrupt_records" in state else 0
-
-
-def _restore_optimizer(learner: Learner, path: Path, step: int) -> None:
+def _restore_optimizer(learner: Learner, path: Path, step: int, missed: int) -> None:
     states: dict[str, dict[str, Tensor]] = {}
     for key, value in read_tensors(path / OPTIMIZER).items():
         name, _, entry = key.rpartition("/")
         states.setdefault(name, {})[entry] = value
+    if not states and step == missed:
+        return  # Not one update was sound.
     counted = {int(state["step"]) for state in states.values()}
-    if counted != {step}:
-        raise RunError(f"checkpoint {path} says step {step}, but its optimizer has counted {sorted(counted)}")
+    if counted != {step - missed}:
+        less = f" less {missed} left out" * bool(missed)
+        raise RunError(
+            f"checkpoint {path} says step {step}{less}, but its optimizer has counted {sorted(counted)}"
+        )
     parameters = dict(learner.named_parameters())
     if states.keys() != parameters.keys():
         differing = ", ".join(sorted(states.keys() ^ parameters.keys()))

@@ -1,35 +1,40 @@
-"""The loop: from a run directory to a finished run, and from any interruption back to the same curve."""
+"""The loop: from a run directory to a finished run, and from any interruption back to the same curve.
+
+Knows what is done when; what a step computes, keeps or forgives is in the modules beside it.
+"""
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
-
 from salt_vla.batches import Batch, Batches
-from salt_vla.config import TrainConfig, differing_fields, from_json, to_json
-from salt_vla.errors import RunError
+from salt_vla.config import TrainConfig, config_hash
 from salt_vla.interrupts import StopFlag, Stopped, stop_on_signals
 from salt_vla.loader import Loading, load_from
-from salt_vla.models.loading import read_tensors, step_directories, write_tensors
 from salt_vla.progress import progress
-from salt_vla.rundir import RunDirectory, Status, write_atomically, write_text
-from salt_vla.targets import TargetProvider, TargetSpace, Task, mean_per_position
+from salt_vla.rundir import Onlooker, RunDirectory, Status
+from salt_vla.targets import TargetProvider, Task
+from salt_vla.training.average import WeightAverage
 from salt_vla.training.checkpoint import (
     CheckpointWriter,
-    corrupt_records_until,
+    Keep,
+    point_to_best,
     restore_latest,
     sweep_unfinished,
 )
+from salt_vla.training.clock import Deadline, OutOfTime, Pace, Watchdog
+from salt_vla.training.distributed import World
+from salt_vla.training.guards import Setback, look_for_collapse, require_progress
 from salt_vla.training.learner import Learner, build_learner
-from salt_vla.training.runtime import resolve_device, resolve_precision
+from salt_vla.training.resume import prepare, settle
 from salt_vla.training.skipped import SkippedRecords, Tally
+from salt_vla.training.state import RunState
 from salt_vla.training.step import train_step, validate
-
-STATISTICS_CLIPS = 1024
 
 
 def fit(
@@ -40,30 +45,234 @@ def fit(
     provider: TargetProvider,
     stop_at: int | None = None,
     note: str = "",
+    world: World | None = None,
+    allowed: Sequence[str] = (),
 ) -> Status:
     """Train until `stop_at` (default: all of `config.steps`), resuming from the run's last checkpoint; `note`
     goes into the log.
 
-    `stop_at` cuts a run short without touching its schedules. Raises `Stopped` after SIGINT or SIGTERM, with
-    a checkpoint written. What is wrong with the settings is said before the run is touched.
+    `stop_at` cuts a run short without touching its schedules; `allowed` names settings that may be others
+    than the run's. Raises `Stopped` after a signal or before the time limit, with a checkpoint written. What
+    is wrong with the settings is said before the run is touched.
     """
+    world = world or World()
+    run = run if world.is_first else Onlooker(run.path)
+    config = settle(run, config, allowed)
     last_step = min(stop_at or config.steps, config.steps)
-    config = settle(run, config)
-    learner = build_learner(config, provider.dim, config.runtime.device)
-    status = run.claim(last_step)
+    build_learner(config, provider.dim, config.runtime.device)
+    deadline = Deadline(config.runtime.time_limit_minutes)
+    deadline.require_room()
+    training = Training(run, config, train, validation, provider, world, last_step, deadline, allowed)
+    training.status = run.claim(last_step)
+    watchdog = Watchdog(
+        config.runtime.watchdog_seconds, run.log_file, lambda why: _failed(run, f"hung: {why}")
+    )
+    with _end_on_record(run):
+        training.begin(note)
+        with watchdog, stop_on_signals() as stop:
+            _until_done(training, stop, watchdog)
+    training.set_status(state="finished", exit_reason="finished")
+    run.log(f"finished at step {training.state.step}")
+    return training.status
+
+
+def _until_done(training: Training, stop: StopFlag, watchdog: Watchdog) -> None:
+    while True:
+        try:
+            return take_steps(training, stop, watchdog)
+        except Setback as setback:
+            training.go_back(str(setback))
+
+
+@dataclass
+class Training:
+    """A run in work: what stays as long as the process, and, from `begin` on, all that its steps need."""
+
+    run: RunDirectory
+    config: TrainConfig
+    train: Batches
+    validation: Batches
+    provider: TargetProvider
+    world: World
+    last_step: int
+    deadline: Deadline
+    allowed: Sequence[str] = ()
+    status: Status = field(default_factory=lambda: Status("queued"))
+    state: RunState = field(default_factory=RunState)
+    task: Task = field(init=False)
+    learner: Learner = field(init=False)
+    average: WeightAverage | None = field(init=False)
+    saver: CheckpointWriter = field(init=False)
+    skipped: SkippedRecords = field(init=False)
+    tally: Tally = field(init=False)
+    pace: Pace = field(init=False)
+
+    def begin(self, note: str = "") -> None:
+        """At the first step or at the run's last checkpoint."""
+        run = self.run
+        self._restore()
+        step = self.state.step
+        if 0 < step < self.last_step:
+            self.status = replace(self.status, resumed_from=[*self.status.resumed_from, step])
+        self.set_status()
+        run.log(
+            f"{'resumed at' if step else 'started,'} step {step}; {self.config.runtime}{note and f'; {note}'}"
+        )
+
+    def go_back(self, reason: str) -> None:
+        """To the last checkpoint, as a resume does, and from there on with other clips."""
+        failed = self.state
+        self.saver.wait()
+        self._restore()
+        self.state = self.state.after_rollback(failed)
+        self.run.log(f"{reason}; back to step {self.state.step}, and on with other clips")
+        self._watch_clips()
+
+    def _restore(self) -> None:
+        run, first = self.run, self.world.is_first
+        self.config, self.task = prepare(run, self.config, self.train, self.provider, self.allowed)
+        runtime = self.config.runtime
+        self.learner = build_learner(self.config, self.provider.dim, runtime.device)
+        keep = Keep(runtime.keep_checkpoints, runtime.keep_every)
+        self.saver = CheckpointWriter(run.checkpoints, keep, config_hash(self.config))
+        momentum = self.config.optimizer.average
+        self.average = WeightAverage(self.learner.named_parameters(), momentum) if momentum else None
+        if first:
+            sweep_unfinished(run.checkpoints)
+        self.task.begin(self.learner.encoder)
+        self.state = restore_latest(self.learner, self.task, run.checkpoints, self.average)
+        run.trim_metrics(self.state.step)
+        if first:
+            point_to_best(run.checkpoints, self.state.best_step)
+        self._watch_clips()
+
+    def _watch_clips(self) -> None:
+        self.skipped = SkippedRecords(self.run)
+        self.tally = Tally(self.state.step * self.config.batch_size, self.state.corrupt_records)
+        self.pace = Pace(self.config.runtime.device)
+        self.started = time.monotonic() - self.status.seconds
+
+    def batches(self) -> Iterator[tuple[Batch, float]]:
+        """(batch, seconds waited for it) of each step that is left."""
+        self.train.steps = self.last_step + self.state.batches_passed
+        loaded = load_from(self.train, self.state.next_batch, Loading.of(self.config))
+        batches = self.skipped.watch(loaded, self.tally)
+        for _ in range(self.state.step, self.last_step):
+            began = time.monotonic()
+            batch = next(batches)
+            yield batch, time.monotonic() - began
+
+    def is_due(self, every: int) -> bool:
+        return self.ends or self.state.step % every == 0
+
+    @property
+    def ends(self) -> bool:
+        return self.state.step == self.last_step
+
+    def save(self) -> None:
+        self.state.corrupt_records = self.tally.corrupt
+        self.saver.save(self.learner, self.task, self.state, self.average)
+        self.deadline.learn("checkpoint", self.saver.longest)
+        self.set_status()
+
+    def set_status(self, **changes: Any) -> None:
+        seconds = time.monotonic() - self.started
+        self.status = replace(self.status, step=self.state.step, seconds=seconds, **changes)
+        self.run.set_status(self.status)
+
+
+def take_steps(t: Training, stop: StopFlag, watchdog: Watchdog) -> None:
+    """All that are left. Raises `Setback` when it is time to go back, `Stopped` when it is time to end."""
+    runtime, state = t.config.runtime, t.state
+    figures = ""
+    bar = progress(f"Training {t.run.name}", t.last_step, "steps", done=state.step)
+    with bar if t.world.is_first else nullcontext(_silent) as advance:
+        for batch, waited in t.batches():
+            watchdog.beat(f"step {state.step + 1}")
+            figures = _step(t, batch, waited) or figures
+            # Asked once a step: a signal from here on waits for the next step's end.
+            is_late = bool(t.deadline) and t.world.agree(t.deadline.is_near())
+            stopping = t.world.is_stopping(stop) or is_late
+            is_best = runtime.validation_clips and t.is_due(runtime.validate_every) and _validate(t)
+            is_due = state.step % runtime.checkpoint_every == 0 and not state.bad_in_a_row
+            if t.ends or stopping or is_best or is_due:
+                t.save()
+            advance(1, note=figures)
+            watchdog.beat(f"reading the clips of step {state.step + 1}", grace=watchdog.seconds)
+            if stopping and not t.ends:
+                t.saver.wait()
+                where = f"at step {state.step} of {t.last_step}"
+                stop.check(where)
+                raise OutOfTime(where)
+        t.saver.wait()
+
+
+def _step(t: Training, batch: Batch, waited: float) -> str:
+    """One step and its line of metrics; what the progress bar says of it, where there is a line."""
+    runtime, state = t.config.runtime, t.state
+    began = time.monotonic()
+    logged = state.step + 1 == t.last_step or (state.step + 1) % runtime.log_every == 0
+    row = train_step(t.learner, batch.to(runtime.device), t.task, t.config, state.step, logged, state)
+    state.step += 1
+    reason = row.pop("bad", "")
+    if reason:
+        clips = ", ".join(f"{clip} (view {view})" for clip, view in batch.keys[:4])
+        t.run.log(f"step {state.step} left the weights as they were: {reason}; its clips: {clips}, …")
+    elif t.average is not None:
+        t.average.update(state.step - state.missed_updates - 1)
+    seconds = time.monotonic() - began
+    t.pace.step(t.config.batch_size, waited)
+    t.deadline.learn("step", waited + seconds)
+    if logged:
+        row |= {"data_wait_s": round(waited, 4), "step_s": round(seconds, 4)} | t.pace.as_row()
+        row |= look_for_collapse(row, t.config, t.run.log) | t.tally.as_row()
+        t.run.log_metrics(row)
+    require_progress(state, t.config.guards, reason)
+    if not logged:
+        return ""
+    damaged = f", {t.tally.corrupt} damaged records skipped" * bool(t.tally.corrupt)
+    bad = f", {state.bad_steps} bad steps" * bool(state.bad_steps)
+    return f"loss {row['loss']:.3f}, R² over place means {row['r2_position_mean']:+.3f}{damaged}{bad}"
+
+
+def _validate(t: Training) -> bool:
+    """A line of metrics on held-out clips; whether it is the best so far."""
+    began = time.monotonic()
+    row = _held_out(t)
+    if t.average is not None:
+        with t.average.in_place():
+            averaged = _held_out(t)
+        row |= {f"avg_{name}": averaged[name] for name in row if name == "loss" or name.startswith("r2_")}
+    t.run.log_metrics(row)
+    t.deadline.learn("validation", time.monotonic() - began)
+    r2, state = row["r2_position_mean"], t.state
+    is_best = math.isfinite(r2) and (state.best_r2 is None or r2 > state.best_r2)
+    if is_best:
+        state.best_r2, state.best_step = r2, state.step
+    return is_best
+
+
+def _held_out(t: Training) -> dict[str, Any]:
+    tally, runtime = Tally(), t.config.runtime
+    clips = t.skipped.watch(t.validation.canonical(runtime.validation_clips, t.config.batch_size), tally)
+    row = validate(t.learner, clips, t.task, t.config, t.state.step, runtime.device)
+    return row | tally.as_row()
+
+
+def _silent(amount: int = 1, note: str = "") -> None:
+    """The bar of a process that does not talk."""
+
+
+def _failed(run: RunDirectory, reason: str) -> None:
+    run.log(f"failed: {reason}")
+    run.set_status(replace(run.status(), state="failed", exit_reason=reason))
+
+
+@contextmanager
+def _end_on_record(run: RunDirectory) -> Iterator[None]:
+    """Whatever ends the block early is in the run's status."""
     try:
-        config, task = prepare(run, config, train, provider)
-        sweep_unfinished(run.checkpoints)
-        provider.begin(learner.encoder)
-        step = restore_latest(learner, task, run.checkpoints)
-        run.trim_metrics(step)
-        goes_on = 0 < step < last_step
-        resumed = [*status.resumed_from, step] if goes_on else status.resumed_from
-        status = replace(status, step=step, resumed_from=resumed)
-        run.set_status(status)
-        run.log(f"{'resumed at' if step else 'started,'} step {step}; {config.runtime}{note and f'; {note}'}")
-        with stop_on_signals() as stop:
-            status = _steps(run, config, train, validation, task, learner, status, last_step, stop)
+        yield
     except Stopped as stopped:
         run.set_status(replace(run.status(), state="stopped", exit_reason=str(stopped)))
         raise
@@ -72,141 +281,5 @@ def fit(
         run.set_status(replace(run.status(), state="stopped", exit_reason="interrupted within a step"))
         raise
     except BaseException as error:
-        run.log(f"failed: {error!r}")
-        run.set_status(replace(run.status(), state="failed", exit_reason=f"{type(error).__name__}: {error}"))
+        _failed(run, f"{type(error).__name__}: {error}")
         raise
-    status = replace(status, state="finished", exit_reason="finished")
-    run.set_status(status)
-    run.log(f"finished at step {status.step}")
-    return status
-
-
-def _steps(
-    run: RunDirectory,
-    config: TrainConfig,
-    train: Batches,
-    validation: Batches,
-    task: Task,
-    learner: Learner,
-    status: Status,
-    last_step: int,
-    stop: StopFlag,
-) -> Status:
-    runtime = config.runtime
-    start = time.monotonic() - status.seconds
-    saver = CheckpointWriter(run.checkpoints, runtime.keep_checkpoints)
-    skipped = SkippedRecords(run)
-    tally = Tally(status.step * config.batch_size, corrupt_records_until(run.checkpoints))
-    loaded = load_from(train, status.step, Loading.of(config))
-    batches = skipped.watch(loaded, tally)
-    figures = ""
-    with progress(f"Training {run.name}", last_step, "steps", done=status.step) as advance:
-        for step, batch, waited in _timed(batches, status.step, last_step):
-            began = time.monotonic()
-            last = step == last_step
-            logged = last or step % runtime.log_every == 0
-            row = train_step(learner, batch.to(runtime.device), task, config, step - 1, scored=logged)
-            if logged:
-                row |= {"data_wait_s": round(waited, 4), "step_s": round(time.monotonic() - began, 4)}
-                run.log_metrics(row | tally.as_row())
-                figures = f"loss {row['loss']:.3f}, R² over place means {row['r2_position_mean']:+.3f}"
-                figures += f", {tally.corrupt} damaged records skipped" * bool(tally.corrupt)
-            stopping = bool(stop)  # Asked once a step: a signal from here on waits for the next step's end.
-            if runtime.validation_clips and (last or step % runtime.validate_every == 0):
-                of_pass = Tally()
-                held_out = validation.canonical(runtime.validation_clips, config.batch_size)
-                good = skipped.watch(held_out, of_pass)
-                row = validate(learner, good, task, config, step, runtime.device)
-                run.log_metrics(row | of_pass.as_row())
-            if last or stopping or step % runtime.checkpoint_every == 0:
-                saver.save(learner, task, step, tally.corrupt)
-                status = replace(status, step=step, seconds=time.monotonic() - start)
-                run.set_status(status)
-            advance(1, note=figures)
-            if stopping and not last:
-                saver.wait()
-                stop.check(f"at step {step} of {last_step}")
-    saver.wait()
-    return status
-
-
-def _timed(batches: Iterator[Batch], done: int, last_step: int) -> Iterator[tuple[int, Batch, float]]:
-    """(step from 1, batch, seconds waited for it) up to `last_step`."""
-    for step in range(done + 1, last_step + 1):
-        began = time.monotonic()
-        batch = next(batches)
-        yield step, batch, time.monotonic() - began
-
-
-def settle(run: RunDirectory, config: TrainConfig) -> TrainConfig:
-    """Settings that the process can work with: the run's own where it has begun, else with device and
-    threads chosen. Writes nothing.
-
-    Raises `RunError` when the run directory was made with another configuration.
-    """
-    if not run.config_file.exists() and step_directories(run.checkpoints):
-        raise RunError(
-            f"{run.path} has checkpoints but no config.json that says of what; give another --name"
-        )
-    settled = same_config(run, config) if run.config_file.exists() else resolve_device(config)
-    _apply(settled)
-    return settled
-
-
-def prepare(
-    run: RunDirectory, config: TrainConfig, train: Batches, provider: TargetProvider
-) -> tuple[TrainConfig, Task]:
-    """What is measured at the first start, or read back: precision, and the statistics of the targets."""
-    if run.config_file.exists():
-        config = settle(run, config)
-        return config, Task(provider, _stored_space(run, config))
-    task = Task(provider, _measure_space(run, config, train, provider))
-    trial = train[0].to(config.runtime.device)
-    config = resolve_precision(config, trial, task)
-    write_text(run.config_file, to_json(config))
-    return config, task
-
-
-def _apply(config: TrainConfig) -> None:
-    torch.set_num_threads(config.runtime.threads)
-    torch.backends.cudnn.benchmark = config.runtime.cudnn_benchmark
-    if config.runtime.device == "cuda" and not torch.cuda.is_available():
-        raise RunError(
-            "this run was started on a CUDA GPU and there is none now; start a new run for this machine"
-        )
-
-
-def same_config(run: RunDirectory, wanted: TrainConfig) -> TrainConfig:
-    """The run's recorded configuration. Raises `RunError` naming each field that `wanted` sets otherwise;
-    `runtime` is the record's, since it was measured."""
-    stored = from_json(TrainConfig, run.config_file.read_bytes(), str(run.config_file))
-    differing = differing_fields(stored, replace(wanted, runtime=stored.runtime))
-    if differing:
-        raise RunError(
-            f"run {run.name!r} was started with other settings ({'; '.join(map(str, differing))}); "
-            "give the new settings another --name"
-        )
-    return stored
-
-
-def _measure_space(
-    run: RunDirectory, config: TrainConfig, train: Batches, provider: TargetProvider
-) -> TargetSpace:
-    """The mean of training targets per token place, over up to 1,024 clips; kept with the run."""
-    device, mode = config.runtime.device, config.objective.targets
-    clips = train.canonical(STATISTICS_CLIPS, config.batch_size)
-    batches = (batch.to(device) for batch in SkippedRecords(run).watch(clips, Tally()))
-    with torch.no_grad():
-        mean = mean_per_position((provider.targets(b.frames, b.records) for b in batches), mode)
-    tensors = {"position_mean": mean.cpu().contiguous()}
-    write_atomically(_statistics_file(run), lambda path: write_tensors(tensors, path))
-    return TargetSpace(mode, mean)
-
-
-def _stored_space(run: RunDirectory, config: TrainConfig) -> TargetSpace:
-    mean = read_tensors(_statistics_file(run))["position_mean"]
-    return TargetSpace(config.objective.targets, mean.to(config.runtime.device))
-
-
-def _statistics_file(run: RunDirectory) -> Any:
-    return run.path / "target_statistics.safetensors"

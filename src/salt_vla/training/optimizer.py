@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from salt_vla.config import OptimizerConfig, TrainConfig
-from salt_vla.training.schedules import cosine, warmup_cosine
+from salt_vla.training.schedules import cosine, warmup_cooldown, warmup_cosine
+
+SAMPLE = 2**22  # numbers that are looked at to tell how many have changed
 
 
 def build_optimizer(
@@ -31,14 +33,25 @@ def _spared_from_decay(name: str, parameter: nn.Parameter) -> bool:
 def rates(config: TrainConfig, step: int) -> tuple[float, float]:
     """(learning rate, weight decay) of update number `step` (from 0)."""
     o = config.optimizer
-    lr = warmup_cosine(
-        step,
-        start=o.lr_start,
-        peak=o.lr,
-        final=o.lr_final,
-        warmup_steps=o.warmup_steps,
-        total_steps=config.steps,
-    )
+    if o.schedule == "cooldown":
+        lr = warmup_cooldown(
+            step,
+            start=o.lr_start,
+            peak=o.lr,
+            final=o.lr_final,
+            warmup_steps=o.warmup_steps,
+            cooldown_steps=o.cooldown_steps,
+            total_steps=config.steps,
+        )
+    else:
+        lr = warmup_cosine(
+            step,
+            start=o.lr_start,
+            peak=o.lr,
+            final=o.lr_final,
+            warmup_steps=o.warmup_steps,
+            total_steps=config.steps,
+        )
     return lr, cosine(step, start=o.weight_decay, final=o.weight_decay_final, total_steps=config.steps)
 
 
@@ -49,3 +62,22 @@ def set_rates(optimizer: torch.optim.Optimizer, config: TrainConfig, step: int) 
         group["lr"] = lr
         group["weight_decay"] = decay if group["decayed"] else 0.0
     return lr, decay
+
+
+def sample_of(named_parameters: Iterable[tuple[str, nn.Parameter]]) -> list[Tensor]:
+    """Copies of every n-th number of each parameter, of at most about four million in all."""
+    parameters = [parameter for _, parameter in named_parameters]
+    every = max(1, sum(p.numel() for p in parameters) // SAMPLE)
+    return [_local(p).flatten()[::every].clone() for p in parameters]
+
+
+def changed_share(before: Sequence[Tensor], named_parameters: Iterable[tuple[str, nn.Parameter]]) -> float:
+    """The share of the sampled numbers that an update has changed: below 1 where it is lost in rounding."""
+    after = sample_of(named_parameters)
+    changed = torch.stack([(a != b).sum() for a, b in zip(before, after, strict=True)]).sum()
+    return changed.item() / sum(len(sample) for sample in after)
+
+
+def _local(parameter: Tensor) -> Tensor:
+    """This process' own part of a parameter that is spread over several."""
+    return getattr(parameter.detach(), "to_local", lambda: parameter.detach())()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal
 
@@ -10,8 +12,8 @@ import torch
 
 from salt_vla.batches import Batch
 from salt_vla.config import TrainConfig
-from salt_vla.errors import ConfigError
-from salt_vla.rundir import num_cores
+from salt_vla.errors import ConfigError, RunError
+from salt_vla.rundir import num_cores, void
 from salt_vla.targets import Task
 from salt_vla.training.learner import build_learner
 from salt_vla.training.step import train_step
@@ -38,15 +40,36 @@ def resolve_device(config: TrainConfig) -> TrainConfig:
     return replace(config, runtime=replace(runtime, device=device, threads=threads))
 
 
-def resolve_precision(config: TrainConfig, batch: Batch, task: Task) -> TrainConfig:
+def apply_runtime(config: TrainConfig) -> None:
+    """Set what torch computes with. Raises `RunError` for a run of a GPU where there is none."""
+    runtime = config.runtime
+    torch.set_num_threads(runtime.threads)
+    torch.backends.cudnn.benchmark = runtime.cudnn_benchmark
+    torch.set_float32_matmul_precision("high" if runtime.allow_tf32 else "highest")
+    if runtime.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # Else cuBLAS refuses.
+    torch.use_deterministic_algorithms(runtime.deterministic)
+    if runtime.device == "cuda" and not torch.cuda.is_available():
+        raise RunError(
+            "this run was started on a CUDA GPU and there is none now; start a new run for this machine"
+        )
+
+
+def resolve_precision(
+    config: TrainConfig, batch: Batch, task: Task, say: Callable[[str], None] = void
+) -> TrainConfig:
     """Time a few steps in float32 and under bfloat16 autocast, and keep the faster: measured, not guessed.
+    `say` is told what was measured.
 
     The trial uses networks of its own, so the run's first step is what it would have been.
     """
     if config.runtime.precision != "auto":
         return config
     trials = {name: _with_precision(config, name) for name in PRECISIONS}
+    if config.optimizer.parameters == "bfloat16":
+        return trials["bfloat16"]
     learners = {name: build_learner(config, task.provider.dim, config.runtime.device) for name in PRECISIONS}
+    task.begin(learners["float32"].encoder)
     seconds = dict.fromkeys(PRECISIONS, float("inf"))
     # In turn, and the best of several: a neighbour that comes and goes must not decide.
     for _ in range(TRIAL_STEPS):
@@ -54,7 +77,10 @@ def resolve_precision(config: TrainConfig, batch: Batch, task: Task) -> TrainCon
             started = time.perf_counter()
             train_step(learners[name], batch, task, trials[name], 0)
             seconds[name] = min(seconds[name], time.perf_counter() - started)
-    return trials["bfloat16" if seconds["bfloat16"] * MIN_SPEEDUP < seconds["float32"] else "float32"]
+    chosen: Precision = "bfloat16" if seconds["bfloat16"] * MIN_SPEEDUP < seconds["float32"] else "float32"
+    measured = ", ".join(f"{name} {1000 * each:.1f} ms" for name, each in seconds.items())
+    say(f"precision {chosen}: a step takes {measured} (bfloat16 has to be {MIN_SPEEDUP} times as fast)")
+    return trials[chosen]
 
 
 def _with_precision(config: TrainConfig, name: Precision) -> TrainConfig:

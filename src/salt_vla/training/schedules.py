@@ -20,3 +20,22 @@ def warmup_cosine(
     return cosine(
         step - warmup_steps, start=peak, final=final, total_steps=max(total_steps - warmup_steps, 1)
     )
+
+
+def warmup_cooldown(
+    step: int,
+    *,
+    start: float,
+    peak: float,
+    final: float,
+    warmup_steps: int,
+    cooldown_steps: int,
+    total_steps: int,
+) -> float:
+    """Linear from `start` to `peak` over `warmup_steps`, constant, then linear to `final` over the last
+    `cooldown_steps` before `total_steps` (Hägele et al. 2024, arXiv:2405.18392, equation 1 with a linear
+    cooldown)."""
+    if step < warmup_steps:
+        return start + (peak - start) * step / warmup_steps
+    left = min(max(total_steps - step, 0), cooldown_steps)
+    return peak if not cooldown_steps else final + (peak - final) * left / cooldown_steps

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -12,14 +11,16 @@ from torch import Tensor
 
 from salt_vla.batches import Batch
 from salt_vla.config import TrainConfig
-from salt_vla.errors import RunError
 from salt_vla.models import patchify
+from salt_vla.models.photometric import jittered
 from salt_vla.models.pixels import normalise_pixels
 from salt_vla.objectives import objective
 from salt_vla.targets import Task
+from salt_vla.training.guards import judge
 from salt_vla.training.learner import Learner
 from salt_vla.training.metrics import Scores
-from salt_vla.training.optimizer import set_rates
+from salt_vla.training.optimizer import changed_share, sample_of, set_rates
+from salt_vla.training.state import RunState
 
 if TYPE_CHECKING:
     from jaxtyping import Bool
@@ -29,32 +30,74 @@ def forward(
     learner: Learner, batch: Batch, task: Task, config: TrainConfig, step: int, scores: Scores | None = None
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss of a (micro-)batch and its parts: predict each group's targets from its context, compare."""
-    with torch.no_grad():
+    device = batch.frames.device.type
+    lower = "bfloat16" in (config.runtime.precision, config.optimizer.parameters)
+    as_student = lower and task.provider.follows_precision
+    with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=as_student):
         scored = task.space.scored(task.provider.targets(batch.frames, batch.records))
-    tubelets = patchify(normalise_pixels(batch.frames), config.geometry)
+    pixels = jittered(batch.frames, batch.jitter, config.data.photometric)
+    tubelets = patchify(normalise_pixels(pixels), config.geometry)
     kept = (
         residuals_kept(config, batch, step, len(learner.encoder.blocks))
         if learner.networks.training
         else None
     )
-    with torch.autocast(tubelets.device.type, torch.bfloat16, enabled=config.runtime.precision == "bfloat16"):
+    with torch.autocast(device, torch.bfloat16, enabled=lower):
         predicted, contexts = learner.call(tubelets, batch.masks, kept)
     targets = [task.space.trained(scored, group.target_ids) for group in batch.masks]
+    if learner.networks.training:
+        task.space.gather(scored)
     if scores is not None:
         scores.add(predicted, contexts, scored, batch, task, config)
-    return objective(predicted, targets, config.objective)
+    valid = [group.context_valid for group in batch.masks]
+    return objective(predicted, targets, config.objective, contexts, valid)
 
 
 def train_step(
-    learner: Learner, batch: Batch, task: Task, config: TrainConfig, step: int, scored: bool = True
+    learner: Learner,
+    batch: Batch,
+    task: Task,
+    config: TrainConfig,
+    step: int,
+    scored: bool = True,
+    state: RunState | None = None,
 ) -> dict[str, Any]:
-    """Update number `step` (from 0). Returns the step's metrics, with R² where `scored`.
+    """Update number `step` (from 0). Returns the step's metrics, with R² where `scored`; what decides whether
+    the step is sound is counted in `state`.
 
-    Raises `RunError`, and leaves the parameters as they were, when the loss or its gradient is not finite.
+    Where it is not, the parameters stay as they were and the row's `bad` says why; raises `RunError` instead
+    where `guards.on_bad_step` is `stop`.
     """
+    state = RunState(step) if state is None else state
     lr, weight_decay = set_rates(learner.optimizer, config, step)
     learner.optimizer.zero_grad(set_to_none=True)
     scores = Scores() if scored else None
+    loss, parts = accumulate(learner, batch, task, config, step, scores)
+    norm = learner.clip_gradients(config.optimizer.grad_clip)
+    # The only wait for the device: whether an update is sound has to be known before it is made.
+    total, length = torch.stack([loss, norm.float()]).tolist()
+    reason = judge(state, config.guards, total, length)
+    before = sample_of(learner.named_parameters()) if scored else []
+    if reason:
+        task.space.forget()
+    else:
+        learner.optimizer.step()
+        task.after_step(learner.encoder, step, learner.world.sum)
+    state.steps_since_line += 1
+    state.clipped_since_line += length > config.optimizer.grad_clip
+    row = {"kind": "train", "step": step + 1, "loss": total, "lr": lr, "weight_decay": weight_decay}
+    row |= {"grad_norm": length} | ({"bad": reason} if reason else {})
+    if scores is not None:
+        changed = changed_share(before, learner.named_parameters())
+        row |= parts | scores.as_row() | {"changed_share": changed} | state.begin_line()
+    return row
+
+
+def accumulate(
+    learner: Learner, batch: Batch, task: Task, config: TrainConfig, step: int, scores: Scores | None = None
+) -> tuple[Tensor, dict[str, float]]:
+    """Gradients of the batch, over all its micro-batches and processes, into the parameters; its loss, and
+    where it is scored the loss's parts."""
     losses: list[Tensor] = []
     parts: list[dict[str, Tensor]] = []
     for number, micro in enumerate(batch.micro_batches(config.grad_accum_steps), start=1):
@@ -63,21 +106,11 @@ def train_step(
             (loss / config.grad_accum_steps).backward()
         losses.append(loss.detach())
         parts.append(named)
-    total = learner.world.mean(torch.stack(losses).mean()).item()
-    norm = learner.clip_gradients(config.optimizer.grad_clip).item()
-    for name, value in (("loss", total), ("gradient's norm", norm)):
-        if not math.isfinite(value):
-            raise RunError(
-                f"the {name} is {value} at step {step + 1}; lower optimizer.lr or look at the targets"
-            )
-    learner.optimizer.step()
-    task.after_step(learner.encoder, step)
-    extra = {
-        name: torch.stack([p[name] for p in parts]).mean().item() for name in parts[0] if len(parts[0]) > 1
-    }
-    rates = {"lr": lr, "weight_decay": weight_decay, "grad_norm": norm}
-    r2 = {} if scores is None else scores.as_row()
-    return {"kind": "train", "step": step + 1, "loss": total, **extra, **r2, **rates}
+    total = learner.world.mean(torch.stack(losses).mean()).float()
+    if scores is None or len(parts[0]) < 2:
+        return total, {}
+    mean = learner.world.mean
+    return total, {name: mean(torch.stack([p[name] for p in parts]).mean()).item() for name in parts[0]}
 
 
 def residuals_kept(

@@ -1,0 +1,198 @@
+"""Which configuration a run goes on with, and what is measured at its first start or read back.
+
+Changed settings are told field by field, and refused unless they are free or allowed by name.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import fields, is_dataclass, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from salt_vla.batches import Batches
+from salt_vla.config import TrainConfig, config_hash, differing_fields, from_json, to_json
+from salt_vla.config.files import Difference
+from salt_vla.errors import ConfigError, RunError
+from salt_vla.loader import load_from
+from salt_vla.models.loading import read_tensors, step_directories, write_tensors
+from salt_vla.rundir import RunDirectory, write_atomically, write_text
+from salt_vla.targets import (
+    RunningSpace,
+    TargetProvider,
+    TargetSpace,
+    Task,
+    has_running_statistics,
+    mean_per_position,
+)
+from salt_vla.training.runtime import apply_runtime, resolve_device, resolve_precision
+from salt_vla.training.skipped import SkippedRecords, Tally
+
+STATISTICS_CLIPS = 1024
+STATISTICS = "target_statistics.safetensors"
+CHANGES = "config_changes.jsonl"
+# Measured at the first start: where a resume says `auto` or 0, it means the run's own.
+MEASURED = {"device": "auto", "precision": "auto", "threads": 0}
+
+
+def settle(run: RunDirectory, config: TrainConfig, allowed: Sequence[str] = ()) -> TrainConfig:
+    """Settings that the process can work with: those of `config`, with what was measured at the run's first
+    start, or with device and threads chosen where it has not begun. Writes nothing.
+
+    Raises `RunError` when the run was started with other settings, unless they are free or below one of
+    `allowed` (names of fields or sections).
+    """
+    _require_fields(allowed)
+    if not run.config_file.exists() and step_directories(run.checkpoints):
+        raise RunError(
+            f"{run.path} has checkpoints but no config.json that says of what; give another --name"
+        )
+    exists = run.config_file.exists()
+    settled = same_config(run, config, allowed) if exists else resolve_device(config)
+    apply_runtime(settled)
+    return settled
+
+
+def same_config(run: RunDirectory, wanted: TrainConfig, allowed: Sequence[str] = ()) -> TrainConfig:
+    """`wanted` as the run goes on with it. Raises `RunError` with a table of the fields in which it differs
+    from the record, beyond those that are free, allowed, or left to be measured."""
+    stored = stored_config(run)
+    wanted = _as_measured(wanted, stored)
+    refused = [row for row in differing_fields(stored, wanted) if not row.free and not _allows(allowed, row)]
+    if refused:
+        raise RunError(
+            f"run {run.name!r} was started with other settings ({'; '.join(map(str, refused))}); give the "
+            f"new settings another --name, or allow them: {' '.join(_flag(row) for row in refused)}\n"
+            f"{as_table(refused)}"
+        )
+    return wanted
+
+
+def _flag(row: Difference) -> str:
+    return f"--allow-change {row.field}"
+
+
+def stored_config(run: RunDirectory) -> TrainConfig:
+    return from_json(TrainConfig, run.config_file.read_bytes(), str(run.config_file))
+
+
+def _as_measured(wanted: TrainConfig, stored: TrainConfig) -> TrainConfig:
+    open_fields = {
+        name: getattr(stored.runtime, name)
+        for name, left_open in MEASURED.items()
+        if getattr(wanted.runtime, name) == left_open
+    }
+    return replace(wanted, runtime=replace(wanted.runtime, **open_fields))
+
+
+def _allows(allowed: Sequence[str], row: Difference) -> bool:
+    return any(row.field == name or row.field.startswith(f"{name}.") for name in allowed)
+
+
+def _require_fields(names: Sequence[str]) -> None:
+    known = _names(TrainConfig())
+    for name in names:
+        if name not in known:
+            near = get_close_matches(name, known, n=3)
+            meant = f"did you mean {' or '.join(near)}?" if near else "docs/recipes.md lists them"
+            raise ConfigError(f"--allow-change {name}: there is no such field; {meant}")
+
+
+def _names(config: Any, prefix: str = "") -> list[str]:
+    """Of all fields and sections."""
+    names = []
+    for f in fields(config):
+        value = getattr(config, f.name)
+        names.append(f"{prefix}{f.name}")
+        names += _names(value, f"{prefix}{f.name}.") if is_dataclass(value) else []
+    return names
+
+
+def as_table(rows: Sequence[Difference]) -> str:
+    """Lines of three columns, in plain text."""
+    cells = [("field", "before", "now"), *((row.field, f"{row.before}", f"{row.after}") for row in rows)]
+    widths = [max(len(row[column]) for row in cells) for column in range(3)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in cells]
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def prepare(
+    run: RunDirectory,
+    config: TrainConfig,
+    train: Batches,
+    provider: TargetProvider,
+    allowed: Sequence[str] = (),
+) -> tuple[TrainConfig, Task]:
+    """What is measured at the first start, or read back: precision, and the statistics of the targets.
+    Settings that have changed since are written down."""
+    if run.config_file.exists():
+        config = settle(run, config, allowed)
+        _record_changes(run, config)
+        return config, stored_task(run, config, provider)
+    task = Task(provider, _first_space(run, config, train, provider))
+    trial = next(load_from(train, 0)).to(config.runtime.device)
+    config = resolve_precision(config, trial, task, run.log)
+    if config.optimizer.parameters == "bfloat16":
+        run.log("warning: parameters in bfloat16 lose most updates (docs/decisions/0003)")
+    write_text(run.config_file, to_json(config))
+    return config, task
+
+
+def _record_changes(run: RunDirectory, config: TrainConfig) -> None:
+    """`config.json` says what is computed from now on; `config_changes.jsonl`, what was before and until
+    when."""
+    stored = stored_config(run)
+    rows = differing_fields(stored, config)
+    if not rows:
+        return
+    steps = step_directories(run.checkpoints)
+    step = steps[-1][0] if steps else 0
+    change = {
+        "step": step,
+        "config_hash": [config_hash(stored), config_hash(config)],
+        "changed": [{"field": row.field, "before": row.before, "after": row.after} for row in rows],
+    }
+    with (run.path / CHANGES).open("a") as file:
+        file.write(json.dumps(change, default=str) + "\n")
+    for row in rows:
+        run.log(f"from step {step} on {row.field} is {row.after!r}, not {row.before!r}")
+    write_text(run.config_file, to_json(config))
+
+
+def _first_space(
+    run: RunDirectory, config: TrainConfig, train: Batches, provider: TargetProvider
+) -> TargetSpace:
+    """The mean of training targets per token place, over up to 1,024 clips; kept with the run. Statistics
+    that follow the run begin empty."""
+    if has_running_statistics(config):
+        return _running_space(config, provider)
+    device, mode = config.runtime.device, config.objective.targets
+    clips = train.canonical(STATISTICS_CLIPS, config.batch_size)
+    batches = (batch.to(device) for batch in SkippedRecords(run).watch(clips, Tally()))
+    with torch.no_grad():
+        mean = mean_per_position((provider.targets(b.frames, b.records) for b in batches), mode)
+    tensors = {"position_mean": mean.cpu().contiguous()}
+    write_atomically(_statistics_file(run), lambda path: write_tensors(tensors, path))
+    return TargetSpace(mode, mean)
+
+
+def _running_space(config: TrainConfig, provider: TargetProvider) -> TargetSpace:
+    objective, shape = config.objective, (config.geometry.num_tokens, provider.dim)
+    return RunningSpace(objective.targets, shape, objective.statistics_momentum, config.runtime.device)
+
+
+def stored_task(run: RunDirectory, config: TrainConfig, provider: TargetProvider) -> Task:
+    """The task as it was at the first start."""
+    if has_running_statistics(config):
+        return Task(provider, _running_space(config, provider))
+    mean = read_tensors(_statistics_file(run))["position_mean"]
+    return Task(provider, TargetSpace(config.objective.targets, mean.to(config.runtime.device)))
+
+
+def _statistics_file(run: RunDirectory) -> Path:
+    return run.path / STATISTICS

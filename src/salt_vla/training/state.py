@@ -1,0 +1,70 @@
+"""Where a run stands between two steps, tensors aside: one JSON object in every checkpoint.
+
+Knows neither what changes it nor the files it is kept in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from salt_vla.errors import RunError
+
+
+@dataclass
+class RunState:
+    """Every count that decides what the next steps compute or say, so that a resume says the same.
+
+    The next batch is number `step` + `batches_passed` (from 0): after a return to a checkpoint the run goes
+    on with other clips. `missed_updates`: how far the optimizer's own count is behind `step`. `bad_steps` are
+    counted over the whole run, `bad_in_a_row` since the last good one. `mean_loss` is a running mean over
+    `losses_seen` good steps. `…_since_line`: since the last `train` line of metrics.
+    """
+
+    step: int = 0
+    batches_passed: int = 0
+    missed_updates: int = 0
+    corrupt_records: int = 0
+    bad_steps: int = 0
+    bad_in_a_row: int = 0
+    rollbacks: int = 0
+    mean_loss: float = 0.0
+    losses_seen: int = 0
+    steps_since_line: int = 0
+    clipped_since_line: int = 0
+    best_step: int = 0
+    best_r2: float | None = None
+
+    @property
+    def next_batch(self) -> int:
+        return self.step + self.batches_passed
+
+    def begin_line(self) -> dict[str, Any]:
+        """What a `train` line says of the steps since the last one, which begin anew."""
+        row: dict[str, Any] = {"clipped_share": self.clipped_since_line / self.steps_since_line}
+        self.steps_since_line = self.clipped_since_line = 0
+        return row | ({"bad_steps": self.bad_steps, "rollbacks": self.rollbacks} if self.bad_steps else {})
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any], where: object) -> RunState:
+        """Of a checkpoint's file: counts that an earlier version did not keep are at their start."""
+        known = {f.name: stored[f.name] for f in fields(cls) if f.name in stored}
+        numbers = all(type(value) in (int, float) or value is None for value in known.values())
+        if "step" not in known or not numbers:
+            raise RunError(f"{where} is damaged (no step, or counts that are no numbers); remove its folder")
+        return cls(**known)
+
+    def after_rollback(self, failed: RunState) -> RunState:
+        """This state, of a checkpoint, once `failed`, a later one, is given up: what was read meanwhile is
+        passed over, what went wrong stays counted."""
+        return replace(
+            self,
+            batches_passed=failed.next_batch - self.step,
+            bad_steps=failed.bad_steps,
+            rollbacks=failed.rollbacks + 1,
+            bad_in_a_row=0,
+        )
