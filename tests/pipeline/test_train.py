@@ -144,13 +144,16 @@ def test_another_seed_or_cache_under_the_same_name_is_refused(
     assert "target.source" in salt(*student("run", "--cache", elsewhere)).sentence
 
 
-def test_how_the_work_is_done_may_change_but_is_the_records(salt: Any, pixels: Command) -> None:
-    """Precision and threads were settled at the first start; a resume computes as the start did."""
+def test_what_was_measured_at_the_first_start_is_the_records(salt: Any, pixels: Command) -> None:
+    """Precision and threads that are left open mean the run's own; others would compute other bits."""
     salt.ok(*pixels("run", "--max-steps", 2))
     before = salt.at("run").config_file.read_bytes()
-    salt.ok(*pixels("run", "--max-steps", 3, runtime__precision="bfloat16", runtime__threads=2))
+    left_open = {"runtime__precision": "auto", "runtime__threads": 0, "runtime__device": "auto"}
+    salt.ok(*pixels("run", "--max-steps", 3, **left_open))
     assert salt.at("run").config_file.read_bytes() == before
     assert salt.at("run").status().resumed_from == [2]
+    said = salt(*pixels("run", "--max-steps", 4, runtime__precision="bfloat16")).sentence
+    assert "runtime.precision: 'float32', not 'bfloat16'" in said
 
 
 def test_what_is_measured_is_written_down(salt: Any, pixels: Command) -> None:
