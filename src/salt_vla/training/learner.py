@@ -22,7 +22,8 @@ from salt_vla.training.sharding import replicate, shard, whole
 
 @dataclass
 class Learner:
-    """Float32 parameters and optimizer state; only compute is ever cast lower.
+    """Float32 parameters and optimizer state; only compute is ever cast lower, unless the settings ask for
+    an earlier attempt's mistake.
 
     `call` is what a step calls: the networks themselves, or what wraps them for several processes or
     compiles them. `networks` keeps the parameters' plain names.
@@ -77,6 +78,10 @@ def build_learner(config: TrainConfig, target_dim: int, device: str, world: Worl
         encoder = build_encoder(config.encoder).to(device)
         predictor = build_predictor(config.predictor, encoder.dim, target_dim, config.geometry).to(device)
     networks = Networks(encoder, predictor)
+    if config.optimizer.parameters == "bfloat16":
+        networks.bfloat16()
+    if config.runtime.compile:
+        networks.compile_blocks()
     call: Callable[..., Any] = networks
     if world.size > 1 and config.runtime.parallel == "fsdp":
         shard(networks, device, world.size)

@@ -24,6 +24,12 @@ class Networks(nn.Module):
         self.encoder = encoder
         self.predictor = predictor
 
+    def compile_blocks(self) -> None:
+        """Let torch compile each transformer block when it is first called; names and weights stay."""
+        for blocks in (self.encoder.blocks, self.predictor.blocks):
+            for block in blocks:
+                block.compile()
+
     def forward(
         self,
         tubelets: Float[Tensor, "batch tokens patch_dim"],
