@@ -130,6 +130,21 @@ def test_padded_context_does_not_change_the_rest() -> None:
 
 
 @pytest.mark.parametrize("positions", POSITIONS)
+def test_no_gradient_flows_from_padding(positions: str) -> None:
+    """Token 47 is in no context: as padding it learns nothing and teaches nothing."""
+    encoder = encoder_of(positions)
+    tubelets = patchify(pixels_of(), GRID).requires_grad_()
+    ids = torch.cat([random_ids(2, 7), torch.full((2, 2), 47)], dim=1)
+    assert not (ids[:, :7] == 47).any()
+    valid = torch.arange(9).expand(2, -1) < 7
+    encoder.encode_tubelets(tubelets, ids, valid)[:, :7].square().sum().backward()
+    assert tubelets.grad is not None
+    assert not tubelets.grad[:, 47].any()
+    seen = gather_tokens(tubelets.grad, ids[:, :7])
+    assert seen.any(dim=-1).all()
+
+
+@pytest.mark.parametrize("positions", POSITIONS)
 def test_stochastic_depth_rests_in_eval(positions: str) -> None:
     dropping, plain = encoder_of(positions, drop_path=0.5).eval(), encoder_of(positions).eval()
     assert torch.equal(dropping(pixels_of()), plain(pixels_of()))
@@ -220,20 +235,23 @@ def test_every_size_is_built_under_its_timm_name(size: str, suffix: str) -> None
 
 
 @pytest.mark.parametrize(
-    ("name", "dim", "depth", "hidden"),
+    ("name", "dim", "depth", "heads", "hidden"),
     [
-        ("vit_tiny_patch16_224", 192, 12, 768),
-        ("vit_small_patch16_224", 384, 12, 1536),
-        ("vit_base_patch16_224", 768, 12, 3072),
-        ("vit_large_patch16_224", 1024, 24, 4096),
-        ("vit_huge_patch16_224", 1280, 32, 5120),
-        ("vit_giant_patch16_224", 1408, 40, 6144),
-        ("vit_gigantic_patch16_224", 1664, 48, 8192),
+        ("vit_tiny_patch16_224", 192, 12, 3, 768),
+        ("vit_small_patch16_224", 384, 12, 6, 1536),
+        ("vit_medium_patch16_224", 512, 12, 8, 2048),
+        ("vit_base_patch16_224", 768, 12, 12, 3072),
+        ("vit_large_patch16_224", 1024, 24, 16, 4096),
+        ("vit_huge_patch16_224", 1280, 32, 16, 5120),
+        ("vit_giant_patch16_224", 1408, 40, 22, 6144),  # V-JEPA 2's heads; timm has 16.
+        ("vit_gigantic_patch16_224", 1664, 48, 16, 8192),
     ],
 )
-def test_timm_names_stand_for_timm_sizes(name: str, dim: int, depth: int, hidden: int) -> None:
+def test_timm_names_stand_for_timm_sizes(name: str, dim: int, depth: int, heads: int, hidden: int) -> None:
     size = vit_size(EncoderConfig(name=name))
-    assert (size.dim, size.depth, round(size.dim * size.mlp_ratio)) == (dim, depth, hidden)
+    assert (size.dim, size.depth, size.num_heads, round(size.dim * size.mlp_ratio)) == (
+        *(dim, depth, heads, hidden),
+    )
 
 
 def test_vit_base_has_the_parameters_of_the_reference() -> None:

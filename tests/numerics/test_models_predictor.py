@@ -90,6 +90,40 @@ def test_padded_context_does_not_change_the_answers(positions: str) -> None:
     assert not torch.allclose(predictor(padded_tokens, padded_ids, TARGETS), expected, atol=1e-4)
 
 
+def test_no_gradient_flows_from_padding() -> None:
+    predictor = predictor_of()
+    tokens = torch.cat([context_tokens(), torch.full((2, 3, 24), 7.0)], dim=1).requires_grad_()
+    ids = torch.cat([CONTEXT, CONTEXT[:, -1:].expand(-1, 3)], dim=1)
+    valid = torch.arange(8).expand(2, -1) < 5
+    predictor(tokens, ids, TARGETS, context_valid=valid).square().sum().backward()
+    assert tokens.grad is not None
+    assert not tokens.grad[:, 5:].any() and tokens.grad[:, :5].any(dim=-1).all()
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+def test_the_last_block_computes_targets_alone(depth: int) -> None:
+    predictor, widths = predictor_of(depth=depth), []
+    for block in predictor.blocks:
+        block.mlp.register_forward_hook(lambda _, given, __: widths.append(given[0].shape[1]))  # type: ignore[union-attr]
+    predictor(context_tokens(), CONTEXT, TARGETS)
+    assert widths == [9] * (depth - 1) + [4]
+
+
+def test_fresh_weights_are_the_references_and_the_mask_tokens_small() -> None:
+    predictor = predictor_of(dim=128, depth=3, num_heads=4)
+    assert predictor.embed.weight.std().item() == pytest.approx(0.02, rel=0.1)
+    assert predictor.mask_tokens.std().item() == pytest.approx(0.02, rel=0.2)
+    for number, block in enumerate(predictor.blocks, start=1):
+        assert block.mlp.fc2.weight.std().item() == pytest.approx(0.02 / (2 * number) ** 0.5, rel=0.1)  # type: ignore[union-attr,operator]
+
+
+@pytest.mark.parametrize(("dim", "heads"), [(384, 6), (384, 12), (512, 8), (96, 4), (32, 1)])
+def test_width_depth_and_heads_are_free(dim: int, heads: int) -> None:
+    predictor = predictor_of(dim=dim, depth=2, num_heads=heads)
+    assert predictor(context_tokens(), CONTEXT, TARGETS).shape == (2, 4, 10)
+    assert predictor.head_dim * heads == dim and len(predictor.blocks) == 2
+
+
 def test_gradient_checkpointing_gives_the_same_gradients() -> None:
     def gradients(checkpointing: bool) -> list[Tensor]:
         predictor = predictor_of(grad_checkpointing=checkpointing)

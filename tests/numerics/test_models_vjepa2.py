@@ -135,6 +135,29 @@ def test_predictor(twins: Twins) -> None:
 
 
 @torch.no_grad()
+def test_padded_contexts_of_uneven_size(twins: Twins) -> None:
+    """They know no padding: each clip goes through their networks by itself, with its own context."""
+    context, targets = split(context=11, targets=9)
+    sizes = (11, 7)
+    valid = torch.arange(11) < torch.tensor(sizes)[:, None]
+    padded = torch.where(valid, context, context[:, 6:7])
+    ours = twins.encoder(clips(), padded, valid)
+    answers = twins.predictor(ours, padded, targets, group=1, context_valid=valid)
+    network = twins.reference.encoder
+    for clip, size in enumerate(sizes):
+        seen, asked = context[clip : clip + 1, :size], targets[clip : clip + 1]
+        hidden = gather_tokens(network.embeddings(clips()[clip : clip + 1].transpose(1, 2)), seen)
+        for layer in network.layer:
+            hidden = layer(hidden, seen)[0]
+        theirs = network.layernorm(hidden)
+        torch.testing.assert_close(ours[clip : clip + 1, :size], theirs, atol=TOLERANCE, rtol=0)
+        # Their predictor takes a whole clip's tokens and picks the context itself.
+        whole = torch.zeros(1, GRID.num_tokens, 128).index_copy(1, seen[0], theirs)
+        predicted = twins.reference.predictor(whole, [seen], [asked]).last_hidden_state
+        torch.testing.assert_close(answers[clip : clip + 1], predicted, atol=TOLERANCE, rtol=0)
+
+
+@torch.no_grad()
 def test_comparison_would_notice_another_rope(twins: Twins) -> None:
     """Moving every context token by one column, or counting rows as columns, is far outside the tolerance."""
     context, _ = split(context=11, targets=0)

@@ -25,7 +25,9 @@ class Predictor(nn.Module):
     """A narrow ViT over context tokens and one mask token a target; answers for targets only.
 
     The order of either list of ids is immaterial. In the last block only targets ask, since only they
-    are read. Source: V-JEPA's predictor (facebookresearch/vjepa2, src/models/predictor.py).
+    are read. Source: V-JEPA's predictor (facebookresearch/vjepa2, src/models/predictor.py), whose mask tokens
+    start at zero; ours are random, since rotary positions leave a zero where it is and the first block would
+    ask the same of every target.
     """
 
     def __init__(
