@@ -21,12 +21,13 @@ from salt_vla.jobs.data_index import EMBEDDED
 from salt_vla.jobs.resources import require_memory
 from salt_vla.jobs.start import note_masks
 from salt_vla.masks import build_masks
+from salt_vla.models.inflate import provenance_of_start, starting_weights
 from salt_vla.objectives import check_objective
 from salt_vla.rundir import RunDirectory, Status, read_json, root, write_text
 from salt_vla.targets import CachedTargets, EmaTargets, PixelTargets, TargetProvider, TeacherTargets
 from salt_vla.teachers import load_teacher
 from salt_vla.training.loop import fit
-from salt_vla.training.resume import settle
+from salt_vla.training.resume import settle, start_of
 from salt_vla.verdicts import conclude, note_recipe
 
 
@@ -55,6 +56,8 @@ def train(
     device = config.runtime.device
     check_objective(config.objective, config.batch_size // config.grad_accum_steps)
     require_memory(config)
+    start = start_of(run, config)
+    begins = "" if start is None else f"; {starting_weights(start, config.encoder).note}"
     table = open_table(config.data.table, config.data.view, config.geometry)
     targets, splits = open_targets(config, table, device)
     views = config.data.view.num_views
@@ -64,10 +67,12 @@ def train(
     pin(run, "clip table", {"clip_table": table.hash, "files": table.files_hash} | weights)
     if targets.train is not None:
         pin(run, "cache", targets.train.manifest.provenance | {"encoding": targets.train.encoding.name})
+    if start is not None:
+        pin(run, "starting weights", provenance_of_start(start))
     note_masks(run, config)
     if recipe is not None:
         note_recipe(run, recipe, config)
-    note = f"held-out clips: {splits.note}{_lacking(targets.train, splits.train, views)}"
+    note = f"held-out clips: {splits.note}{_lacking(targets.train, splits.train, views)}{begins}"
     status = fit(
         run, config, learned, held_out, targets.provider, stop_at=max_steps, note=note, allowed=allowed
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +14,9 @@ from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from salt_vla.config import TrainConfig
+from salt_vla.masks import MaskGroup
 from salt_vla.models import Predictor, VideoEncoder, build_encoder, build_predictor
+from salt_vla.models.inflate import initial_weights
 from salt_vla.training.distributed import World
 from salt_vla.training.networks import Networks
 from salt_vla.training.optimizer import build_optimizer
@@ -62,13 +65,29 @@ class Learner:
             self.call.set_requires_gradient_sync(now)
         return nullcontext()
 
+    def accompany(self, config: TrainConfig) -> None:
+        """Take part in a forward pass of the other processes without a clip of one's own: where parameters
+        are shared out, networks compute only together."""
+        if isinstance(self.call, FSDPModule):
+            device, geometry = next(self.networks.parameters()).device, config.geometry
+            first, second = torch.arange(2, device=device).view(2, 1, 1)
+            tubelets = torch.zeros(1, geometry.num_tokens, geometry.patch_dim, device=device)
+            self.call(tubelets, [MaskGroup(first, second)] * config.masks.num_groups)
+
     def clip_gradients(self, most: float) -> Tensor:
         """Scale all gradients so that their joint norm is at most `most`; the norm before."""
         return whole(torch.nn.utils.clip_grad_norm_(self.networks.parameters(), most))
 
 
-def build_learner(config: TrainConfig, target_dim: int, device: str, world: World | None = None) -> Learner:
-    """Fresh networks; the same configuration and seed give the same weights, and no generator moves.
+def build_learner(
+    config: TrainConfig,
+    target_dim: int,
+    device: str,
+    world: World | None = None,
+    start: Path | None = None,
+) -> Learner:
+    """Fresh networks; the same configuration and seed give the same weights, and no generator moves. `start`:
+    what the encoder begins with instead (`models.inflate`).
 
     In a `world` of several processes every one of them has to ask.
     """
@@ -77,6 +96,8 @@ def build_learner(config: TrainConfig, target_dim: int, device: str, world: Worl
         torch.default_generator.manual_seed(config.seed)
         encoder = build_encoder(config.encoder).to(device)
         predictor = build_predictor(config.predictor, encoder.dim, target_dim, config.geometry).to(device)
+    if start is not None:
+        initial_weights(start, encoder)
     networks = Networks(encoder, predictor)
     if config.optimizer.parameters == "bfloat16":
         networks.bfloat16()

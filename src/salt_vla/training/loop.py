@@ -31,7 +31,7 @@ from salt_vla.training.clock import Deadline, OutOfTime, Pace, Watchdog
 from salt_vla.training.distributed import World
 from salt_vla.training.guards import Setback, look_for_collapse, require_progress
 from salt_vla.training.learner import Learner, build_learner
-from salt_vla.training.resume import prepare, settle
+from salt_vla.training.resume import prepare, settle, start_of
 from salt_vla.training.skipped import SkippedRecords, Tally
 from salt_vla.training.state import RunState
 from salt_vla.training.step import train_step, validate
@@ -132,7 +132,8 @@ class Training:
         run, first = self.run, self.world.is_first
         self.config, self.task = prepare(run, self.config, self.train, self.provider, self.allowed)
         runtime = self.config.runtime
-        self.learner = build_learner(self.config, self.provider.dim, runtime.device)
+        start = start_of(run, self.config)
+        self.learner = build_learner(self.config, self.provider.dim, runtime.device, start=start)
         keep = Keep(runtime.keep_checkpoints, runtime.keep_every)
         self.saver = CheckpointWriter(run.checkpoints, keep, config_hash(self.config))
         momentum = self.config.optimizer.average

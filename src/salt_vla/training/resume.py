@@ -20,7 +20,7 @@ from salt_vla.config.files import Difference
 from salt_vla.errors import ConfigError, RunError
 from salt_vla.loader import load_from
 from salt_vla.models.loading import read_tensors, step_directories, write_tensors
-from salt_vla.rundir import RunDirectory, write_atomically, write_text
+from salt_vla.rundir import RunDirectory, root, write_atomically, write_text
 from salt_vla.targets import (
     RunningSpace,
     TargetProvider,
@@ -61,15 +61,20 @@ def same_config(run: RunDirectory, wanted: TrainConfig, allowed: Sequence[str] =
     """`wanted` as the run goes on with it. Raises `RunError` with a table of the fields in which it differs
     from the record, beyond those that are free, allowed, or left to be measured."""
     stored = stored_config(run)
-    wanted = _as_measured(wanted, stored)
-    refused = [row for row in differing_fields(stored, wanted) if not row.free and not _allows(allowed, row)]
-    if refused:
+    wanted = as_measured(wanted, stored)
+    rows = refused(stored, wanted, allowed)
+    if rows:
         raise RunError(
-            f"run {run.name!r} was started with other settings ({'; '.join(map(str, refused))}); give the "
-            f"new settings another --name, or allow them: {' '.join(_flag(row) for row in refused)}\n"
-            f"{as_table(refused)}"
+            f"run {run.name!r} was started with other settings ({'; '.join(map(str, rows))}); give the "
+            f"new settings another --name, or allow them: {' '.join(_flag(row) for row in rows)}\n"
+            f"{as_table(rows)}"
         )
     return wanted
+
+
+def refused(stored: TrainConfig, wanted: TrainConfig, allowed: Sequence[str]) -> list[Difference]:
+    """The differences that are neither free nor below one of the names `allowed`."""
+    return [row for row in differing_fields(stored, wanted) if not row.free and not _allows(allowed, row)]
 
 
 def _flag(row: Difference) -> str:
@@ -80,7 +85,8 @@ def stored_config(run: RunDirectory) -> TrainConfig:
     return from_json(TrainConfig, run.config_file.read_bytes(), str(run.config_file))
 
 
-def _as_measured(wanted: TrainConfig, stored: TrainConfig) -> TrainConfig:
+def as_measured(wanted: TrainConfig, stored: TrainConfig) -> TrainConfig:
+    """`wanted`, with what it leaves to be measured as it was for `stored`."""
     open_fields = {
         name: getattr(stored.runtime, name)
         for name, left_open in MEASURED.items()
@@ -119,6 +125,12 @@ def as_table(rows: Sequence[Difference]) -> str:
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in cells]
     lines.insert(1, "  ".join("-" * width for width in widths))
     return "\n".join(line.rstrip() for line in lines)
+
+
+def start_of(run: RunDirectory, config: TrainConfig) -> Path | None:
+    """Where the encoder's first weights lie, if there are any and no checkpoint says how it went on."""
+    begins = config.start_from and not step_directories(run.checkpoints)
+    return root() / config.start_from if begins else None
 
 
 def prepare(
