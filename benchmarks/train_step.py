@@ -86,7 +86,7 @@ class Contender:
 
 
 def clock() -> float:
-    """Seconds; with one thread those of the process alone, which a busy machine's other work hardly changes."""
+    """Seconds; with one thread those of the process alone, which a busy machine hardly changes."""
     one = torch.get_num_threads() == 1 and not torch.cuda.is_available()
     return time.process_time() if one else time.perf_counter()
 

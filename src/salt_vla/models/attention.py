@@ -5,13 +5,15 @@ Knows positions and widths, not what the tokens mean.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from salt_vla.geometry import ClipGeometry
 
-Rotation = tuple[Tensor, Tensor]  # (cos, sin), each (batch or 1, 1, tokens, head_dim)
+Rotation = tuple[Tensor, Tensor]  # (cos, sin), each (batch or 1, tokens, 1, head_dim); see `rotation`
 
 
 def token_places(ids: Tensor, geometry: ClipGeometry) -> tuple[Tensor, Tensor, Tensor]:
@@ -35,16 +37,41 @@ def rotation(ids: Tensor, head_dim: int, geometry: ClipGeometry) -> Rotation:
     omega = 1.0 / 10000 ** (torch.arange(half, device=ids.device, dtype=torch.float32) / max(half, 1))
     angles = [(axis.float().unsqueeze(-1) * omega).repeat(1, 1, 2) for axis in token_places(ids, geometry)]
     still = torch.zeros(*ids.shape, head_dim - 3 * axis_dim, device=ids.device)
-    angle = torch.cat([*angles, still], dim=-1).unsqueeze(1)
-    return angle.cos(), angle.sin()
+    angle = torch.cat([*angles, still], dim=-1).unsqueeze(2)
+    # (x₀, x₁) → (x₀ cos₀ − x₁ sin₀, x₁ cos₁ + x₀ sin₁): the sign is the sine's, once for all blocks.
+    signs = torch.tensor([-1.0, 1.0], device=ids.device).repeat(head_dim // 2)
+    return angle.cos(), angle.sin() * signs
+
+
+def _swapped(x: Tensor) -> Tensor:
+    """Neighbouring channels change places."""
+    pairs = x.unflatten(-1, (-1, 2))
+    return torch.stack((pairs[..., 1], pairs[..., 0]), dim=-1).flatten(-2)
 
 
 def rotate(x: Tensor, by: Rotation) -> Tensor:
-    """Turn neighbouring channel pairs of x (batch, heads, tokens, head_dim)."""
-    cos, sin = by
-    pairs = x.unflatten(-1, (-1, 2))
-    turned = torch.stack((-pairs[..., 1], pairs[..., 0]), dim=-1).flatten(-2)
-    return (x * cos + turned * sin).to(x.dtype)
+    """Turn neighbouring channel pairs of x (batch, tokens, heads, head_dim), in the precision of x."""
+    cos, sin = (part.to(x.dtype) for part in by)
+    return (x * cos).addcmul_(_swapped(x), sin)
+
+
+class _Turned(torch.autograd.Function):
+    """`rotate`, knowing its own gradient: autograd's would keep and fill several tensors as large as x."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return rotate(x, (cos, sin))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        return rotate(grad, (cos, _swapped(sin))), None, None
+
+
+def turned(x: Tensor, by: Rotation) -> Tensor:
+    """`rotate`, with a gradient of its own where one is asked for."""
+    return _Turned.apply(x, *by) if x.requires_grad else rotate(x, by)
 
 
 def sincos_table(dim: int, geometry: ClipGeometry) -> Tensor:
@@ -88,13 +115,15 @@ class Attention(nn.Module):
             k, v = F.linear(x, self.qkv.weight[dim:], self.qkv.bias[dim:]).chunk(2, dim=-1)
         else:
             q, k, v = self.qkv(x).chunk(3, dim=-1)
-        q, k, v = (y.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2) for y in (q, k, v))
+        q, k, v = (y.unflatten(-1, (self.num_heads, self.head_dim)) for y in (q, k, v))
         if turn is not None:
             cos, sin = turn
-            k = rotate(k, turn)
-            q = rotate(q, (cos[:, :, first:], sin[:, :, first:]))
+            k = turned(k, turn)
+            q = turned(q, (cos[:, first:], sin[:, first:]))
         mask = None if valid is None else valid[:, None, None, :]
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        y = F.scaled_dot_product_attention(
+            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask
+        )
         return self.proj(y.transpose(1, 2).reshape(batch, -1, dim))
 
 
