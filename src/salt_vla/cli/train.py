@@ -24,6 +24,8 @@ def train(
     data: str | None = None,
     cache: str | None = None,
     batch_size: int | None = None,
+    allow_change: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
+    branch: str | None = None,
 ) -> None:
     """Run a recipe; the same command with the same --name resumes it.
 
@@ -40,6 +42,8 @@ def train(
         data: a clip table, a LeRobot data set's folder, or metaworld-mini.
         cache: the folder of the teacher's cached latents.
         batch_size: clips a step; where grad_accum_steps does not divide it, that is lowered too.
+        allow_change: a field or section in which a resume may differ from the run's record; repeatable.
+        branch: begin from another run's checkpoint, as RUN@STEP, with other steps or rates.
     """
     experiment = get_recipe(recipe)
     config = override(experiment.config, overrides)
@@ -53,7 +57,12 @@ def train(
     from salt_vla.jobs import train as job
 
     run = recipe if name is None else name
-    status = job.train(job.with_paths(config, data, cache), run, max_steps, recipe=experiment)
+    config = job.with_paths(config, data, cache)
+    if branch is not None:
+        from salt_vla.jobs.branch import branch as make_branch
+
+        make_branch(RunDirectory.named(run), config, branch, allow_change)
+    status = job.train(config, run, max_steps, allow_change, experiment)
     print(f"{run}: {status.state} at step {status.step}")
     verdict = noted_verdict(RunDirectory.named(run))
     if verdict:
