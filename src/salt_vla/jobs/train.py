@@ -68,7 +68,7 @@ def train(
     if targets.train is not None:
         pin(run, "cache", targets.train.manifest.provenance | {"encoding": targets.train.encoding.name})
     if start is not None:
-        pin(run, "starting weights", provenance_of_start(start))
+        pin(run, "start", provenance_of_start(start))
     note_masks(run, config)
     if recipe is not None:
         note_recipe(run, recipe, config)
