@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 MAX_CORE_DEPENDENCIES = 12
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 TESTED = PROJECT["dependencies"] + [
-    need for extra in ("sim", "scale", "dev") for need in PROJECT["optional-dependencies"][extra]
+    need for extra in ("sim", "scale", "sweep", "dev") for need in PROJECT["optional-dependencies"][extra]
 ]
 PIN = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*)==(?P<version>[0-9][\w.]*)")
 

@@ -25,6 +25,12 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "": ("demo:demo", "train a teacher and a student on simulated robots, and report what was learned")
     },
     "train": {"": ("train:train", "run a recipe, or resume the run of that name")},
+    "sweep": {
+        "run": ("sweep:run", "run a recipe at many points of its fields; ends with one table"),
+        "ls": ("sweep:ls", "list the sweeps"),
+        "show": ("sweep:show", "a sweep's table, the best run first"),
+        "promote": ("sweep:promote", "a sweep's best run as a recipe of its own"),
+    },
     "eval": {"": ("evaluate:evaluate", "probe encoders on held-out episodes, beside honest baselines")},
     "data": {
         "index": ("data:index", "write the clip table of a data set"),
