@@ -1,4 +1,4 @@
-"""Settings that change with a run's consent: told as a table, allowed by name, or in a branch of their own."""
+"""Settings that change with a run's consent: told as a table, allowed by name, or in a branch of its own."""
 
 from __future__ import annotations
 

@@ -36,8 +36,8 @@ def branch(run: RunDirectory, config: TrainConfig, source: str, allowed: Sequenc
     """Make `run` out of `source` (RUN@STEP) and `config`, unless that has been done before.
 
     The new folder appears whole, with the checkpoint, what was measured or pinned at the source's start, and
-    its metrics up to the step. Raises `RunError` where there is no such checkpoint, or where settings differ in
-    more than `MAY_CHANGE` and `allowed`.
+    its metrics up to the step. Raises `RunError` where there is no such checkpoint, or where settings differ
+    in more than `MAY_CHANGE` and `allowed`.
     """
     origin, step = _parse(source)
     if run.path.exists():
