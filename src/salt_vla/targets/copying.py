@@ -30,16 +30,18 @@ def nearest_context(
     A squared distance is a sum over axes, so the nearest token of every place is found one axis after the
     other (Felzenszwalb, Huttenlocher 2012, section 2.1): far less work than comparing all pairs of tokens.
     """
-    steps, rows, columns = geometry.token_grid
     # A place holds distance × tokens + id of the nearest token so far: the least is nearest, then first.
     found = context_ids.new_full((len(context_ids), geometry.num_tokens), FAR)
     seen = context_ids if context_valid is None else context_ids.masked_fill(~context_valid, FAR)
     found.scatter_reduce_(1, context_ids, seen, "amin")
-    found = found.view(-1, steps, rows, columns)
-    for axis, (length, power, weight) in enumerate(((steps, 1, 1), (rows, 2, steps), (columns, 2, steps)), 1):
-        places = torch.arange(length, device=found.device)
+    found = found.view(-1, *geometry.token_grid)
+    steps = geometry.token_grid[0]
+    for axis, (power, weight) in enumerate(((1, 1), (2, steps), (2, steps)), start=1):
+        places = torch.arange(found.shape[axis], device=found.device)
         apart = (places[:, None] - places).abs() ** power * (weight * geometry.num_tokens)
-        # (…, from, to) along a last axis: the least over where one comes from.
-        moved = found.movedim(axis, -1).unsqueeze(-1) + apart
-        found = moved.amin(dim=-2).movedim(-1, axis)
+        nearest = torch.full_like(found, FAR)
+        for start, costs in enumerate(apart):
+            way = found.narrow(axis, start, 1) + costs.view([-1 if at == axis else 1 for at in range(4)])
+            torch.minimum(nearest, way, out=nearest)
+        found = nearest
     return found.flatten(1).gather(1, target_ids) % geometry.num_tokens

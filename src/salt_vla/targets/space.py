@@ -43,8 +43,11 @@ class TargetSpace:
         self, scored: Tensor, ids: Int64[Tensor, "batch target"]
     ) -> Float[Tensor, "batch target dim"]:
         """The objective's targets at token places `ids`."""
-        targets = gather_tokens(scored, ids)
-        return targets - self.position_mean[ids] if self.mode == "centred" else targets
+        return self.to_trained(gather_tokens(scored, ids), ids)
+
+    def to_trained(self, scored: Tensor, ids: Int64[Tensor, "batch target"]) -> Tensor:
+        """Centre what was picked at `ids` already, where the objective does."""
+        return scored - self.position_mean[ids] if self.mode == "centred" else scored
 
     def to_scored(self, predicted: Tensor, ids: Int64[Tensor, "batch target"]) -> Tensor:
         """Undo the centring of predictions at `ids`."""

@@ -5,6 +5,7 @@ Stays on the device until it is asked for a row; knows nothing of losses and par
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass, field
 
@@ -13,11 +14,11 @@ from torch import Tensor
 
 from salt_vla.batches import Batch
 from salt_vla.config import TrainConfig
-from salt_vla.models import gather_tokens
 from salt_vla.targets import Task, nearest_context
 from salt_vla.training.distributed import World
 
 BASELINES = ("channel_mean", "position_mean", "copy_nearest")
+RANKS = ("prediction_rank", "encoder_rank")
 RANK_ROWS = 512  # tokens that an effective rank is taken of, at most: what its eigenvalues cost bounds it
 
 
@@ -34,7 +35,9 @@ class ExplainedVariance:
 
     def add(self, predicted: Tensor, targets: Tensor, baselines: dict[str, Tensor]) -> None:
         for name, guess in ({"residual": predicted} | baselines).items():
-            _add_to(self.sums, name, (guess - targets).square().sum().double())
+            # Norms of tokens first: no second table as large as the predictions.
+            lengths = torch.linalg.vector_norm(guess - targets, dim=-1)
+            _add_to(self.sums, name, lengths.double().square().sum())
 
     def as_row(self) -> dict[str, Tensor]:
         residual = self.sums["residual"]
@@ -50,11 +53,14 @@ class Spread:
 
     def add(self, tokens: Tensor) -> None:
         """(batch, tokens, dim)"""
-        count = tokens.shape[0] * tokens.shape[1]
-        variance, mean = (t.double() for t in torch.var_mean(tokens.flatten(0, 1), dim=0, correction=0))
-        _add_to(self.sums, "count", torch.full((), float(count), dtype=torch.float64, device=tokens.device))
-        _add_to(self.sums, "first", mean * count)
-        _add_to(self.sums, "second", (variance + mean.square()) * count)
+        rows = tokens.flatten(0, 1)
+        mean = rows.mean(dim=0)
+        squares = (rows - mean).square_().sum(dim=0).double()
+        count = torch.full((), float(len(rows)), dtype=torch.float64, device=rows.device)
+        _add_to(self.sums, "count", count)
+        _add_to(self.sums, "first", mean.double() * count)
+        # About zero, from those about the mean; errors of a rounded mean are of second order.
+        _add_to(self.sums, "second", squares + mean.double().square() * count)
 
     def value(self) -> Tensor:
         first, second = (self.sums[name] / self.sums["count"] for name in ("first", "second"))
@@ -130,39 +136,47 @@ class Scores:
     ) -> None:
         """`scored`: the targets of all tokens in the space of R²; the rest as `Networks` gives it."""
         space = task.space
+        rows = torch.arange(len(scored), device=scored.device).unsqueeze(1)
         for z, context, group in zip(predicted, contexts, batch.masks, strict=True):
             ids, z = group.target_ids, z.detach().float()
+            targets = scored[rows, ids]
             copied = nearest_context(group.context_ids, ids, config.geometry, group.context_valid)
             baselines = {
                 "channel_mean": space.channel_mean,
                 "position_mean": space.position_mean[ids],
-                "copy_nearest": gather_tokens(scored, copied),
+                "copy_nearest": scored[rows, copied],
             }
-            self.explained.add(space.to_scored(z, ids), gather_tokens(scored, ids), baselines)
+            self.explained.add(space.to_scored(z, ids), targets, baselines)
             # As the loss sees them: where they are centred, what is the same in every clip is no spread.
-            self.targets.add(space.trained(scored, ids))
+            self.targets.add(space.to_trained(targets, ids))
             self.predictions.add(z)
             self.prediction_rank.add(z, batch)
             self.encoder_rank.add(context, batch, group.context_valid)
 
     def shared(self, world: World) -> Scores:
-        """Those of all processes together; each of them has to ask."""
+        """Those of all processes together; each of them has to ask, and one at least has seen a clip."""
         if world.size == 1:
             return self
-        whole = Scores()
-        for part in ("explained", "targets", "predictions"):
-            mine: dict[str, Tensor] = getattr(self, part).sums
-            sums = world.sum(torch.cat([tensor.flatten() for tensor in mine.values()]))
-            pieces = sums.split([tensor.numel() for tensor in mine.values()])
-            getattr(whole, part).sums = {
-                name: piece.view_as(mine[name]) for name, piece in zip(mine, pieces, strict=True)
-            }
-        for part in ("prediction_rank", "encoder_rank"):
-            table = getattr(self, part).table()
+        whole, sums = Scores(), ("explained", "targets", "predictions")
+        mine = {
+            f"{part}/{name}": tensor.cpu()
+            for part in sums
+            for name, tensor in getattr(self, part).sums.items()
+        }
+        mine |= {part: getattr(self, part).table().cpu() for part in RANKS if getattr(self, part).rows}
+        shapes = json.dumps({name: list(tensor.shape) for name, tensor in mine.items()})
+        said = world.tell(shapes, teller=world.size - world.agree(world.size - world.rank if mine else 0))
+        for name, shape in json.loads(said).items():
+            part, _, key = name.partition("/")
+            if key:
+                summand = mine[name] if mine else torch.zeros(shape, dtype=torch.float64)
+                getattr(whole, part).sums[key] = world.sum(summand)
+                continue
             # A place for each process' rows; those that stay zero count nothing.
-            tables = table.new_zeros(world.size, RANK_ROWS, table.shape[1])
-            tables[world.rank, : len(table)] = table
-            rows = world.sum(tables).flatten(0, 1)
+            places = torch.zeros(world.size, RANK_ROWS, shape[1])
+            if mine:
+                places[world.rank, : len(mine[name])] = mine[name]
+            rows = world.sum(places).flatten(0, 1)
             getattr(whole, part).rows = [rows[rows.any(dim=1)]]
         return whole
 
