@@ -176,6 +176,12 @@ def keys_of_step(parts: Sequence[Part], num_views: int, batch_size: int, seed: i
     return keys
 
 
+def rows_of(length: int, part: tuple[int, int]) -> slice:
+    """Of that many rows, those of `part` = (rank, size); the first has one more where there are too few."""
+    first, end = (-(-number * length // part[1]) for number in (part[0], part[0] + 1))
+    return slice(first, end)
+
+
 class Batches(Dataset[Batch]):
     """Map-style data set whose item `step` (from 0) is that step's whole batch, or one process' part of it.
 
@@ -259,24 +265,30 @@ class Batches(Dataset[Batch]):
     @property
     def _rows(self) -> slice:
         """Of the global batch, those that this process has."""
-        rank, size = self.part
-        return slice(rank * self.batch_size // size, (rank + 1) * self.batch_size // size)
+        return rows_of(self.batch_size, self.part)
 
-    def canonical(self, count: int, batch_size: int) -> Iterator[Batch]:
-        """View 0 of up to `count` clips spread over the data set, in batches with masks of their own: whole
-        ones, the same in every process, never jittered.
+    def canonical(self, count: int, batch_size: int, part: tuple[int, int] = (0, 1)) -> Iterator[Batch]:
+        """View 0 of up to `count` clips spread over the data set, in batches with masks of their own, never
+        jittered. Of each batch the rows of `part` = (rank, size), where it has any; masks are drawn for all.
 
         Nothing stands in for a damaged record here: its clip is left out, and the others keep their masks.
         """
         chosen = np.unique(np.linspace(0, len(self.clip_ids) - 1, min(count, len(self.clip_ids))).astype(int))
         for number, start in enumerate(range(0, len(chosen), batch_size)):
-            asked = [(self.clip_ids[i], 0) for i in chosen[start : start + batch_size]]
-            masks = self.masks.sample(len(asked), self.seed, number)
+            whole = [(self.clip_ids[i], 0) for i in chosen[start : start + batch_size]]
+            rows = rows_of(len(whole), part)
+            asked = whole[rows]
+            if not asked:
+                continue
+            masks = [
+                group.rows(rows.start, rows.stop)
+                for group in self.masks.sample(len(whole), self.seed, number)
+            ]
             batch = self._read(asked, masks, partial(_without, asked))
             if batch.corrupt:
                 places = [asked.index(key) for key in batch.keys]
                 batch = replace(batch, masks=[group.at(places) for group in masks])
-            yield batch
+            yield replace(batch, first_row=rows.start, global_size=len(whole))
 
     def _with_stand_ins(self, asked: list[Key], bad: Mapping[Key, CorruptRecord], step: int) -> list[Key]:
         """The batch's other clips, in turn, in the places of bad ones; a later step's where it has none."""

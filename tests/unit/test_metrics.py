@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import timedelta
 from threading import Thread
 
@@ -189,25 +189,14 @@ def test_padding_is_no_part_of_the_encoders_rank() -> None:
     assert padded.value().item() == pytest.approx(plain.value().item(), rel=1e-6)
 
 
-@dataclass(frozen=True)
-class OneOfTwo(World):
-    """A process of two that are threads here, and really talk by gloo."""
-
-    group: dist.ProcessGroup | None = None
-
-    def sum(self, value: Tensor) -> Tensor:
-        value = value.clone()
-        assert self.group is not None
-        self.group.allreduce([value]).wait()
-        return value
-
-
 def in_two(work: Callable[[World], None]) -> None:
+    """Two processes that are threads here, and really talk by gloo."""
     store, failures = dist.HashStore(), []
 
     def run(rank: int) -> None:
         try:
-            work(OneOfTwo(rank, 2, group=dist.ProcessGroupGloo(store, rank, 2, timedelta(seconds=30))))
+            group = dist.ProcessGroupGloo(store, rank, 2, timedelta(seconds=30))
+            work(World(rank, 2, group=group))
         except BaseException as error:  # noqa: BLE001 - handed to the test's own thread.
             failures.append(error)
 

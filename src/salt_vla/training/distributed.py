@@ -28,6 +28,7 @@ PATIENCE = timedelta(days=1)  # for another's work; a step that hangs is the wat
 ECHO_SECONDS = 5.0  # within which a launcher passes on a signal that the terminal has sent to all
 LAST_WORDS_SECONDS = 10.0  # that one process waits for another's reason, or for its end
 _LOST = ("gloo/transport", "Connection closed by peer", "Connection reset by peer")
+_AT_END, _HAS_ONE = 0, 1  # what the processes tell each other of the next item; more: it failed
 _REASON, _SPOKEN = "reason", "the first has spoken"  # keys of the store
 
 
@@ -46,7 +47,8 @@ class World:
     size: int = 1
     local_rank: int = 0
     local_size: int = 1
-    store: Store | None = field(default=None, compare=False)
+    store: Store | None = field(default=None, compare=False, repr=False)
+    group: dist.ProcessGroup | None = field(default=None, compare=False, repr=False)
 
     @property
     def is_first(self) -> bool:
@@ -58,18 +60,17 @@ class World:
         return self.sum(value) / self.size if self.size > 1 else value
 
     def sum(self, value: Tensor) -> Tensor:
-        if self.size > 1:
-            value = value.clone()
-            dist.all_reduce(value)
-        return value
+        return value if self.size == 1 else self._reduced(value.clone(), dist.ReduceOp.SUM)
 
     def agree(self, number: int) -> int:
         """The largest of the numbers that the processes say, to all of them."""
         if self.size == 1:
             return number
-        said = torch.tensor(number, dtype=torch.int64)
-        dist.all_reduce(said, dist.ReduceOp.MAX)
-        return int(said)
+        return int(self._reduced(torch.tensor(number, dtype=torch.int64), dist.ReduceOp.MAX))
+
+    def total(self, number: int) -> int:
+        """The sum of the numbers that the processes say, to all of them."""
+        return int(self.sum(torch.tensor(number, dtype=torch.int64)))
 
     def wait(self) -> None:
         """Until all processes are here."""
@@ -79,13 +80,16 @@ class World:
         """What process `teller` says, to all of them; as bytes, since objects would travel as pickles."""
         if self.size == 1:
             return text
-        said = torch.frombuffer(bytearray(text.encode()) or bytearray(1), dtype=torch.uint8)
-        length = torch.tensor(len(text.encode()), dtype=torch.int64)
-        dist.broadcast(length, teller)
-        if self.rank != teller:
-            said = torch.empty(max(int(length), 1), dtype=torch.uint8)
-        dist.broadcast(said, teller)
-        return said.numpy().tobytes()[: int(length)].decode()
+        spoken = text.encode() if self.rank == teller else b""
+        said = torch.zeros(self.agree(len(spoken)), dtype=torch.uint8)
+        if spoken:
+            said = torch.frombuffer(bytearray(spoken), dtype=torch.uint8)
+        return self.sum(said).numpy().tobytes().decode()
+
+    def _reduced(self, value: Tensor, how: dist.ReduceOp.RedOpType) -> Tensor:
+        assert self.group is not None
+        self.group.allreduce([value], how).wait()
+        return value
 
     @contextmanager
     def losses_named(self) -> Iterator[None]:
@@ -126,29 +130,31 @@ class World:
         if self.is_first:
             self.wait()
 
-    def in_step(self, items: Iterable[T]) -> Iterator[T]:
-        """`items`, one in each process at a time; the `UserError` of one is raised in all."""
+    def in_step(self, items: Iterable[T]) -> Iterator[T | None]:
+        """The `items` of each process, one in each at a time; None where it has no more while another has.
+
+        The `UserError` of one process is raised in all.
+        """
         if self.size == 1:
             yield from items
             return
         iterator = iter(items)
         while True:
-            item, error, at_end = None, None, 0
+            item, error, said = None, None, _HAS_ONE
             try:
                 item = next(iterator)
             except StopIteration:
-                at_end = 1
+                said = _AT_END
             except UserError as caught:
-                error = caught
-            failed = self.agree(0 if error is None else self.size - self.rank)
-            if failed:
-                # The first process that failed speaks; its own error is raised as it is.
-                teller = self.size - failed
+                error, said = caught, _HAS_ONE + self.size - self.rank
+            most = self.agree(said)
+            if most == _AT_END:
+                return
+            if most > _HAS_ONE:
+                teller = _HAS_ONE + self.size - most  # The first of those that failed.
                 sentence = self.tell(str(error), teller)
                 raise error if error is not None and teller == self.rank else RunError(sentence)
-            if at_end:
-                return
-            yield item  # type: ignore[misc]
+            yield item
 
 
 @contextmanager
@@ -189,7 +195,8 @@ def _join(place: Launched) -> World:
     store, _, _ = next(rendezvous("env://"))
     dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.size, timeout=PATIENCE)
     last_words = PrefixStore("salt_vla", store)
-    return World(place.rank, place.size, place.local_rank, place.local_size, last_words)
+    group = dist.group.WORLD
+    return World(place.rank, place.size, place.local_rank, place.local_size, last_words, group)
 
 
 def _leave(world: World, error: BaseException) -> None:

@@ -36,9 +36,9 @@ class SkippedRecords:
         self.run = run
         self._said = set(run.log_file.read_text().splitlines()) if run.log_file.exists() else set()
 
-    def watch(self, batches: Iterable[Batch], tally: Tally) -> Iterator[Batch]:
+    def watch(self, batches: Iterable[Batch], tally: Tally, may_be_none: bool = False) -> Iterator[Batch]:
         """The batches that hold clips, each counted when it is taken. Raises `CacheError` when too large a
-        share of the records is damaged, or when not one clip could be read."""
+        share of the records is damaged, or when not one clip could be read (unless there `may_be_none`)."""
         is_empty, damaged = True, None
         for batch in batches:
             tally.clips += len(batch.keys)
@@ -50,7 +50,7 @@ class SkippedRecords:
             if batch.keys:
                 is_empty = False
                 yield batch
-        if is_empty and damaged is not None:
+        if is_empty and damaged is not None and not may_be_none:
             raise _too_many(tally, damaged)
 
     def _say(self, line: str) -> None:

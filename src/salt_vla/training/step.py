@@ -11,6 +11,7 @@ from torch import Tensor
 
 from salt_vla.batches import Batch
 from salt_vla.config import TrainConfig
+from salt_vla.errors import CacheError
 from salt_vla.models import patchify
 from salt_vla.models.photometric import jittered
 from salt_vla.models.pixels import normalise_pixels
@@ -89,7 +90,7 @@ def train_step(
     row |= {"grad_norm": length} | ({"bad": reason} if reason else {})
     if scores is not None:
         changed = changed_share(before, learner.named_parameters())
-        row |= parts | scores.as_row() | {"changed_share": changed} | state.begin_line()
+        row |= parts | scores.shared(learner.world).as_row() | {"changed_share": changed} | state.begin_line()
     return row
 
 
@@ -133,13 +134,22 @@ def residuals_kept(
 def validate(
     learner: Learner, batches: Iterable[Batch], task: Task, config: TrainConfig, step: int, device: str
 ) -> dict[str, Any]:
-    """Loss and R² on held-out clips (view 0, masks that are the same at every validation)."""
+    """Loss and R² on held-out clips (view 0, masks that are the same at every validation), of which
+    `batches` are this process' share."""
     learner.train(False)
     scores = Scores()
     loss_sum, clips = 0.0, 0
-    for batch in batches:
+    for batch in learner.world.in_step(batches):
+        if batch is None:
+            learner.accompany(config)
+            continue
         loss, _ = forward(learner, batch.to(device), task, config, step, scores)
         loss_sum += loss.item() * len(batch.keys)
         clips += len(batch.keys)
     learner.train()
-    return {"kind": "val", "step": step, "loss": loss_sum / clips, "clips": clips, **scores.as_row()}
+    sums = learner.world.sum(torch.tensor([loss_sum, clips], dtype=torch.float64))
+    loss_sum, clips = sums[0].item(), int(sums[1])
+    if not clips:
+        raise CacheError("not one held-out clip could be read; `salt-vla cache verify` names what is damaged")
+    row = {"kind": "val", "step": step, "loss": loss_sum / clips, "clips": clips}
+    return row | scores.shared(learner.world).as_row()
