@@ -126,6 +126,13 @@ def test_encoder_terms_are_of_pooled_contexts_group_by_group() -> None:
     assert total.item() == pytest.approx(parts["regression"].item() + 0.5 * variance + 0.25 * covariance)
 
 
+def test_a_clip_left_alone_in_a_validation_has_no_encoder_term() -> None:
+    total, parts = objective(
+        groups(1, batch=1), groups(2, batch=1), replace(VICREG, regularised="encoder"), groups(3, batch=1)
+    )
+    assert list(parts) == ["regression"] and torch.equal(total, parts["regression"])
+
+
 def test_both_is_the_sum_with_columns_of_their_own() -> None:
     args = groups(1), groups(2)
     contexts, valid = groups(3), [None, torch.ones(3, 11, dtype=torch.bool)]

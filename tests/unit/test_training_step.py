@@ -304,6 +304,15 @@ def test_validation_weighs_batches_by_their_clips() -> None:
     assert {f"r2_{name}" for name in BASELINES} <= row.keys()
 
 
+def test_validation_gives_the_regression_without_the_other_terms() -> None:
+    """They depend on who shares a batch, here on a clip that is alone in its own."""
+    terms = ObjectiveConfig(variance_weight=0.5, regularised="both", contrastive_weight=0.5)
+    held_out = [batch_of(8, seed=5), batch_of(1, seed=6)]
+    plain = validate(learner_of(), held_out, task_of(), CONFIG, step=1, device="cpu")
+    row = validate(learner_of(), held_out, task_of(), replace(CONFIG, objective=terms), step=1, device="cpu")
+    assert row == plain
+
+
 def test_validation_is_without_stochastic_depth() -> None:
     config = replace(CONFIG, encoder=replace(CONFIG.encoder, drop_path=0.9, depth=2))
     learner = learner_of(config)

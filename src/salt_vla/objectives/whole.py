@@ -78,7 +78,8 @@ def _regularised(
     chosen: list[tuple[str, list[Tensor]]] = []
     if config.regularised != "encoder":
         chosen.append(("", [torch.cat([z.flatten(0, 1) for z in predicted])]))
-    if config.regularised != "predictions":
+    # A single clip, as the last of a validation may be alone, has no deviation from others.
+    if config.regularised != "predictions" and len(contexts[0]) > 1:
         masks = valid or [None] * len(contexts)
         chosen.append(("_encoder", [pooled(c, v) for c, v in zip(contexts, masks, strict=True)]))
     return chosen

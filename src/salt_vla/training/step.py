@@ -135,7 +135,7 @@ def validate(
     learner: Learner, batches: Iterable[Batch], task: Task, config: TrainConfig, step: int, device: str
 ) -> dict[str, Any]:
     """Loss and R² on held-out clips (view 0, masks that are the same at every validation), of which
-    `batches` are this process' share."""
+    `batches` are this process' share. The loss is the regression alone: other terms depend on batches."""
     learner.train(False)
     scores = Scores()
     loss_sum, clips = 0.0, 0
@@ -143,8 +143,8 @@ def validate(
         if batch is None:
             learner.accompany(config)
             continue
-        loss, _ = forward(learner, batch.to(device), task, config, step, scores)
-        loss_sum += loss.item() * len(batch.keys)
+        _, parts = forward(learner, batch.to(device), task, config, step, scores)
+        loss_sum += parts["regression"].item() * len(batch.keys)
         clips += len(batch.keys)
     learner.train()
     sums = learner.world.sum(torch.tensor([loss_sum, clips], dtype=torch.float64))
