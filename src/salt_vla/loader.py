@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
+from multiprocessing.connection import wait
 from multiprocessing.context import SpawnContext, SpawnProcess
 from typing import Any, Literal
 
@@ -31,6 +32,7 @@ from salt_vla.errors import DataError, ResourceError, UserError
 SHARED_MEMORY = "/dev/shm"
 LOOK = 2.0  # seconds between two looks at processes that are waited for
 NOTE_BYTES = 2048
+SECONDS_TO_DIE = 2.0  # between the end of a connection and that of its process
 SPARE_SLOTS = 2  # the batch in use and the one before it; the others wait or are being filled
 OF_THE_MACHINE = (signal.SIGKILL, signal.SIGBUS)  # memory or /dev/shm ran out, where nobody killed by hand
 
@@ -149,13 +151,14 @@ def _wait_for(
     while True:
         try:
             return next(answers)
-        except RuntimeError as error:
+        except (RuntimeError, EOFError, OSError) as error:  # Who dies takes with it what it has just sent.
             hands = [_Note.read(notes, number) for number in range(len(notes))]
-            dead = [number for number, process in enumerate(processes) if not process.is_alive()]
+            is_late = isinstance(error, RuntimeError) and "timed out" in str(error)
+            dead = _dead(processes, 0 if is_late else SECONDS_TO_DIE)
             if dead:
                 first = min(dead, key=lambda number: hands[number].step)
                 raise _died(f"{first + 1} of {len(processes)}", processes[first], hands[first]) from error
-            if "timed out" not in str(error):
+            if not is_late:
                 raise
             if not any(note.is_there for note in hands) and time.monotonic() - asked < SECONDS_TO_START:
                 began = time.monotonic()  # Imports from a slow disk are no hanging.
@@ -163,6 +166,12 @@ def _wait_for(
                 for process in processes:
                     process.kill()  # It would be waited for at the end of this program, too.
                 raise _hangs(hands, patience) from error
+
+
+def _dead(processes: list[SpawnProcess], seconds: float) -> list[int]:
+    """The numbers of those that have ended, after waiting up to `seconds` for one."""
+    wait([process.sentinel for process in processes], timeout=seconds)
+    return [number for number, process in enumerate(processes) if not process.is_alive()]
 
 
 def _died(which: str, process: SpawnProcess, note: _Note) -> UserError:

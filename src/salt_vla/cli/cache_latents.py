@@ -61,7 +61,7 @@ class Latents:
         """Load the teacher and find the clips. Raises the errors of both."""
         from salt_vla.jobs.build_cache import BATCH_SIZE, fitting_batch
         from salt_vla.jobs.data import open_table
-        from salt_vla.jobs.resources import parse_bytes
+        from salt_vla.config import parse_bytes
         from salt_vla.teachers import load_teacher
 
         if not self.teacher:

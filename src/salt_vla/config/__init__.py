@@ -3,7 +3,7 @@
 Knows neither torch nor the code that acts on the settings.
 """
 
-from salt_vla.config.checks import ADDED_LATER, FREE
+from salt_vla.config.checks import ADDED_LATER, FREE, parse_bytes
 from salt_vla.config.criteria import Criterion, parse_criterion
 from salt_vla.config.data import DataConfig, PhotometricConfig, TargetConfig, ViewConfig
 from salt_vla.config.files import config_hash, differing_fields, from_json, leaves, to_json
@@ -52,6 +52,7 @@ __all__ = [
     "from_json",
     "leaves",
     "override",
+    "parse_bytes",
     "parse_criterion",
     "to_json",
 ]

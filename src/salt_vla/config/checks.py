@@ -5,6 +5,7 @@ Knows no configuration.
 
 from __future__ import annotations
 
+import re
 import typing
 from typing import Any, Literal
 
@@ -36,3 +37,15 @@ def require_choices(config: Any, section: str) -> None:
 def require_choice(value: Any, hint: Any, where: str) -> None:
     choices = typing.get_args(hint)
     require(value in choices, f"{where} must be one of {', '.join(choices)}, not {value!r}")
+
+
+def parse_bytes(text: str) -> int:
+    """ "25GB", "500 MB", "16GiB" or a number of bytes. Raises `ConfigError` for anything else."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", text, re.IGNORECASE)
+    size = 0
+    if match is not None:
+        power = " KMGT".index(match[2].upper() or " ")
+        size = int(float(match[1]) * (1024 if match[3] else 1000) ** power)
+    if not 0 < size < 2**63:
+        raise ConfigError(f"{text!r} is no amount of memory; write it as 25GB, 500MB or 16GiB")
+    return size

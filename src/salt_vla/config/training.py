@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from salt_vla.config.checks import ADDED_LATER, FREE, require, require_at_least, require_choices
+from salt_vla.config.checks import ADDED_LATER, FREE, parse_bytes, require, require_at_least, require_choices
 from salt_vla.config.criteria import parse_criterion
 from salt_vla.config.data import DataConfig, TargetConfig
 from salt_vla.config.model import EncoderConfig, MaskConfig, PredictorConfig
@@ -152,6 +152,8 @@ class RuntimeConfig:
         require_choices(self, "runtime")
         require_at_least(0, self, "runtime.", "threads", "validation_clips", "keep_every")
         require_at_least(0, self, "runtime.", "watchdog_seconds", "time_limit_minutes")
+        if self.memory_limit:
+            parse_bytes(self.memory_limit)
         require_at_least(1, self, "runtime.", "log_every", "checkpoint_every", "validate_every")
         require_at_least(1, self, "runtime.", "keep_checkpoints")
 

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-import re
 import shutil
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
 
-from salt_vla.cache.format import SHARDS, Manifest
-from salt_vla.config import TrainConfig
-from salt_vla.errors import ConfigError, ResourceError
+from salt_vla.cache.format import MANIFEST, SHARDS, Manifest
+from salt_vla.config import TrainConfig, parse_bytes
+from salt_vla.errors import ResourceError
+from salt_vla.loader import SHARED_MEMORY, slots
+from salt_vla.masks import build_masks
 from salt_vla.models.encoder import vit_size
+from salt_vla.rundir import launched, root
+from salt_vla.training.memory import (
+    PROCESS,
+    StepMemory,
+    host_memory,
+    largest_sizes,
+    shared_memory,
+    step_memory,
+)
 
-PREFETCHED_BATCHES = 2  # a worker, torch's default
-BYTES_PER_ACTIVATION = 40  # measured per token, block and channel of a training step, rounded up
-BYTES_PER_WEIGHT = 28  # float32 weight, gradient, two moments, and the copy that a checkpoint is written from
+USUAL_WIDTH = 768  # of a teacher that is not known yet
 
 
 def existing_parent(path: Path) -> Path:
@@ -42,50 +51,129 @@ def require_room(folder: Path, manifest: Manifest, what: str) -> None:
     require_disk(folder, manifest.num_keys * manifest.record.record_bytes - there, what)
 
 
+@dataclass(frozen=True)
+class TargetSize:
+    """How wide targets are, and the bytes of a cached record of them."""
+
+    dim: int
+    record_bytes: int = 0
+
+
+def target_size(config: TrainConfig) -> TargetSize:
+    """As far as it can be known before anything is opened: from a cache's manifest, or by the provider."""
+    provider, geometry = config.target.provider, config.geometry
+    if provider == "pixels":
+        return TargetSize(geometry.patch_dim)
+    if provider == "ema":
+        return TargetSize(vit_size(config.encoder).dim)
+    if provider == "cache" and config.target.source:
+        path = root() / config.target.source
+        for folder in (path, path / "train"):
+            if (folder / MANIFEST).is_file():
+                record = Manifest.read(folder).record
+                return TargetSize(record.shape[-1], record.record_bytes)
+    record_bytes = 2 * geometry.num_tokens * USUAL_WIDTH if provider == "cache" else 0
+    return TargetSize(USUAL_WIDTH, record_bytes)
+
+
+def memory_of(config: TrainConfig, gpus: int = 1) -> StepMemory:
+    """A step's memory on each of `gpus` devices, with masks as large as the run's first ones."""
+    masks = build_masks(config.masks, config.geometry)
+    sizes = largest_sizes(masks, config.batch_size, config.seed)
+    target = target_size(config)
+    return step_memory(config, target.dim, sizes, target.record_bytes, gpus)
+
+
 def require_memory(config: TrainConfig) -> None:
-    """Refuse weights, or a step's activations, that cannot fit the memory available now."""
-    geometry = config.geometry
-    frames = config.batch_size * geometry.clip_bytes
-    if config.data.num_workers:
-        shared = shutil.disk_usage("/dev/shm").free
-        needed = frames * config.data.num_workers * PREFETCHED_BATCHES
-        if needed > shared:
-            raise ResourceError(
-                f"{config.data.num_workers} workers × {PREFETCHED_BATCHES} batches × {frames / 1e6:.0f} MB "
-                f"of frames need {needed / 1e9:.2f} GB of /dev/shm, where {shared / 1e9:.2f} GB are free; "
-                "lower data.num_workers or batch_size"
-            )
-    micro = config.batch_size // config.grad_accum_steps
-    activations = frames * 5 + micro * geometry.num_tokens * _width(config) * BYTES_PER_ACTIVATION
-    weights = _weights(config) * BYTES_PER_WEIGHT
-    available = psutil.virtual_memory().available
-    if config.runtime.device != "cuda" and activations + weights > available:
+    """Refuse a run whose batches /dev/shm, or whose step the GPU, RAM or `runtime.memory_limit`, cannot hold.
+    Raises `ResourceError` with the sum."""
+    ranks, target = launched(), target_size(config)
+    shared = shared_memory(config, target.record_bytes, ranks.size) * ranks.local_size
+    _require_shared_memory(config, target, shared, ranks.size)
+    needed = memory_of(config, ranks.size)
+    available, where = room_for_step(config)
+    limit = parse_bytes(config.runtime.memory_limit) if config.runtime.memory_limit else available
+    if limit < available:
+        available, where = limit, f"runtime.memory_limit allows {config.runtime.memory_limit}"
+    if needed.total > available:
+        raise ResourceError(does_not_fit(config, needed, where, ranks.size))
+    if config.runtime.device.startswith("cuda"):
+        host = host_memory(config, target.dim, target.record_bytes, ranks.size) * ranks.local_size
+    else:
+        host = config.data.num_workers * PROCESS["cpu"] + needed.total
+    free = psutil.virtual_memory().available
+    if host + shared > free:
         raise ResourceError(
-            f"weights and optimizer need about {weights / 1e9:.1f} GB of memory and a batch of "
-            f"{config.batch_size} clips {activations / 1e9:.1f} GB, where {available / 1e9:.1f} GB are "
-            "available; lower batch_size, raise grad_accum_steps or choose a smaller encoder"
+            f"the training's processes need {host / 1e9:.2f} GB of RAM and loaders {shared / 1e9:.2f} GB of "
+            f"{SHARED_MEMORY}, which is RAM too, and {free / 1e9:.2f} GB are available; lower "
+            "data.num_workers, data.prefetch or batch_size"
         )
 
 
-def _weights(config: TrainConfig) -> float:
-    """Parameters of the blocks, which own nearly all of them. Raises `ConfigError` for an unknown encoder."""
-    size, predictor = vit_size(config.encoder), config.predictor
-    encoder = (4 + 2 * size.mlp_ratio) * size.dim**2 * (config.encoder.depth or size.depth)
-    return encoder + 12 * predictor.dim**2 * predictor.depth
+def room_for_step(config: TrainConfig) -> tuple[int, str]:
+    """Bytes that a step may take on the run's device, and where that is from, as a phrase."""
+    if config.runtime.device.startswith("cuda"):
+        import torch
+
+        free, _ = torch.cuda.mem_get_info(config.runtime.device)
+        return free, f"{free / 1e9:.2f} GB of the GPU's memory are free"
+    free = psutil.virtual_memory().available
+    return free, f"{free / 1e9:.2f} GB of RAM are available"
 
 
-def _width(config: TrainConfig) -> int:
-    """Channels over all blocks that see every token: the predictor's."""
-    return config.predictor.dim * config.predictor.depth
+def does_not_fit(config: TrainConfig, needed: StepMemory, where: str, gpus: int = 1) -> str:
+    """The sentence with the arithmetic, at the start and when memory has run out."""
+    rows = config.batch_size // gpus
+    return (
+        f"a step of {rows} clips, {-(-rows // config.grad_accum_steps)} at once, needs about {needed}, and "
+        f"{where}: lower batch_size, raise grad_accum_steps (a clip less at once saves "
+        f"{needed.of_clip / 1e9:.3f} GB), set encoder.grad_checkpointing=true, or choose a smaller encoder; "
+        "`salt-vla train … --find-batch` says what fits"
+    )
 
 
-def parse_bytes(text: str) -> int:
-    """ "25GB", "500 MB", "16GiB" or a number of bytes. Raises `ConfigError` for anything else."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", text, re.IGNORECASE)
-    size = 0
-    if match is not None:
-        power = " KMGT".index(match[2].upper() or " ")
-        size = int(float(match[1]) * (1024 if match[3] else 1000) ** power)
-    if not 0 < size < 2**63:
-        raise ConfigError(f"{text!r} is no amount of memory; write it as 25GB, 500MB or 16GiB")
-    return size
+def _require_shared_memory(config: TrainConfig, target: TargetSize, shared: int, ranks: int) -> None:
+    place = Path(SHARED_MEMORY)
+    free = shutil.disk_usage(place).free if place.is_dir() else shared
+    if shared > free:
+        data, rows = config.data, -(-config.batch_size // ranks)
+        frames, records = rows * config.geometry.clip_bytes / 1e6, rows * target.record_bytes / 1e6
+        raise ResourceError(
+            f"{data.num_workers} loader processes × {slots(data.prefetch)} batches × ({frames:.0f} MB of "
+            f"frames + {records:.0f} MB of records) need {shared / 1e9:.2f} GB of {SHARED_MEMORY}, where "
+            f"{free / 1e9:.2f} GB are free; lower data.num_workers, data.prefetch or batch_size, or mount a "
+            "larger one (docker: --shm-size)"
+        )
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """The largest batch in one piece, and the run's own batch in as few pieces as fit; 0 where none does."""
+
+    limit: int
+    batch_size: int
+    memory: StepMemory
+    accumulation: int
+    with_accumulation: StepMemory
+
+
+def find_batch(config: TrainConfig, limit: int, gpus: int = 1) -> Fitting:
+    """By the arithmetic, for each of `gpus` devices that may take `limit` bytes."""
+    target, masks = target_size(config), build_masks(config.masks, config.geometry)
+    sizes = largest_sizes(masks, config.batch_size, config.seed)
+
+    def memory(batch_size: int, parts: int) -> StepMemory:
+        tried = replace(config, batch_size=batch_size, grad_accum_steps=parts)
+        return step_memory(tried, target.dim, sizes, target.record_bytes, gpus)
+
+    low, high = 0, 1  # in clips a device
+    while memory(high * gpus, 1).total <= limit:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if memory(middle * gpus, 1).total <= limit else (low, middle)
+    parts = (n for n in range(1, config.batch_size + 1) if config.batch_size % (n * gpus) == 0)
+    fewest = next((n for n in parts if memory(config.batch_size, n).total <= limit), 0)
+    return Fitting(
+        limit, low * gpus, memory(max(low, 1) * gpus, 1), fewest, memory(config.batch_size, max(fewest, 1))
+    )
