@@ -3,7 +3,9 @@ size."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -100,3 +102,29 @@ def test_a_row_is_also_a_sentence() -> None:
     (padded, _) = mask_statistics(MultiBlockMasks(FULL, VJEPA_BLOCKS, "pad"), 24, 4)
     assert "padding" in str(padded) and "dropped" not in str(padded)
     assert set(asdict(row)) >= {"context_drawn", "context", "target_drawn", "target", "visible_elsewhen"}
+
+
+def documented() -> dict[tuple[str, str], list[list[float]]]:
+    """(strategy, truncation or ratio) → for each group the figures of docs/masks.md's table."""
+    rows: dict[tuple[str, str], list[list[float]]] = {}
+    for line in (Path(__file__).parents[2] / "docs" / "masks.md").read_text().splitlines():
+        strategy, comma, how = line.strip("| ").split(" | ")[0].partition(", ")
+        if line.startswith("|") and comma:
+            figures = [float(number) for number in re.findall(r"[\d.]+", line.split("|", 3)[3])]
+            rows.setdefault((strategy, how), []).append(figures)
+    return rows
+
+
+@pytest.mark.parametrize("which", documented(), ids=lambda which: "-".join(which))
+def test_the_documented_table_is_what_is_counted(which: tuple[str, str]) -> None:
+    strategy, how = which
+    is_ratio = how[0].isdigit()
+    config = MaskConfig(strategy, ratio=float(how)) if is_ratio else MaskConfig(strategy, truncate=how)  # type: ignore[arg-type]
+    batches = 30 if is_ratio else 150
+    counted = mask_statistics(build_masks(config, FULL), 24, batches)
+    for row, told in zip(counted, documented()[which], strict=True):
+        masked, drawn, seen, dropped, padding, target_drawn, target, visible = told[:8]
+        tokens = (row.context_drawn, row.context, row.target_drawn, row.target)
+        assert tokens == pytest.approx((drawn, seen, target_drawn, target), rel=0.05)
+        shares = (row.masked, row.context_dropped, row.padding, row.visible_elsewhen)
+        assert [100 * share for share in shares] == pytest.approx([masked, dropped, padding, visible], abs=2)
