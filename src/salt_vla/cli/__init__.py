@@ -11,12 +11,14 @@ import io
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, redirect_stderr, redirect_stdout, suppress
+from pathlib import Path
 
 import tyro
 
 from salt_vla.errors import UserError
 from salt_vla.interrupts import Stopped
+from salt_vla.rundir import launched
 
 CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # noun → verb → "module:function" (verb "" for nouns that are commands themselves), and one line of help.
@@ -96,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # As stderr: no name is worth a traceback.
     try:
         try:
-            return _dispatch(args)
+            return _dispatch(args) if launched().size == 1 else _dispatch_together(args)
         finally:
             if sys.stdout is not None:
                 sys.stdout.flush()  # What cannot be written is said here, not at the program's very end.
@@ -135,6 +137,17 @@ def _drop_output() -> None:
     """Let what is still to be written vanish, also at the program's end."""
     with suppress(io.UnsupportedOperation):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _dispatch_together(args: list[str]) -> int:
+    """As one of several processes, of which the first alone is heard."""
+    from salt_vla.training.distributed import joined
+
+    with joined() as world, Path(os.devnull).open("w") as nowhere, ExitStack() as stack:
+        if not world.is_first:
+            stack.enter_context(redirect_stdout(nowhere))
+            stack.enter_context(redirect_stderr(nowhere))
+        return _dispatch(args)
 
 
 def _dispatch(args: list[str]) -> int:

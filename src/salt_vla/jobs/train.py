@@ -26,6 +26,7 @@ from salt_vla.objectives import check_objective
 from salt_vla.rundir import RunDirectory, Status, read_json, root, write_text
 from salt_vla.targets import CachedTargets, EmaTargets, PixelTargets, TargetProvider, TeacherTargets
 from salt_vla.teachers import load_teacher
+from salt_vla.training.distributed import World, joined
 from salt_vla.training.loop import fit
 from salt_vla.training.resume import settle, start_of
 from salt_vla.verdicts import conclude, note_recipe
@@ -51,17 +52,50 @@ def train(
     fields or sections that a resume may set otherwise than the run's record. `recipe`: the experiment that it
     is, on whose hypothesis it records a verdict when it has finished."""
     run = RunDirectory.named(name)
-    run.require_idle()
+    with joined() as world:
+        with world.first_alone():
+            plan = _open(config, run, allowed, world)
+            if world.is_first and recipe is not None:
+                note_recipe(run, recipe, plan.config)
+        status = fit(
+            *(run, plan.config, plan.learned, plan.held_out, plan.provider),
+            stop_at=max_steps,
+            note=plan.note,
+            world=world,
+            allowed=allowed,
+        )
+        if world.is_first:
+            conclude(run)
+    return status
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What `fit` is given."""
+
+    config: TrainConfig
+    learned: Batches
+    held_out: Batches
+    provider: TargetProvider
+    note: str
+
+
+def _open(config: TrainConfig, run: RunDirectory, allowed: Sequence[str], world: World) -> _Plan:
+    """Everything that a run needs, checked; noted in its directory, if it is not yet."""
+    if world.is_first:
+        run.require_idle()
     config = settle(run, config, allowed)
+    world.require_even(config.batch_size, config.grad_accum_steps)
     device = config.runtime.device
-    check_objective(config.objective, config.batch_size // config.grad_accum_steps)
+    check_objective(config.objective, config.batch_size // config.grad_accum_steps // world.size)
     require_memory(config)
     start = start_of(run, config)
     begins = "" if start is None else f"; {starting_weights(start, config.encoder).note}"
     table = open_table(config.data.table, config.data.view, config.geometry)
     targets, splits = open_targets(config, table, device)
     views = config.data.view.num_views
-    learned = _batches(config, splits.train, targets.train, views, config.seed)
+    part = (world.rank, world.size)
+    learned = _batches(config, splits.train, targets.train, views, config.seed, part)
     held_out = _batches(config, splits.validation, targets.validation, num_views=1, seed=0)
     weights = {"weights": table.weights} if table.weights else {}
     pin(run, "clip table", {"clip_table": table.hash, "files": table.files_hash} | weights)
@@ -70,14 +104,9 @@ def train(
     if start is not None:
         pin(run, "start", provenance_of_start(start))
     note_masks(run, config)
-    if recipe is not None:
-        note_recipe(run, recipe, config)
-    note = f"held-out clips: {splits.note}{_lacking(targets.train, splits.train, views)}{begins}"
-    status = fit(
-        run, config, learned, held_out, targets.provider, stop_at=max_steps, note=note, allowed=allowed
-    )
-    conclude(run)
-    return status
+    several = f"; one of {world.size} processes ({config.runtime.parallel})" if world.size > 1 else ""
+    note = f"held-out clips: {splits.note}{_lacking(targets.train, splits.train, views)}{begins}{several}"
+    return _Plan(config, learned, held_out, targets.provider, note)
 
 
 def _lacking(cache: ArrayCache | None, clips: ClipTable, num_views: int) -> str:
@@ -138,7 +167,12 @@ def pin(run: RunDirectory, what: str, mine: dict[str, Any]) -> None:
 
 
 def _batches(
-    config: TrainConfig, clips: ClipTable, cache: ArrayCache | None, num_views: int, seed: int
+    config: TrainConfig,
+    clips: ClipTable,
+    cache: ArrayCache | None,
+    num_views: int,
+    seed: int,
+    part: tuple[int, int] = (0, 1),
 ) -> Batches:
     masks = build_masks(config.masks, config.geometry)
     masks.sample(1)  # Masks that leave nothing to see are said so before the run begins.
@@ -156,6 +190,7 @@ def _batches(
         steps=config.steps,
         cache=cache,
         on_corrupt_record=config.data.on_corrupt_record,
+        part=part,
         jitter=bool(config.data.photometric),
     )
 

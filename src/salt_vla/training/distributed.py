@@ -116,6 +116,15 @@ class World:
             "goes on from the last checkpoint"
         )
 
+    def require_even(self, batch_size: int, micro_batches: int) -> None:
+        """Raises `ConfigError` where a batch cannot be shared out among processes and micro-batches."""
+        parts = self.size * micro_batches
+        if batch_size % parts:
+            raise ConfigError(
+                f"batch_size={batch_size} cannot be shared out evenly among {self.size} processes with "
+                f"grad_accum_steps={micro_batches}; choose a multiple of {parts}"
+            )
+
     def is_stopping(self, stop: StopFlag) -> bool:
         """Whether any process has been asked to stop; then `stop` says so in all of them."""
         stop.signal_number = self.agree(stop.signal_number)
@@ -163,14 +172,15 @@ def joined() -> Iterator[World]:
 
     Whatever ends the block in one of several processes ends it in all. The first then raises what happened:
     its own error, the `UserError` of another, or a `RunError` that says that another is gone. The others
-    leave with the exit code and without a word, when the first has spoken.
+    leave with the exit code and without a word, when the first has spoken. A block within a block has the
+    outer one's world.
     """
     place = launched()
-    if place.size == 1:
-        yield World()
+    if place.size == 1 or _worlds:
+        yield _worlds[-1] if _worlds else World()
         return
     world = _join(place)
-    with stop_on_signals(ECHO_SECONDS):
+    with stop_on_signals(ECHO_SECONDS), _remembered(world):
         try:
             with world.losses_named():
                 yield world
@@ -181,6 +191,18 @@ def joined() -> Iterator[World]:
                 raise
             raise SystemExit(_exit_code(error)) from error
         dist.destroy_process_group()
+
+
+_worlds: list[World] = []  # The one that this process is in, where there are several.
+
+
+@contextmanager
+def _remembered(world: World) -> Iterator[None]:
+    _worlds.append(world)
+    try:
+        yield
+    finally:
+        _worlds.clear()
 
 
 def _join(place: Launched) -> World:

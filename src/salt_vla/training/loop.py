@@ -31,6 +31,7 @@ from salt_vla.training.clock import Deadline, OutOfTime, Pace, Watchdog
 from salt_vla.training.distributed import World
 from salt_vla.training.guards import Setback, look_for_collapse, require_progress
 from salt_vla.training.learner import Learner, build_learner
+from salt_vla.training.out_of_memory import memory_explained
 from salt_vla.training.resume import prepare, settle, start_of
 from salt_vla.training.skipped import SkippedRecords, Tally
 from salt_vla.training.state import RunState
@@ -67,7 +68,7 @@ def fit(
     watchdog = Watchdog(
         config.runtime.watchdog_seconds, run.log_file, lambda why: _failed(run, f"hung: {why}")
     )
-    with _end_on_record(run):
+    with _end_on_record(run), world.losses_named(), memory_explained(config, provider.dim, world.size):
         training.begin(note)
         with watchdog, stop_on_signals() as stop:
             _until_done(training, stop, watchdog)
@@ -130,10 +131,11 @@ class Training:
 
     def _restore(self) -> None:
         run, first = self.run, self.world.is_first
-        self.config, self.task = prepare(run, self.config, self.train, self.provider, self.allowed)
+        with self.world.first_alone():
+            self.config, self.task = prepare(run, self.config, self.train, self.provider, self.allowed)
         runtime = self.config.runtime
         start = start_of(run, self.config)
-        self.learner = build_learner(self.config, self.provider.dim, runtime.device, start=start)
+        self.learner = build_learner(self.config, self.provider.dim, runtime.device, self.world, start)
         keep = Keep(runtime.keep_checkpoints, runtime.keep_every)
         self.saver = CheckpointWriter(run.checkpoints, keep, config_hash(self.config))
         momentum = self.config.optimizer.average
@@ -148,8 +150,10 @@ class Training:
         self._watch_clips()
 
     def _watch_clips(self) -> None:
-        self.skipped = SkippedRecords(self.run)
-        self.tally = Tally(self.state.step * self.config.batch_size, self.state.corrupt_records)
+        # Every process says what it does without, and counts its own; the first also what was before.
+        self.skipped = SkippedRecords(RunDirectory(self.run.path))
+        before = self.state.corrupt_records if self.world.is_first else 0
+        self.tally = Tally(self.state.step * self.config.batch_size // self.world.size, before)
         self.pace = Pace(self.config.runtime.device)
         self.started = time.monotonic() - self.status.seconds
 
@@ -157,10 +161,11 @@ class Training:
         """(batch, seconds waited for it) of each step that is left."""
         self.train.steps = self.last_step + self.state.batches_passed
         loaded = load_from(self.train, self.state.next_batch, Loading.of(self.config))
-        batches = self.skipped.watch(loaded, self.tally)
+        batches = self.world.in_step(self.skipped.watch(loaded, self.tally))
         for _ in range(self.state.step, self.last_step):
             began = time.monotonic()
             batch = next(batches)
+            assert batch is not None  # Only a pass over held-out clips has fewer in some processes.
             yield batch, time.monotonic() - began
 
     def is_due(self, every: int) -> bool:
@@ -171,7 +176,7 @@ class Training:
         return self.state.step == self.last_step
 
     def save(self) -> None:
-        self.state.corrupt_records = self.tally.corrupt
+        self.state.corrupt_records = self.world.total(self.tally.corrupt)
         self.saver.save(self.learner, self.task, self.state, self.average)
         self.deadline.learn("checkpoint", self.saver.longest)
         self.set_status()
@@ -226,12 +231,13 @@ def _step(t: Training, batch: Batch, waited: float) -> str:
     t.deadline.learn("step", waited + seconds)
     if logged:
         row |= {"data_wait_s": round(waited, 4), "step_s": round(seconds, 4)} | t.pace.as_row()
-        row |= look_for_collapse(row, t.config, t.run.log) | t.tally.as_row()
+        corrupt = t.world.total(t.tally.corrupt)
+        row |= look_for_collapse(row, t.config, t.run.log) | Tally(corrupt=corrupt).as_row()
         t.run.log_metrics(row)
     require_progress(state, t.config.guards, reason)
     if not logged:
         return ""
-    damaged = f", {t.tally.corrupt} damaged records skipped" * bool(t.tally.corrupt)
+    damaged = f", {corrupt} damaged records skipped" * bool(corrupt)
     bad = f", {state.bad_steps} bad steps" * bool(state.bad_steps)
     return f"loss {row['loss']:.3f}, R² over place means {row['r2_position_mean']:+.3f}{damaged}{bad}"
 
@@ -254,10 +260,13 @@ def _validate(t: Training) -> bool:
 
 
 def _held_out(t: Training) -> dict[str, Any]:
-    tally, runtime = Tally(), t.config.runtime
-    clips = t.skipped.watch(t.validation.canonical(runtime.validation_clips, t.config.batch_size), tally)
-    row = validate(t.learner, clips, t.task, t.config, t.state.step, runtime.device)
-    return row | tally.as_row()
+    tally, runtime, world = Tally(), t.config.runtime, t.world
+    clips = t.validation.canonical(
+        runtime.validation_clips, t.config.batch_size, part=(world.rank, world.size)
+    )
+    good = t.skipped.watch(clips, tally, may_be_none=world.size > 1)
+    row = validate(t.learner, good, t.task, t.config, t.state.step, runtime.device)
+    return row | Tally(corrupt=world.total(tally.corrupt)).as_row()
 
 
 def _silent(amount: int = 1, note: str = "") -> None:
