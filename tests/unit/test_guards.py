@@ -1,4 +1,4 @@
-"""A step that went wrong is told apart, left out and counted, and too many of them end the run or turn it back."""
+"""A step that went wrong is told apart, left out and counted; too many turn the run back, or end it."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from salt_vla.training.schedules import cosine, warmup_cosine
+from salt_vla.training.schedules import cosine, warmup_cooldown, warmup_cosine
 
 RATES = {"start": 2e-4, "peak": 6.25e-4, "final": 1e-6, "warmup_steps": 10, "total_steps": 50}
 
@@ -69,3 +69,35 @@ def test_warm_up_as_long_as_the_run_never_falls(warmup_steps: int) -> None:
 def test_rate_stays_between_its_corners(step: int, warmup: int, total: int, peak: float) -> None:
     rate = warmup_cosine(step, start=0.0, peak=peak, final=0.0, warmup_steps=warmup, total_steps=total)
     assert 0 <= rate <= peak * (1 + 1e-12)
+
+
+COOLDOWN = {**RATES, "cooldown_steps": 20}
+
+
+@pytest.mark.parametrize(
+    ("step", "value"),
+    [
+        (0, 2e-4),
+        (5, 4.125e-4),
+        (10, 6.25e-4),
+        (29, 6.25e-4),
+        (30, 6.25e-4),
+        (40, 3.13e-4),
+        (50, 1e-6),
+        (99, 1e-6),
+    ],
+)
+def test_a_cooldown_is_constant_then_linear_to_the_end(step: int, value: float) -> None:
+    assert warmup_cooldown(step, **COOLDOWN) == pytest.approx(value)  # type: ignore[arg-type]
+
+
+def test_no_cooldown_stays_at_the_peak() -> None:
+    assert warmup_cooldown(50, **COOLDOWN | {"cooldown_steps": 0}) == RATES["peak"]  # type: ignore[arg-type]
+
+
+@given(st.integers(11, 49), st.integers(0, 40))
+def test_before_its_cooldown_a_run_knows_nothing_of_its_length(step: int, cooldown_steps: int) -> None:
+    """So one long run gives many budgets: any of its checkpoints can be cooled down."""
+    if step < 50 - cooldown_steps:
+        short = warmup_cooldown(step, **COOLDOWN | {"cooldown_steps": cooldown_steps})  # type: ignore[arg-type]
+        assert short == warmup_cooldown(step, **COOLDOWN | {"total_steps": 10_000})  # type: ignore[arg-type]

@@ -67,5 +67,5 @@ def test_it_comes_back_from_a_checkpoint_and_from_no_other() -> None:
     saved = {name: tensor + 1 for name, tensor in average.tensors.items()}
     average.restore(saved, "step_00000002")
     assert all(torch.equal(average.tensors[name], saved[name]) for name in saved)
-    with pytest.raises(RunError, match="step_00000002 does not fit .* averages of b"):
+    with pytest.raises(RunError, match=r"step_00000002 does not fit .* averages of b"):
         average.restore({"a": saved["a"]}, "step_00000002")

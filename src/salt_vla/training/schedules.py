@@ -37,5 +37,7 @@ def warmup_cooldown(
     cooldown)."""
     if step < warmup_steps:
         return start + (peak - start) * step / warmup_steps
-    left = min(max(total_steps - step, 0), cooldown_steps)
-    return peak if not cooldown_steps else final + (peak - final) * left / cooldown_steps
+    left = max(total_steps - step, 0)
+    if left >= cooldown_steps:
+        return peak  # To the last bit, so that runs of any length are one up to here.
+    return final + (peak - final) * left / cooldown_steps
