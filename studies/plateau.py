@@ -73,9 +73,9 @@ FACTORS = {
 
 def fields_of(name: str) -> list[str]:
     """The overrides of a cell: `good`, `bad`, or one of them with one factor as in the other, `good-raw`."""
-    base, _, flipped = name.partition("-")
+    base, dash, flipped = name.partition("-")
     known = {factor.bad if base == "good" else factor.good for factor in FACTORS.values()}
-    if base not in ("good", "bad") or (flipped and flipped not in known):
+    if base not in ("good", "bad") or (dash and flipped not in known):
         raise ValueError(f"there is no cell {name!r}")
     fields: list[str] = []
     for factor in FACTORS.values():
