@@ -16,8 +16,8 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from salt_vla.config import ConfigError, DataConfig, ViewConfig
-from salt_vla.errors import RunError, UserError
+from salt_vla.config import DataConfig, ViewConfig
+from salt_vla.errors import ConfigError, RunError, UserError
 from salt_vla.geometry import ClipGeometry
 from salt_vla.jobs.train import train
 from salt_vla.recipes import get_recipe

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from salt_vla.registry import LOSSES
+
 Command = Callable[..., list[object]]
+PAGE = (Path(__file__).parents[2] / "docs" / "objective.md").read_text()
 MOVING = {
     "target__provider": "ema",
     "target__momentum": "0.9,1.0",
@@ -48,6 +52,17 @@ def test_every_term_has_its_column(salt: Any, student: Command) -> None:
     assert row["loss"] == pytest.approx(parts, rel=1e-5)
     assert row["contrastive_chance"] > 3
     assert {"prediction_std", "target_std", "prediction_rank", "encoder_rank"} <= row.keys()
+    table = PAGE.partition("## All columns")[2]
+    explained = {
+        name for line in table.splitlines() if line.startswith("| `") for name in line.split("`")[1::2]
+    }
+    for line in salt.at("run").metrics():
+        assert line.keys() <= explained, line.keys() - explained
+
+
+def test_every_regression_is_in_the_table_of_the_docs() -> None:
+    for name in LOSSES:
+        assert f"\n| `{name}` |" in PAGE
 
 
 def test_an_unknown_loss_is_refused_before_anything_is_written(salt: Any, student: Command) -> None:

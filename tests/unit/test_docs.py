@@ -20,7 +20,7 @@ import torch
 import tyro
 
 from salt_vla.cli import COMMANDS
-from salt_vla.config import TrainConfig, override, to_json
+from salt_vla.config import ObjectiveConfig, TrainConfig, override, to_json
 from salt_vla.data.segments import SourceOptions
 from salt_vla.errors import UserError
 from salt_vla.evaluation.targets import TARGETS, TASK
@@ -295,9 +295,9 @@ def paths_have_lengths(names: dict[str, Any], folder: Path) -> None:
 
 
 def directions_differ(names: dict[str, Any], folder: Path) -> None:
-    tokens = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
-    assert names["direction_term"](tokens, tokens * 3).item() == pytest.approx(0.0)
-    assert names["direction_term"](tokens, -tokens).item() == pytest.approx(2.0)
+    tokens = torch.tensor([[[1.0, 0.0], [0.0, 2.0]]])
+    assert names["direction"]([tokens], [tokens * 3], ObjectiveConfig()).item() == pytest.approx(0.0)
+    assert names["direction"]([tokens], [-tokens], ObjectiveConfig()).item() == pytest.approx(4.0)
 
 
 def recipes_are_whole(names: dict[str, Any], folder: Path) -> None:

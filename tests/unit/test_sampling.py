@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from salt_vla.config import ConfigError, TrainConfig, ViewConfig, from_json, to_json
+from salt_vla.config import TrainConfig, ViewConfig, from_json, to_json
 from salt_vla.data.sampling import clip_span, frame_offsets, sampled_frames
+from salt_vla.errors import ConfigError
 
 STRIDE = ViewConfig(frame_stride=3)
 FPS = ViewConfig(sampling="fps", target_fps=6.0)

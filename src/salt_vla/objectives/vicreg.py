@@ -1,6 +1,6 @@
 """VICReg's terms against collapse, and the pooling of tokens for those on the encoder.
 
-Bardes, Ponce, LeCun, arXiv:2105.04906, equations 1 and 3; knows no configuration.
+Bardes, Ponce, LeCun, arXiv:2105.04906, equations 1 to 4; knows no configuration.
 """
 
 from __future__ import annotations
