@@ -1,4 +1,5 @@
-"""Stopping politely: SIGINT, SIGTERM and SIGHUP set a flag that long work looks at in safe places."""
+"""Stopping politely: SIGINT, SIGTERM, SIGHUP and SIGUSR1 (which Slurm can send before a job's end) set a flag
+that long work looks at in safe places."""
 
 from __future__ import annotations
 
@@ -8,6 +9,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+ASKS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
 class Stopped(Exception):
@@ -41,8 +44,8 @@ _flags: list[StopFlag] = []  # of the blocks that the main thread is in
 
 @contextmanager
 def stop_on_signals(echo_seconds: float = 0.0) -> Iterator[StopFlag]:
-    """Within the block SIGINT, SIGTERM and SIGHUP set the flag; a second one acts as usual, unless it comes
-    within `echo_seconds`: a launcher passes on what the terminal has sent already.
+    """Within the block the signals of `ASKS` set the flag; a second one acts as usual, unless it comes within
+    `echo_seconds`: a launcher passes on what the terminal has sent already.
 
     A SIGHUP that is ignored (`nohup`) stays so: the work shall outlive its terminal. A block within a block
     has the outer one's flag. Outside the main thread Python allows no handlers; the flag then stays false.
@@ -54,7 +57,7 @@ def stop_on_signals(echo_seconds: float = 0.0) -> Iterator[StopFlag]:
         yield _flags[-1]
         return
     flag = StopFlag()
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    before = {number: signal.getsignal(number) for number in ASKS}
     if before[signal.SIGHUP] is signal.SIG_IGN:
         del before[signal.SIGHUP]
 

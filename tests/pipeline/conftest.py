@@ -22,6 +22,8 @@ from typing import Any
 import pytest
 
 from salt_vla.cli import main
+from salt_vla.jobs.data import open_table
+from salt_vla.recipes import get_recipe
 from salt_vla.rundir import RunDirectory
 
 MACHINE_COLUMNS = {"data_wait_s", "step_s", "clips_per_s", "data_wait_share", "memory_gb"}
@@ -116,7 +118,10 @@ class Salt:
         return self.start_python(PROGRAM, *args, **options)
 
     def start_python(self, code: str, *args: object, **options: Any) -> subprocess.Popen[str]:
-        command = [sys.executable, "-c", code, *map(str, args)]
+        return self.start_command([sys.executable, "-c", code], *args, **options)
+
+    def start_command(self, program: list[str], *args: object, **options: Any) -> subprocess.Popen[str]:
+        command = [*program, *map(str, args)]
         environment = os.environ | {"SALT_VLA_ROOT": str(self.root), "OMP_NUM_THREADS": "1"}
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         self.started.append(subprocess.Popen(command, env=environment, **(pipes | options)))
@@ -234,6 +239,18 @@ def weights() -> Callable[[RunDirectory], dict[str, bytes]]:
 
     def read(run: RunDirectory) -> dict[str, bytes]:
         last = max(run.checkpoints.glob("step_*"))
-        return {path.name: path.read_bytes() for path in sorted(last.iterdir())}
+        files = sorted(path for path in last.rglob("*") if path.is_file())
+        return {str(path.relative_to(last)): path.read_bytes() for path in files}
 
     return read
+
+
+@pytest.fixture(scope="session")
+def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A table of three clips of 16 frames at stride 4, of as many episodes: one of them will be held out."""
+    config = get_recipe("baseline_tiny").config
+    table = open_table("metaworld-mini", config.data.view, config.geometry).select(split="train")
+    first = {table.clip(clip_id).episode: clip_id for clip_id in reversed(table.clip_ids)}
+    path = tmp_path_factory.mktemp("films") / "clips.parquet"
+    table.only(list(first.values())[-3:]).write(path)
+    return path

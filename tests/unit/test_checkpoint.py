@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -19,9 +20,12 @@ from salt_vla.errors import ResourceError, RunError
 from salt_vla.geometry import ClipGeometry
 from salt_vla.models.loading import load_encoder, step_directories, write_tensors
 from salt_vla.targets import PixelTargets, TargetSpace, Task
+from salt_vla.training.average import WeightAverage
 from salt_vla.training.checkpoint import (
     CheckpointWriter,
     Keep,
+    discard_after,
+    point_to_best,
     restore_latest,
     sweep_unfinished,
     take_snapshot,
@@ -279,3 +283,81 @@ def test_checkpoints_can_be_read_by_others(tmp_path: Path) -> None:
     """Temporary folders are private; a finished checkpoint is not."""
     saved(tmp_path)
     assert (tmp_path / "step_00000002").stat().st_mode & 0o777 == 0o755
+
+
+@pytest.mark.parametrize(
+    ("keep", "state", "gone"),
+    [
+        (Keep(2), RunState(), [1, 2, 3, 4]),
+        (Keep(2), RunState(best_step=2), [1, 3, 4]),
+        (Keep(1), RunState(best_step=2, safe_step=4), [1, 3, 5]),
+        (Keep(2, every=2), RunState(best_step=6), [1, 3]),
+        (Keep(1, every=3), RunState(safe_step=1), [2, 4, 5]),
+        (Keep(9), RunState(), []),
+    ],
+)
+def test_what_is_kept_is_what_was_asked_for_and_what_is_still_needed(
+    keep: Keep, state: RunState, gone: list[int]
+) -> None:
+    assert keep.discards([3, 1, 2, 6, 5, 4], state) == gone
+
+
+def test_best_is_a_link_to_the_best_and_an_encoder_like_any_other(tmp_path: Path) -> None:
+    writer, learner = CheckpointWriter(tmp_path, Keep(1)), learner_of()
+    for number, best in ((1, 1), (2, 2), (3, 2), (4, 2)):
+        step(learner, number)
+        writer.save(learner, TASK, RunState(number, best_step=best))
+    writer.wait()
+    assert names(tmp_path) == ["best", "step_00000002", "step_00000004"]
+    state = load_encoder(tmp_path / "best").state_dict()
+    expected = trained(2).encoder.state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in state.items())
+    assert [number for number, _ in step_directories(tmp_path)] == [2, 4]
+    point_to_best(tmp_path, 7)  # A step that is not there, as after a return to an earlier one.
+    assert names(tmp_path) == ["step_00000002", "step_00000004"]
+    (tmp_path / ".writing-best").symlink_to("step_00000004")
+    sweep_unfinished(tmp_path)
+    assert names(tmp_path) == ["step_00000002", "step_00000004"]
+
+
+def test_a_rollback_takes_the_checkpoint_it_names_and_gives_up_later_ones(tmp_path: Path) -> None:
+    for steps in (2, 3, 5):
+        saved(tmp_path, steps)
+    learner = learner_of()
+    assert restore_latest(learner, TASK, tmp_path, last_step=4).step == 3
+    assert_same(everything(learner), everything(trained(3)))
+    assert restore_latest(learner_of(), TASK, tmp_path, last_step=0) == RunState()
+    discard_after(tmp_path, 3)
+    assert names(tmp_path) == ["step_00000002", "step_00000003"]
+
+
+def test_state_comes_back_with_the_weights_and_says_whose_settings_they_are(tmp_path: Path) -> None:
+    learner = trained(2)
+    state = RunState(4, batches_passed=3, missed_updates=2, bad_steps=2, mean_loss=1 / 3, losses_seen=2)
+    write_snapshot(take_snapshot(learner, TASK, state, config_hash="abc"), tmp_path)
+    assert restore_latest(learner_of(), TASK, tmp_path) == state
+    assert json.loads((tmp_path / "step_00000004" / "state.json").read_text())["config_hash"] == "abc"
+
+
+def test_a_run_without_one_sound_update_comes_back_too(tmp_path: Path) -> None:
+    write_snapshot(take_snapshot(learner_of(), TASK, RunState(3, missed_updates=3)), tmp_path)
+    other = learner_of(replace(CONFIG, seed=5))
+    assert restore_latest(other, TASK, tmp_path).missed_updates == 3
+    assert_same(everything(other), everything(learner_of()))
+
+
+def test_averages_come_back_and_are_an_encoder_of_their_own(tmp_path: Path) -> None:
+    learner = trained(1)
+    average = WeightAverage(learner.named_parameters(), momentum=0.9)
+    step(learner, 2)
+    average.update(1)
+    write_snapshot(take_snapshot(learner, TASK, RunState(2), average), tmp_path)
+    other = learner_of()
+    again = WeightAverage(other.named_parameters(), momentum=0.9)
+    restore_latest(other, TASK, tmp_path, again)
+    assert_same(again.tensors, average.tensors)
+    loaded = load_encoder(tmp_path / "step_00000002" / "average").state_dict()
+    assert_same(loaded, {name: average.tensors[f"encoder.{name}"] for name in loaded})
+    (tmp_path / "step_00000002" / "average" / "predictor.safetensors").unlink()
+    with pytest.raises(RunError, match=r"predictor\.safetensors are missing"):
+        restore_latest(other, TASK, tmp_path, again)

@@ -118,10 +118,11 @@ def test_a_damaged_state_is_a_sentence(stored: dict[str, Any]) -> None:
 
 def test_a_line_says_what_was_clipped_since_the_last_and_begins_anew() -> None:
     state = RunState(steps_since_line=4, clipped_since_line=1)
-    assert state.begin_line() == {"clipped_share": 0.25}
+    assert state.as_line() == {"clipped_share": 0.25}
+    state.begin_line()
     assert (state.steps_since_line, state.clipped_since_line) == (0, 0)
     state = RunState(steps_since_line=1, bad_steps=2, rollbacks=1)
-    assert state.begin_line() == {"clipped_share": 0.0, "bad_steps": 2, "rollbacks": 1}
+    assert state.as_line() == {"clipped_share": 0.0, "bad_steps": 2, "rollbacks": 1}
 
 
 CONFIG = TrainConfig(optimizer=OptimizerConfig(warmup_steps=10))

@@ -15,7 +15,7 @@ import pytest
 
 from salt_vla.interrupts import StopFlag, Stopped, stop_on_signals
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 PRELUDE = """
 import signal, sys
 from salt_vla.interrupts import Stopped, stop_on_signals

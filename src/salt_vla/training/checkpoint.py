@@ -121,15 +121,17 @@ def _discard(checkpoint: Path) -> None:
 
 @dataclass(frozen=True)
 class Keep:
-    """Which checkpoints stay: the last `last`, those at multiples of `every` (0: none), and the best."""
+    """Which checkpoints stay: the last `last`, those at multiples of `every` (0: none), and those that the
+    state names: the best, and the one that a rollback goes back to."""
 
     last: int
     every: int = 0
 
-    def discards(self, steps: Iterable[int], best: int) -> list[int]:
-        """Which of `steps` may go; `best` is a step, 0 for none."""
+    def discards(self, steps: Iterable[int], state: RunState) -> list[int]:
+        """Which of `steps` may go."""
+        named = {state.best_step, state.safe_step}
         old = sorted(steps)[: -self.last]
-        return [step for step in old if step != best and not (self.every and step % self.every == 0)]
+        return [step for step in old if step not in named and not (self.every and step % self.every == 0)]
 
 
 class CheckpointWriter:
@@ -153,7 +155,7 @@ class CheckpointWriter:
         began = time.monotonic()
         snapshot = take_snapshot(learner, task, state, average, self.config_hash)
         self._thread = threading.Thread(
-            target=self._write, args=(snapshot, state.best_step, began), name="checkpoint"
+            target=self._write, args=(snapshot, replace(state), began), name="checkpoint"
         )
         self._thread.start()
 
@@ -165,13 +167,13 @@ class CheckpointWriter:
             error, self._error = self._error, None
             raise error
 
-    def _write(self, snapshot: Snapshot, best: int, began: float) -> None:
+    def _write(self, snapshot: Snapshot, state: RunState, began: float) -> None:
         try:
             write_snapshot(snapshot, self.folder)
             self.longest = max(self.longest, time.monotonic() - began)
-            point_to_best(self.folder, best)
+            point_to_best(self.folder, state.best_step)
             there = dict(step_directories(self.folder))
-            for step in self.keep.discards(there, best):
+            for step in self.keep.discards(there, state):
                 _discard(there[step])
         except BaseException as error:  # noqa: BLE001 - handed to the training thread, which raises it.
             self._error = error
@@ -197,12 +199,23 @@ def sweep_unfinished(folder: Path) -> None:
             shutil.rmtree(leftover) if not leftover.is_symlink() else leftover.unlink()
 
 
+def discard_after(folder: Path, last_step: int) -> None:
+    """Remove the checkpoints of later steps, which are given up."""
+    for step, path in step_directories(folder):
+        if step > last_step:
+            _discard(path)
+
+
 def restore_latest(
-    learner: Learner, task: Task, folder: Path, average: WeightAverage | None = None
+    learner: Learner,
+    task: Task,
+    folder: Path,
+    average: WeightAverage | None = None,
+    last_step: int | None = None,
 ) -> RunState:
-    """Load the newest checkpoint into `learner`, `task` and `average`; where the run stood then, which is at
-    step 0 when there is none."""
-    steps = step_directories(folder)
+    """Load the newest checkpoint (up to `last_step`) into `learner`, `task` and `average`; where the run
+    stood then, which is at step 0 when there is none."""
+    steps = [each for each in step_directories(folder) if last_step is None or each[0] <= last_step]
     if not steps:
         return RunState()
     step, path = steps[-1]

@@ -23,6 +23,7 @@ from salt_vla.training.average import WeightAverage
 from salt_vla.training.checkpoint import (
     CheckpointWriter,
     Keep,
+    discard_after,
     point_to_best,
     restore_latest,
     sweep_unfinished,
@@ -124,12 +125,14 @@ class Training:
         """To the last checkpoint, as a resume does, and from there on with other clips."""
         failed = self.state
         self.saver.wait()
-        self._restore()
+        self._restore(failed.safe_step)
+        if self.world.is_first:
+            discard_after(self.run.checkpoints, self.state.step)
         self.state = self.state.after_rollback(failed)
         self.run.log(f"{reason}; back to step {self.state.step}, and on with other clips")
         self._watch_clips()
 
-    def _restore(self) -> None:
+    def _restore(self, last_step: int | None = None) -> None:
         run, first = self.run, self.world.is_first
         with self.world.first_alone():
             self.config, self.task = prepare(run, self.config, self.train, self.provider, self.allowed)
@@ -143,7 +146,7 @@ class Training:
         if first:
             sweep_unfinished(run.checkpoints)
         self.task.begin(self.learner.encoder)
-        self.state = restore_latest(self.learner, self.task, run.checkpoints, self.average)
+        self.state = restore_latest(self.learner, self.task, run.checkpoints, self.average, last_step)
         run.trim_metrics(self.state.step)
         if first:
             point_to_best(run.checkpoints, self.state.best_step)
@@ -200,8 +203,10 @@ def take_steps(t: Training, stop: StopFlag, watchdog: Watchdog) -> None:
             is_late = bool(t.deadline) and t.world.agree(t.deadline.is_near())
             stopping = t.world.is_stopping(stop) or is_late
             is_best = runtime.validation_clips and t.is_due(runtime.validate_every) and _validate(t)
-            is_due = state.step % runtime.checkpoint_every == 0 and not state.bad_in_a_row
-            if t.ends or stopping or is_best or is_due:
+            is_due = is_best or state.step % runtime.checkpoint_every == 0
+            if is_due and not state.bad_in_a_row:
+                state.safe_step = state.step
+            if t.ends or stopping or state.safe_step == state.step:
                 t.save()
             advance(1, note=figures)
             watchdog.beat(f"reading the clips of step {state.step + 1}", grace=watchdog.seconds)
@@ -234,6 +239,8 @@ def _step(t: Training, batch: Batch, waited: float) -> str:
         corrupt = t.world.total(t.tally.corrupt)
         row |= look_for_collapse(row, t.config, t.run.log) | Tally(corrupt=corrupt).as_row()
         t.run.log_metrics(row)
+    if state.step % runtime.log_every == 0:
+        state.begin_line()
     require_progress(state, t.config.guards, reason)
     if not logged:
         return ""
@@ -253,7 +260,10 @@ def _validate(t: Training) -> bool:
     t.run.log_metrics(row)
     t.deadline.learn("validation", time.monotonic() - began)
     r2, state = row["r2_position_mean"], t.state
-    is_best = math.isfinite(r2) and (state.best_r2 is None or r2 > state.best_r2)
+    # Where the run was only cut short, or its weights are those of an earlier step, nobody would look.
+    is_planned = state.step % t.config.runtime.validate_every == 0 or state.step == t.config.steps
+    is_better = math.isfinite(r2) and (state.best_r2 is None or r2 > state.best_r2)
+    is_best = is_better and is_planned and not state.bad_in_a_row
     if is_best:
         state.best_r2, state.best_step = r2, state.step
     return is_best

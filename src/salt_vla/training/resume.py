@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from salt_vla.batches import Batches
+from salt_vla.batches import Batch, Batches
 from salt_vla.config import TrainConfig, config_hash, differing_fields, from_json, to_json
 from salt_vla.config.files import Difference
 from salt_vla.errors import ConfigError, RunError
@@ -187,10 +188,20 @@ def _first_space(
     clips = train.canonical(STATISTICS_CLIPS, config.batch_size)
     batches = (batch.to(device) for batch in SkippedRecords(run).watch(clips, Tally()))
     with torch.no_grad():
-        mean = mean_per_position((provider.targets(b.frames, b.records) for b in batches), mode)
+        mean = mean_per_position((_finite_targets(run, provider, batch) for batch in batches), mode)
     tensors = {"position_mean": mean.cpu().contiguous()}
     write_atomically(_statistics_file(run), lambda path: write_tensors(tensors, path))
     return TargetSpace(mode, mean)
+
+
+def _finite_targets(run: RunDirectory, provider: TargetProvider, batch: Batch) -> Tensor:
+    """Raw targets of the batch without clips that hold an infinity, which would be in every mean."""
+    raw = provider.targets(batch.frames, batch.records)
+    is_finite = raw.isfinite().flatten(1).all(dim=1)
+    for place in (~is_finite).nonzero().flatten().tolist():
+        clip, view = batch.keys[place]
+        run.log(f"the targets of {clip} (view {view}) are not finite; the statistics are made without them")
+    return raw[is_finite]
 
 
 def _running_space(config: TrainConfig, provider: TargetProvider) -> TargetSpace:

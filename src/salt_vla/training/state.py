@@ -20,6 +20,7 @@ class RunState:
     on with other clips. `missed_updates`: how far the optimizer's own count is behind `step`. `bad_steps` are
     counted over the whole run, `bad_in_a_row` since the last good one. `mean_loss` is a running mean over
     `losses_seen` good steps. `…_since_line`: since the last `train` line of metrics.
+    `best_step`, `safe_step`: of the best checkpoint, and of the one that a rollback goes back to.
     """
 
     step: int = 0
@@ -35,16 +36,19 @@ class RunState:
     clipped_since_line: int = 0
     best_step: int = 0
     best_r2: float | None = None
+    safe_step: int = 0
 
     @property
     def next_batch(self) -> int:
         return self.step + self.batches_passed
 
-    def begin_line(self) -> dict[str, Any]:
-        """What a `train` line says of the steps since the last one, which begin anew."""
+    def as_line(self) -> dict[str, Any]:
+        """What a `train` line says of the steps since the last one."""
         row: dict[str, Any] = {"clipped_share": self.clipped_since_line / self.steps_since_line}
-        self.steps_since_line = self.clipped_since_line = 0
         return row | ({"bad_steps": self.bad_steps, "rollbacks": self.rollbacks} if self.bad_steps else {})
+
+    def begin_line(self) -> None:
+        self.steps_since_line = self.clipped_since_line = 0
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)

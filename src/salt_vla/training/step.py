@@ -90,7 +90,7 @@ def train_step(
     row |= {"grad_norm": length} | ({"bad": reason} if reason else {})
     if scores is not None:
         changed = changed_share(before, learner.named_parameters())
-        row |= parts | scores.shared(learner.world).as_row() | {"changed_share": changed} | state.begin_line()
+        row |= parts | scores.shared(learner.world).as_row() | {"changed_share": changed} | state.as_line()
     return row
 
 
