@@ -1,0 +1,46 @@
+"""What `salt-vla train` prints when it is asked what a run would take, instead of running it."""
+
+from __future__ import annotations
+
+from salt_vla.cli.printing import print_json, print_table
+from salt_vla.config import TrainConfig, parse_bytes
+from salt_vla.errors import ResourceError
+
+
+def show_plan(config: TrainConfig, gpus: int, tflops: float | None, json: bool) -> None:
+    from salt_vla.jobs.train_plan import ASSUMED_TFLOPS, describe, plan_training
+
+    plan = plan_training(config, gpus, ASSUMED_TFLOPS if tflops is None else tflops)
+    if json:
+        print_json(plan.as_json())
+    else:
+        print_table(describe(plan), ("field", "value"))
+
+
+def show_largest_batch(config: TrainConfig, gpus: int, measure: bool, json: bool) -> None:
+    """Raises `ResourceError` where not even one clip fits."""
+    from salt_vla.jobs.resources import does_not_fit, find_batch, room_for_step
+    from salt_vla.jobs.train_plan import describe_fitting
+    from salt_vla.jobs.train_trial import confirmed
+    from salt_vla.training.runtime import resolve_device
+
+    config = resolve_device(config)
+    given = config.runtime.memory_limit
+    limit = parse_bytes(given) if given else room_for_step(config)[0]
+    found = find_batch(config, limit, gpus)
+    if not found.batch_size:
+        raise ResourceError(does_not_fit(config, found.memory, f"the limit is {limit / 1e9:.2f} GB", gpus))
+    answer = describe_fitting(config, found, confirmed(config, found, gpus) if measure else None)
+    if json:
+        print_json(answer)
+        return
+    print(f"largest batch in one piece: batch_size={found.batch_size} (limit {limit / 1e9:.2f} GB)")
+    print(f"  {found.memory}; one clip more: {found.memory.of_clip / 1e9:.3f} GB")
+    if found.accumulation:
+        print(f"the recipe's batch_size={config.batch_size}: grad_accum_steps={found.accumulation}")
+        print(f"  {found.with_accumulation}")
+    else:
+        print(f"the recipe's batch_size={config.batch_size} does not fit in any number of pieces")
+    if measure:
+        size, peak = answer["measured_batch_size"], answer["measured_bytes"]
+        print(f"measured: batch_size={size} took {peak / 1e9:.2f} GB" if size else "measured: none fitted")

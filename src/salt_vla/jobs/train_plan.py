@@ -1,0 +1,213 @@
+"""`train --plan` and `train --find-batch`: what a run will take, before it takes anything.
+
+Starts no training and writes nothing; every figure is arithmetic, and says what it assumes.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from dataclasses import dataclass, replace
+from typing import Any
+
+from salt_vla.config import TrainConfig, parse_bytes
+from salt_vla.errors import ConfigError
+from salt_vla.jobs.resources import Fitting, existing_parent, memory_of, target_size
+from salt_vla.masks import build_masks
+from salt_vla.rundir import root
+from salt_vla.training.flops import Flops, mean_step_flops
+from salt_vla.training.memory import (
+    StepMemory,
+    checkpoint_bytes,
+    host_memory,
+    parameters,
+    shared_memory,
+)
+
+ASSUMED_TFLOPS = 150.0  # a GPU, sustained; `benchmarks/train_step.py` measures
+WARM_UP = (0.01, 0.05)  # the share of the steps that recipes which work spend on it
+FLOP_DRAWS = 4
+WAYS = ("ddp", "fsdp")
+
+
+@dataclass(frozen=True)
+class TrainPlan:
+    """A run on `gpus` devices, before it begins. Bytes, floating-point operations, clips a second."""
+
+    gpus: int
+    batch_size: int
+    per_gpu: int
+    micro_batch: int
+    steps: int
+    parameters: dict[str, int]
+    memory: dict[str, StepMemory]
+    flops: Flops
+    tflops: float
+    bytes_a_clip: int
+    shared_bytes: int
+    host_bytes: int
+    checkpoint_bytes: int
+    checkpoints: int
+    free_disk: int
+    warnings: list[str]
+
+    @property
+    def exaflops(self) -> float:
+        return self.flops.total * self.batch_size * self.steps / 1e18
+
+    @property
+    def clips_per_second(self) -> float:
+        """That `gpus` devices work through at the assumed rate, and that loaders must bring."""
+        return self.gpus * self.tflops * 1e12 / self.flops.total
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "gpus": self.gpus,
+            "batch_size": self.batch_size,
+            "per_gpu": self.per_gpu,
+            "micro_batch": self.micro_batch,
+            "steps": self.steps,
+            "clips": self.steps * self.batch_size,
+            "parameters": self.parameters,
+            "memory": {
+                way: memory.parts | {"total": memory.total, "of_clip": memory.of_clip}
+                for way, memory in self.memory.items()
+            },
+            "flops_per_clip": self.flops.parts | {"total": self.flops.total},
+            "flops_per_step": self.flops.total * self.batch_size,
+            "exaflops": self.exaflops,
+            "assumed_tflops_per_gpu": self.tflops,
+            "clips_per_second": self.clips_per_second,
+            "bytes_per_second": self.clips_per_second * self.bytes_a_clip,
+            "hours": self.steps * self.batch_size / self.clips_per_second / 3600,
+            "shared_bytes": self.shared_bytes,
+            "host_bytes": self.host_bytes,
+            "checkpoint_bytes": self.checkpoint_bytes,
+            "checkpoints": self.checkpoints,
+            "disk_bytes": self.checkpoint_bytes * self.checkpoints,
+            "free_disk": self.free_disk,
+            "warnings": self.warnings,
+        }
+
+
+def plan_training(config: TrainConfig, gpus: int = 1, tflops: float = ASSUMED_TFLOPS) -> TrainPlan:
+    """The plan. Raises `ConfigError` for fewer than one device, or a rate that is none."""
+    if gpus < 1 or not 0 < tflops < math.inf:
+        raise ConfigError(f"--gpus must be at least 1 and --tflops positive, not {gpus} and {tflops}")
+    config = _on(config, gpus)
+    target, masks = target_size(config), build_masks(config.masks, config.geometry)
+    memory = {way: memory_of(_shared_by(config, way), gpus) for way in (WAYS if gpus > 1 else WAYS[:1])}
+    counted = parameters(config, target.dim)
+    rows = -(-config.batch_size // gpus)
+    whole = checkpoint_bytes(config, target.dim)
+    kept = config.steps // config.runtime.keep_every if config.runtime.keep_every else 0
+    few = replace(config, batch_size=min(config.batch_size, 64), grad_accum_steps=1)
+    plan = TrainPlan(
+        gpus=gpus,
+        batch_size=config.batch_size,
+        per_gpu=rows,
+        micro_batch=-(-rows // config.grad_accum_steps),
+        steps=config.steps,
+        parameters={"encoder": counted.encoder, "predictor": counted.predictor},
+        memory=memory,
+        flops=mean_step_flops(few, target.dim, masks, FLOP_DRAWS),
+        tflops=tflops,
+        bytes_a_clip=config.geometry.clip_bytes + target.record_bytes,
+        shared_bytes=gpus * shared_memory(config, target.record_bytes, gpus),
+        host_bytes=gpus * host_memory(config, target.dim, target.record_bytes, gpus),
+        checkpoint_bytes=whole,
+        # The last ones, the best, those for good, and the one that is being written.
+        checkpoints=config.runtime.keep_checkpoints + kept + 2,
+        free_disk=shutil.disk_usage(existing_parent(root())).free,
+        warnings=[],
+    )
+    return replace(plan, warnings=_warnings(config, plan))
+
+
+def _on(config: TrainConfig, gpus: int) -> TrainConfig:
+    """`auto` is planned as a GPU: a plan is for the machine that will train, not for this one."""
+    runtime = config.runtime
+    device = "cuda" if runtime.device == "auto" or gpus > 1 else runtime.device
+    precision = runtime.precision
+    if precision == "auto":
+        precision = "bfloat16" if device == "cuda" else "float32"
+    return replace(config, runtime=replace(runtime, device=device, precision=precision))
+
+
+def _shared_by(config: TrainConfig, way: Any) -> TrainConfig:
+    return replace(config, runtime=replace(config.runtime, parallel=way))
+
+
+def _warnings(config: TrainConfig, plan: TrainPlan) -> list[str]:
+    said = []
+    parts = plan.gpus * config.grad_accum_steps
+    if config.batch_size % parts:
+        said.append(
+            f"batch_size {config.batch_size} is no multiple of {plan.gpus} GPUs × "
+            f"{config.grad_accum_steps} micro-batches; training would refuse it"
+        )
+    share = config.optimizer.warmup_steps / config.steps
+    if not WARM_UP[0] <= share <= WARM_UP[1]:
+        said.append(
+            f"the warm-up takes {share:.1%} of the steps; {WARM_UP[0]:.0%} to {WARM_UP[1]:.0%} is usual"
+        )
+    limit = config.runtime.memory_limit
+    if limit:
+        for way, memory in plan.memory.items():
+            if memory.total > parse_bytes(limit):
+                said.append(f"{way} needs {memory.total / 1e9:.1f} GB a GPU, beyond the limit of {limit}")
+    disk = plan.checkpoint_bytes * plan.checkpoints
+    if disk > plan.free_disk:
+        said.append(
+            f"checkpoints take {disk / 1e9:.1f} GB and {plan.free_disk / 1e9:.1f} GB are free at {root()}"
+        )
+    if config.target.provider == "teacher":
+        said.append("the teacher that runs in the loop is in no figure: neither its memory nor its work")
+    return said
+
+
+def describe(plan: TrainPlan) -> list[dict[str, str]]:
+    """Rows for a person."""
+    clips, rate = plan.steps * plan.batch_size, plan.clips_per_second
+    hours = clips / rate / 3600
+    counted = " + ".join(f"{name} {number / 1e6:.1f} M" for name, number in plan.parameters.items())
+    rows = {
+        "GPUs": str(plan.gpus),
+        "batch": f"{plan.batch_size} = {plan.gpus} × {plan.per_gpu}, {plan.micro_batch} clips at once",
+        "steps": f"{plan.steps:,} ({clips:,} clips)",
+        "parameters": counted,
+    }
+    for way, memory in plan.memory.items():
+        rows[f"memory a GPU, {way}" if plan.gpus > 1 else "memory"] = str(memory)
+    rows |= {
+        "of one clip more": f"{next(iter(plan.memory.values())).of_clip / 1e9:.3f} GB",
+        "work a clip": f"{plan.flops.total / 1e9:.0f} GFLOP",
+        "work a step": f"{plan.flops.total * plan.batch_size / 1e12:.1f} TFLOP",
+        "work in all": f"{plan.exaflops:.3g} EFLOP",
+        f"at {plan.tflops:g} TFLOP/s a GPU": f"{rate:,.0f} clips/s, {hours:,.1f} h (assumed: --tflops)",
+        "data then": f"{rate * plan.bytes_a_clip / 1e6:,.0f} MB/s ({plan.bytes_a_clip / 1e6:.2f} MB a clip)",
+        "/dev/shm": f"{plan.shared_bytes / 1e9:.2f} GB",
+        "RAM beside it": f"{plan.host_bytes / 1e9:.2f} GB",
+        "checkpoints": (
+            f"{plan.checkpoints} × {plan.checkpoint_bytes / 1e9:.2f} GB; "
+            f"{plan.free_disk / 1e9:.1f} GB are free"
+        ),
+    }
+    shown = [{"field": name, "value": value} for name, value in rows.items()]
+    return shown + [{"field": "warning", "value": text} for text in plan.warnings]
+
+
+def describe_fitting(config: TrainConfig, found: Fitting, measured: tuple[int, int] | None) -> dict[str, Any]:
+    """What `--find-batch` answers; also its JSON."""
+    answer: dict[str, Any] = {
+        "limit": found.limit,
+        "largest_batch_size": found.batch_size,
+        "memory": str(found.memory),
+        "of_one_clip": found.memory.of_clip,
+        "grad_accum_steps": found.accumulation,
+        "memory_with_accumulation": str(found.with_accumulation),
+        "batch_size": config.batch_size,
+    }
+    if measured is not None:
+        answer |= {"measured_batch_size": measured[0], "measured_bytes": measured[1]}
+    return answer
