@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from cells import Cell, folder_of, on_record, run_cells, side_by_side
+from cells import Cell, folder_of, on_record, side_by_side
 from joined import Joined, difference, markdown, matched, over_seeds, paired_probes, spread, with_interval
-from scoring import PROBED, STUDENT, join, join_baselines, keep_baselines, scores_of
+from scoring import PROBED, STUDENT, join, join_baselines, run_seeds, scores_of
 from teachers import PLAIN, TEACHER, make_teachers
 
 from salt_vla.config import TrainConfig, override
@@ -134,8 +134,7 @@ def main() -> None:
     cells = all_cells(given.steps, given.seeds)
     if not given.table:
         make_teachers(given.teacher_steps)
-        keep_baselines(STUDY, TEACHER, cells)
-        run_cells(cells, score, given.jobs)
+        run_seeds(cells, score, given.jobs, TEACHER)
     text = table(cells, join_baselines(STUDY, given.seeds))
     write_text(folder_of(STUDY) / "results.md", text)
     write_text(folder_of(STUDY) / "results.json", json.dumps(on_record(cells), indent=1))

@@ -89,7 +89,8 @@ class Joined:
         return float(np.mean(self.values(*path)))
 
     def probe(self, encoder: str, target: str) -> list[EpisodeSums]:
-        return [sums[encoder, target] for sums in self.sums]
+        """Of every seed that has it."""
+        return [sums[encoder, target] for sums in self.sums if (encoder, target) in sums]
 
     def of_seeds(self, seeds: Sequence[int]) -> Joined:
         """The same, for some of its seeds."""

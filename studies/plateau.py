@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from cells import Cell, finished, folder_of, on_record, run_cells, side_by_side
+from cells import Cell, finished, folder_of, on_record, side_by_side
 from joined import (
     Joined,
     difference,
@@ -26,7 +26,7 @@ from joined import (
     spread,
     with_interval,
 )
-from scoring import BASELINES, PROBED, STUDENT, join, join_baselines, keep_baselines, scores_of
+from scoring import BASELINES, PROBED, STUDENT, join, join_baselines, run_seeds, scores_of
 from teachers import PLAIN, PLANTED, TEACHER, LatentFacts, Outliers, make_teachers
 
 from salt_vla.config import MaskConfig, TrainConfig, override
@@ -212,8 +212,7 @@ def main() -> None:
     if not given.table:
         wanted = given.only.split(",") if given.only else cell_names()
         chosen = [cell for cell in cells if cell.name in wanted]
-        keep_baselines(STUDY, TEACHER, cells)
-        run_cells(chosen, score, given.jobs)
+        run_seeds(chosen, score, given.jobs, TEACHER)
     folder = folder_of(STUDY)
     text = tables(cells, facts, join_baselines(STUDY, given.seeds))
     write_text(folder / "results.md", text)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from cells import Cell, finished, folder_of
+from cells import Cell, Score, finished, folder_of, run_cells
 from joined import Joined
 from torch import Tensor
 
@@ -215,12 +215,12 @@ def probes(models: Mapping[str, TokenModel], config: TrainConfig) -> SuiteResult
 
 
 def baseline_probes(config: TrainConfig, teacher: str) -> SuiteResult:
-    """What students are held to: their architecture at random init, of the same seed, and their teacher."""
+    """What students are held to: their architecture at random init, of the same seed, and with seed 0 their
+    teacher, which is the same for all."""
     torch.set_num_threads(1)
-    models = {
-        "random": random_model(config.encoder, config.seed),
-        "teacher": load_model(teacher, "teacher"),
-    }
+    models = {"random": random_model(config.encoder, config.seed)}
+    if config.seed == 0:
+        models["teacher"] = load_model(teacher, "teacher")
     return probes(models, config)
 
 
@@ -246,16 +246,18 @@ def read_sums(name: str, study: str) -> Sums:
     return found
 
 
-def keep_baselines(study: str, teacher: str, cells: Sequence[Cell]) -> None:
-    """`baseline_probes` of every seed, as far as they are not on record."""
-    configs = {cell.config.seed: cell.config for cell in cells}
-    for seed, config in configs.items():
-        if not sums_file(f"baselines-s{seed}", study).exists():
-            keep_sums(f"baselines-s{seed}", study, baseline_probes(config, teacher))
+def run_seeds(cells: Sequence[Cell], score: Score, jobs: int, teacher: str) -> None:
+    """Seed by seed all cells and what they are held to, as far as that is not on record."""
+    for seed in dict.fromkeys(cell.config.seed for cell in cells):
+        mine = [cell for cell in cells if cell.config.seed == seed]
+        run_cells(mine, score, jobs)
+        baselines, study = f"baselines-s{seed}", mine[0].study
+        if not sums_file(baselines, study).exists():
+            keep_sums(baselines, study, baseline_probes(mine[0].config, teacher))
 
 
 def join_baselines(study: str, seeds: int) -> Joined:
-    """What `keep_baselines` has kept."""
+    """What `run_seeds` has kept."""
     kept = [seed for seed in range(seeds) if sums_file(f"baselines-s{seed}", study).exists()]
     sums = tuple(read_sums(f"baselines-s{seed}", study) for seed in kept)
     return Joined("baselines", tuple({"seed": seed} for seed in kept), sums)
