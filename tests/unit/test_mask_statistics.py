@@ -109,7 +109,7 @@ def documented() -> dict[tuple[str, str], list[list[float]]]:
     rows: dict[tuple[str, str], list[list[float]]] = {}
     for line in (Path(__file__).parents[2] / "docs" / "masks.md").read_text().splitlines():
         strategy, comma, how = line.strip("| ").split(" | ")[0].partition(", ")
-        if line.startswith("|") and comma:
+        if line.startswith("|") and comma and "`" not in line:
             figures = [float(number) for number in re.findall(r"[\d.]+", line.split("|", 3)[3])]
             rows.setdefault((strategy, how), []).append(figures)
     return rows

@@ -177,7 +177,9 @@ def test_any_part_of_a_batch_is_the_same_rows_of_it(geometry, config, batch, cut
         assert torch.equal(torch.cat([part.target_ids for part in parts]), group.target_ids)
         for part in (*parts, group.at(some)):
             assert part.context_ids.shape[1] == max(len(row) for row in real(part))
-            assert part.context_valid is None or part.context_sizes == tuple(map(len, real(part)))
+            sizes = tuple(len(row) for row in real(part))
+            assert (part.context_valid is None) == (len(set(sizes)) == 1)
+            assert part.context_valid is None or part.context_sizes == sizes
 
 
 @settings(max_examples=60, deadline=None)
@@ -266,6 +268,8 @@ def test_rows_and_devices_carry_the_padding_along():
     trimmed = MaskGroup(ids, ids + 12, valid, (4, 2, 3)).rows(1, 3).to("cpu")
     assert trimmed.context_valid is not None and torch.equal(trimmed.context_valid, valid[1:, :3])
     assert trimmed.context_sizes == (2, 3) and torch.equal(trimmed.context_ids, ids[1:, :3])
+    alone = MaskGroup(ids, ids + 12, valid, (4, 2, 3)).at([1])
+    assert alone.context_valid is None and torch.equal(alone.context_ids, ids[1:2, :2])
 
 
 @pytest.mark.parametrize("strategy", ["random", "tube", "topup_block"])

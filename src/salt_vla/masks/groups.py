@@ -49,8 +49,10 @@ class MaskGroup:
 
     def _part(self, which: slice | Sequence[int], sizes: tuple[int, ...] | None) -> MaskGroup:
         width = max(sizes) if sizes else self.context_ids.shape[1]
-        valid = None if self.context_valid is None else self.context_valid[which][:, :width]
-        return MaskGroup(self.context_ids[which][:, :width], self.target_ids[which], valid, sizes)
+        context_ids, target_ids = self.context_ids[which][:, :width], self.target_ids[which]
+        if self.context_valid is None or (sizes and min(sizes) == width):
+            return MaskGroup(context_ids, target_ids)  # Nothing here is padding.
+        return MaskGroup(context_ids, target_ids, self.context_valid[which][:, :width], sizes)
 
     def to(self, device: torch.device | str) -> MaskGroup:
         def moved(tensor: Tensor) -> Tensor:
