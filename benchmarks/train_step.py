@@ -25,14 +25,14 @@ import psutil
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 from vjepa_step import VJepaStep, vit_base_config
 
 from salt_vla.batches import Batch
 from salt_vla.cache.format import Encoding
-from salt_vla.config import EncoderConfig, PredictorConfig, TargetConfig, TrainConfig
+from salt_vla.config import EncoderConfig, PredictorConfig, RuntimeConfig, TargetConfig, TrainConfig
 from salt_vla.geometry import ClipGeometry
 from salt_vla.masks import MaskGroup, build_masks
 from salt_vla.models.pixels import normalise_pixels
@@ -108,7 +108,7 @@ def make_work(config: TrainConfig, clips: int, step: int, device: str) -> Work:
     return Work(frames.to(device), latents.view(torch.uint8).to(device), groups, step)
 
 
-def ours(config: TrainConfig, device: str, compiled: bool) -> tuple[Learner, Task]:
+def ours(config: TrainConfig, device: str) -> tuple[Learner, Task]:
     """A learner and its task, with targets as `config.target.provider` says."""
     geometry = config.geometry
     learner = build_learner(config, DIM, device)
@@ -118,14 +118,12 @@ def ours(config: TrainConfig, device: str, compiled: bool) -> tuple[Learner, Tas
     else:
         provider = CachedTargets(Encoding("float16", (geometry.num_tokens, DIM)))
     provider.begin(learner.encoder)
-    if compiled:
-        compile_blocks(learner.networks)
     space = TargetSpace("normalised", torch.zeros(geometry.num_tokens, DIM, device=device))
     return learner, Task(provider, space)
 
 
-def our_contenders(name: str, config: TrainConfig, device: str, compiled: bool) -> list[Contender]:
-    learner, task = ours(config, device, compiled)
+def our_contenders(name: str, config: TrainConfig, device: str) -> list[Contender]:
+    learner, task = ours(config, device)
     each = {name: replace(config, runtime=replace(config.runtime, precision=name)) for name in PRECISIONS}
 
     def take(work: Work, precision: str) -> None:
@@ -211,8 +209,8 @@ def compare(args: argparse.Namespace, config: TrainConfig) -> dict[str, Any]:
     ema = replace(config, target=TargetConfig(provider="ema"))
     contenders = [
         *their_contenders(config, args.device),
-        *our_contenders("cached", config, args.device, args.compile),
-        *our_contenders("ema", ema, args.device, args.compile),
+        *our_contenders("cached", config, args.device),
+        *our_contenders("ema", ema, args.device),
     ]
     contenders = [c for c in contenders if args.precision in ("both", c.precision)]
     first = make_work(config, args.batch, 0, args.device)
@@ -283,7 +281,7 @@ def show(result: dict[str, Any]) -> None:
 def kernels(args: argparse.Namespace, config: TrainConfig) -> None:
     """Where a step's time goes: the kernels that took the most of it, for each of ours."""
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if args.device == "cuda" else [])]
-    for contender in our_contenders("cached", config, args.device, args.compile):
+    for contender in our_contenders("cached", config, args.device):
         if args.precision not in ("both", contender.precision):
             continue
         for step in range(2):
@@ -300,20 +298,15 @@ def kernels(args: argparse.Namespace, config: TrainConfig) -> None:
         console.print(table)
 
 
-def compile_blocks(networks: nn.Module) -> None:
-    for name, module in networks.named_modules():
-        if name.rpartition(".")[0].endswith("blocks"):
-            module.compile(dynamic=True)
-
-
 def memory(args: argparse.Namespace) -> None:
     """Resident memory over many small steps, whose masks have other sizes each time."""
     geometry = ClipGeometry(num_frames=4, image_size=64, tubelet_size=2, patch_size=8)
     config = TrainConfig(
         encoder=EncoderConfig(name="vit_micro", geometry=geometry, depth=2),
         predictor=PredictorConfig(dim=48, depth=2, num_heads=2),
+        runtime=RuntimeConfig(compile=args.compile),
     )
-    contender = our_contenders("cached", config, args.device, args.compile)[0]
+    contender = our_contenders("cached", config, args.device)[0]
     table = Table("steps", "resident MB", "ms a step", title="memory over steps")
     process, began, every = psutil.Process(os.getpid()), time.perf_counter(), max(args.memory // 10, 1)
     for step in range(args.memory):
@@ -327,7 +320,7 @@ def memory(args: argparse.Namespace) -> None:
 
 def linear(args: argparse.Namespace, config: TrainConfig) -> None:
     """Seconds a clip at growing batches, best of three interleaved."""
-    contender = our_contenders("cached", config, args.device, args.compile)[0]
+    contender = our_contenders("cached", config, args.device)[0]
     sizes = (1, 2, 4, 8)
     best = dict.fromkeys(sizes, float("inf"))
     for step in range(3):
@@ -358,6 +351,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     config = TrainConfig()
     config = replace(config, masks=replace(config.masks, truncate=args.truncate))
+    config = replace(config, runtime=replace(config.runtime, compile=args.compile))
     if args.memory:
         return memory(args)
     if args.linear:

@@ -172,9 +172,9 @@ def test_our_contenders_take_the_step_that_is_timed(
     module = modules[0]
     monkeypatch.setattr(module, "DIM", DIM)
     config = replace(CONFIG, target=TargetConfig(provider=provider))
-    learner, task = module.ours(config, "cpu", compiled=False)
+    learner, task = module.ours(config, "cpu")
     monkeypatch.setattr(module, "ours", lambda *_: (learner, task))
-    contenders = module.our_contenders(provider, config, "cpu", False)
+    contenders = module.our_contenders(provider, config, "cpu")
     followed = list(task.provider.encoder.parameters()) if provider == "ema" else []
     watched = [*learner.networks.parameters(), *followed]
     before = [parameter.detach().clone() for parameter in watched]

@@ -39,7 +39,7 @@ def rotation(ids: Tensor, head_dim: int, geometry: ClipGeometry) -> Rotation:
     still = torch.zeros(*ids.shape, head_dim - 3 * axis_dim, device=ids.device)
     angle = torch.cat([*angles, still], dim=-1).unsqueeze(2)
     # (x₀, x₁) → (x₀ cos₀ − x₁ sin₀, x₁ cos₁ + x₀ sin₁): the sign is the sine's, once for all blocks.
-    signs = torch.tensor([-1.0, 1.0], device=ids.device).repeat(head_dim // 2)
+    signs = torch.arange(head_dim, device=ids.device) % 2 * 2.0 - 1
     return angle.cos(), angle.sin() * signs
 
 

@@ -28,7 +28,7 @@ class Networks(nn.Module):
         """Let torch compile each transformer block when it is first called; names and weights stay."""
         for blocks in (self.encoder.blocks, self.predictor.blocks):
             for block in blocks:
-                block.compile()
+                block.compile(dynamic=True)  # Contexts change their size at every step.
 
     def forward(
         self,
