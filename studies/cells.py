@@ -19,6 +19,7 @@ from salt_vla.jobs.demo import train_unless_finished
 from salt_vla.rundir import RunDirectory, read_json, root, write_text
 
 DEPTH = 2  # of encoder and predictor
+BATCH_SIZE = 8
 
 
 def folder_of(study: str) -> Path:
@@ -110,8 +111,8 @@ def on_record(cells: Sequence[Cell]) -> list[dict[str, Any]]:
 
 
 def side_by_side(config: TrainConfig, steps: int, seed: int) -> TrainConfig:
-    """A student's settings for a study: half as deep as the demonstration's, one thread, float32 compute,
-    schedules cut to `steps`."""
+    """A student's settings for a study: half as deep as the demonstration's, half its batch, one thread,
+    float32 compute, schedules cut to `steps`."""
     optimizer = replace(config.optimizer, warmup_steps=steps // 10)
     runtime = replace(
         config.runtime,
@@ -124,4 +125,6 @@ def side_by_side(config: TrainConfig, steps: int, seed: int) -> TrainConfig:
     )
     encoder, predictor = replace(config.encoder, depth=DEPTH), replace(config.predictor, depth=DEPTH)
     shallow = replace(config, encoder=encoder, predictor=predictor)
-    return replace(shallow, steps=steps, seed=seed, optimizer=optimizer, runtime=runtime)
+    return replace(
+        shallow, steps=steps, batch_size=BATCH_SIZE, seed=seed, optimizer=optimizer, runtime=runtime
+    )

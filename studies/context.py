@@ -35,7 +35,7 @@ DRAWS = 64  # steps whose masks are counted
 
 def config_of(policy: str, steps: int, seed: int) -> TrainConfig:
     """`demo_student`, cut to `steps`, with contexts brought to one size by `policy`."""
-    config = override(get_recipe("demo_student").config, [f"masks.truncate={policy}"])
+    config = override(get_recipe("demo_student").config, [f"masks.truncate={policy}", "masks.max_targets=24"])
     config = replace(config, target=replace(config.target, source=f"caches/study_{PLAIN}"))
     return side_by_side(config, steps, seed)
 
@@ -125,7 +125,7 @@ def table(cells: Sequence[Cell], baselines: Joined) -> str:
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    arguments.add_argument("--steps", type=int, default=200, help="updates of the reference's policy")
+    arguments.add_argument("--steps", type=int, default=250, help="updates of the reference's policy")
     arguments.add_argument("--seeds", type=int, default=3)
     arguments.add_argument("--jobs", type=int, default=2, help="students at a time, one thread each")
     arguments.add_argument("--teacher-steps", type=int, default=TEACHER_STEPS)

@@ -46,7 +46,7 @@ COMMON_MASKS = MaskConfig(blocks=MaskConfig().blocks[:1])
 class Factor:
     """One setting: what it is called where it is as it should be and where it is as it was, with overrides.
 
-    `max_targets` of the two masks differ so that a step predicts 96 tokens a clip under both.
+    `max_targets` of the two masks differ so that a step predicts 48 tokens a clip under both.
     """
 
     good: str
@@ -64,8 +64,8 @@ FACTORS = {
     "masks": Factor(
         "multiblock",
         "topup",
-        ("masks.strategy=multiblock", "masks.max_targets=48"),
-        ("masks.strategy=topup_block", "masks.max_targets=96"),
+        ("masks.strategy=multiblock", "masks.max_targets=24"),
+        ("masks.strategy=topup_block", "masks.max_targets=48"),
     ),
     "decay": Factor("spared", "all", ("optimizer.decay_all=false",), ("optimizer.decay_all=true",)),
 }
@@ -200,7 +200,7 @@ def effect_rows(mine: Mapping[str, Joined]) -> list[list[str]]:
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    arguments.add_argument("--steps", type=int, default=200, help="updates a student")
+    arguments.add_argument("--steps", type=int, default=250, help="updates a student")
     arguments.add_argument("--seeds", type=int, default=3)
     arguments.add_argument("--jobs", type=int, default=2, help="students at a time, one thread each")
     arguments.add_argument("--teacher-steps", type=int, default=TEACHER_STEPS)

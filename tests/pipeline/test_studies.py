@@ -1,4 +1,4 @@
-"""A study's cell, from a run to its record: scored as the run itself says, kept, refused to other settings."""
+"""A study's cell, from run to record: scored as the run itself says, kept, and refused to other settings."""
 
 from __future__ import annotations
 

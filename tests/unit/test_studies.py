@@ -153,7 +153,7 @@ def test_a_step_predicts_as_many_tokens_under_both_masks(study: dict[str, Module
         config = study["plateau"].config_of(name, "plain", 20, 0)
         groups = build_masks(config.masks, config.geometry).sample(4)
         counts.append(sum(group.target_ids.shape[1] for group in groups))
-    assert counts == [96, 96]
+    assert counts == [48, 48]
 
 
 def test_cells_are_runs_of_their_own(study: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch) -> None:
