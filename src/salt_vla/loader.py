@@ -69,17 +69,27 @@ def load_from(batches: Batches, first_step: int, how: Loading = Loading()) -> It
     cannot read is raised here as it would be without processes; one that dies, or that takes longer than
     `patience`, raises a `DataError` or `ResourceError` that names the step and the clips in its hands.
     """
-    read = _in_processes if how.num_workers else _in_this_process
-    loaded = read(batches, first_step, how)
-    if torch.device(how.device).type == "cuda":
+    is_sent = torch.device(how.device).type == "cuda"
+    if how.num_workers:
+        loaded = _in_processes(batches, first_step, how)
+    else:
+        loaded = in_this_process(batches, first_step, again=is_sent)
+    if is_sent:
         yield from one_ahead(loaded, _sender_to(how.device))
     else:
         yield from loaded
 
 
-def _in_this_process(batches: Batches, first_step: int, how: Loading) -> Iterator[Batch]:
+def in_this_process(batches: Batches, first_step: int, again: bool = False) -> Iterator[Batch]:
+    """Each batch read when it is asked for; with `again` into the memory of the one before it, pinned where
+    there is a GPU."""
+    memory = None
     for step in range(first_step, len(batches)):
-        yield batches[step]
+        batch = batches.read(step, memory)
+        if again:
+            batch = batch.pin_memory()
+            memory = Memory(batch.frames, batch.records)
+        yield batches.with_masks(batch, step)
 
 
 def one_ahead(batches: Iterator[Batch], prepare: Callable[[Batch], Batch]) -> Iterator[Batch]:

@@ -22,7 +22,7 @@ from salt_vla.data.golden import golden_path
 from salt_vla.data.view_lock import ViewReader
 from salt_vla.errors import ConfigError, DataError, ResourceError
 from salt_vla.geometry import ClipGeometry
-from salt_vla.loader import NOTE_BYTES, Loading, _Note, load_from, one_ahead, slots
+from salt_vla.loader import NOTE_BYTES, Loading, _Note, in_this_process, load_from, one_ahead, slots
 from salt_vla.masks import MultiBlockMasks
 
 GEOMETRY = ClipGeometry(num_frames=4, image_size=32, tubelet_size=2, patch_size=8)
@@ -105,6 +105,15 @@ def test_how_batches_come_never_changes_which(workers, prefetch, masks_in, cache
         assert same(next(loaded), batches[step]), step
     with pytest.raises(StopIteration):
         next(loaded)
+
+
+def test_memory_that_is_read_into_again_holds_the_same():
+    batches = make(steps=6, jitter=True)
+    places = set()
+    for step, batch in enumerate(in_this_process(batches, 2, again=True), start=2):
+        assert same(batch, batches[step])
+        places.add(batch.frames.data_ptr())
+    assert len(places) == 1
 
 
 def test_a_batch_is_whole_until_the_next_but_one_is_asked_for():

@@ -124,7 +124,7 @@ def test_the_command_finds_the_largest_batch_below_a_limit(
     assert f"largest batch in one piece: batch_size={found['largest_batch_size']} (limit 25.00 GB)" in told
     assert f"batch_size=64: grad_accum_steps={found['grad_accum_steps']}" in told
     assert main(["train", *ask, "--memory-limit", "1GB"]) == 2
-    assert "1 at once, needs about process" in capsys.readouterr().err
+    assert "a step of 1 clip, 1 at once, needs about process" in capsys.readouterr().err
     assert list(root.iterdir()) == []
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from salt_vla.cli.printing import print_json, print_table
 from salt_vla.config import TrainConfig, parse_bytes
 from salt_vla.errors import ResourceError
@@ -29,7 +31,8 @@ def show_largest_batch(config: TrainConfig, gpus: int, measure: bool, json: bool
     limit = parse_bytes(given) if given else room_for_step(config)[0]
     found = find_batch(config, limit, gpus)
     if not found.batch_size:
-        raise ResourceError(does_not_fit(config, found.memory, f"the limit is {limit / 1e9:.2f} GB", gpus))
+        one = replace(config, batch_size=gpus, grad_accum_steps=1)
+        raise ResourceError(does_not_fit(one, found.memory, f"the limit is {limit / 1e9:.2f} GB", gpus))
     answer = describe_fitting(config, found, confirmed(config, found, gpus) if measure else None)
     if json:
         print_json(answer)

@@ -125,8 +125,8 @@ def does_not_fit(config: TrainConfig, needed: StepMemory, where: str, gpus: int 
     """The sentence with the arithmetic, at the start and when memory has run out."""
     rows = config.batch_size // gpus
     return (
-        f"a step of {rows} clips, {-(-rows // config.grad_accum_steps)} at once, needs about {needed}, and "
-        f"{where}: lower batch_size, raise grad_accum_steps (a clip less at once saves "
+        f"a step of {rows} clip{'s' * (rows > 1)}, {-(-rows // config.grad_accum_steps)} at once, needs "
+        f"about {needed}, and {where}: lower batch_size, raise grad_accum_steps (a clip less at once saves "
         f"{needed.of_clip / 1e9:.3f} GB), set encoder.grad_checkpointing=true, or choose a smaller encoder; "
         "`salt-vla train … --find-batch` says what fits"
     )
