@@ -46,8 +46,9 @@ test: lint ## Run the linters, the type checker, the import layers, then the tes
 	OMP_NUM_THREADS=1 $(venv)/bin/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 tortured := $(addprefix tests/pipeline/test_cache_,kill.py kill_decoding.py faults.py repair.py)
+tortured += tests/pipeline/test_full_shape.py tests/pipeline/test_train_kill.py tests/unit/test_compiled.py
 
-torture: $(dev) ## Kill builders and damage caches for some minutes; docs/reliability.md says what is looked for
+torture: $(dev) ## Kill builders and runs, damage caches, for some minutes; docs/reliability.md says what is looked for
 	OMP_NUM_THREADS=1 $(venv)/bin/python -m pytest $(tortured) --torture -rP $(ARGS)
 
 lint: $(dev) ## Run everything in `make test` that is not a test

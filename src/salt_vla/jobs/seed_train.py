@@ -174,7 +174,7 @@ def _updates_an_epoch(config: TrainConfig) -> int:
     else:
         targets, splits = job.open_targets(config, table, "cpu")
         ids = splits.train.clip_ids
-        clips = len(ids) if targets.train is None else sum(targets.train.with_views(ids, 1))
+        clips = len(ids) if targets.train is None else int(sum(targets.train.with_views(ids, 1)))
     if clips < config.batch_size:
         raise ConfigError(
             f"{clips} clips to learn from make no batch of {config.batch_size}; lower batch_size"
