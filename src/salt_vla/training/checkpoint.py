@@ -20,16 +20,17 @@ from typing import Any
 from torch import Tensor
 
 from salt_vla.config import EncoderConfig
-from salt_vla.errors import RunError
+from salt_vla.errors import ResourceError, RunError
 from salt_vla.models.loading import WEIGHTS, read_tensors, save_encoder, step_directories, write_tensors
 from salt_vla.rundir import read_json, writing_to
 from salt_vla.targets import Task
 from salt_vla.training.average import WeightAverage
+from salt_vla.training.joint_files import OPTIMIZER, Joint, read_optimizer
 from salt_vla.training.learner import Learner
+from salt_vla.training.sharding import alike, own_rows, whole
 from salt_vla.training.state import RunState
 
 PREDICTOR = "predictor.safetensors"
-OPTIMIZER = "optimizer.safetensors"
 TASK = "task.safetensors"  # of targets that change while a run goes on; else absent
 AVERAGE = "average"  # a folder: an encoder like any other, and its predictor; only with optimizer.average
 STATE = "state.json"
@@ -40,7 +41,8 @@ UNFINISHED = ".writing-"
 @dataclass(frozen=True)
 class Snapshot:
     """A copy of everything a resume needs, taken between two steps. `state`: a `RunState` as JSON, and the
-    hash of the configuration."""
+    hash of the configuration. `joint`: who else writes rows of the optimizer's state; a process that is not
+    the first has only these."""
 
     step: int
     encoder_config: EncoderConfig
@@ -50,28 +52,36 @@ class Snapshot:
     task: dict[str, Tensor] = field(default_factory=dict)
     average: dict[str, Tensor] = field(default_factory=dict)
     state: dict[str, Any] = field(default_factory=dict)
+    joint: Joint | None = None
 
 
 def take_snapshot(
     learner: Learner, task: Task, state: RunState, average: WeightAverage | None = None, config_hash: str = ""
 ) -> Snapshot:
+    """In a world of several processes every one has to ask, where parameters are shared out."""
+
     def copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
 
+    def gathered(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        rows = ((name, whole(tensor.detach())) for name, tensor in tensors.items())
+        return copied({name: tensor for name, tensor in rows if learner.world.is_first})
+
     optimizer = {
-        f"{name}/{key}": value
+        f"{name}/{key}": own_rows(value)
         for name, parameter in learner.named_parameters()
         for key, value in learner.optimizer.state[parameter].items()
     }
     return Snapshot(
         step=state.step,
         encoder_config=learner.encoder.config,
-        encoder=copied(learner.encoder.state_dict()),
-        predictor=copied(learner.predictor.state_dict()),
+        encoder=gathered(learner.encoder.state_dict()),
+        predictor=gathered(learner.predictor.state_dict()),
         optimizer=copied(optimizer),
-        task=copied(task.state()),
-        average=copied(average.tensors) if average is not None else {},
+        task=gathered(task.state()),
+        average=gathered(average.tensors) if average is not None else {},
         state=state.as_json() | {"config_hash": config_hash},
+        joint=Joint(learner.world) if learner.is_sharded else None,
     )
 
 
@@ -82,7 +92,11 @@ def write_snapshot(snapshot: Snapshot, folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=folder, prefix=UNFINISHED))
         try:
+            if snapshot.joint is not None:
+                snapshot.joint.invite(temporary)
             _fill(temporary, snapshot)
+            if snapshot.joint is not None:
+                snapshot.joint.wait_for_others()
             for file in [path for path in temporary.rglob("*") if path.is_file()]:
                 with file.open("rb") as handle:
                     os.fsync(handle.fileno())
@@ -95,10 +109,26 @@ def write_snapshot(snapshot: Snapshot, folder: Path) -> Path:
     return target
 
 
+def write_rows(snapshot: Snapshot, folder: Path) -> None:
+    """A process' share of the checkpoint that the first writes."""
+    joint = snapshot.joint
+    assert joint is not None
+    file = joint.invited_to(folder) / joint.file
+    try:
+        with writing_to(folder):
+            write_tensors(snapshot.optimizer, file)
+            with file.open("rb") as handle:
+                os.fsync(handle.fileno())
+    except ResourceError as error:
+        joint.report(str(error))
+        raise
+    joint.report()
+
+
 def _fill(folder: Path, snapshot: Snapshot) -> None:
     save_encoder(snapshot.encoder, snapshot.encoder_config, folder)
     write_tensors(snapshot.predictor, folder / PREDICTOR)
-    write_tensors(snapshot.optimizer, folder / OPTIMIZER)
+    write_tensors(snapshot.optimizer, folder / (snapshot.joint.file if snapshot.joint else OPTIMIZER))
     if snapshot.task:
         write_tensors(snapshot.task, folder / TASK)
     if snapshot.average:
@@ -152,6 +182,9 @@ class CheckpointWriter:
         self, learner: Learner, task: Task, state: RunState, average: WeightAverage | None = None
     ) -> None:
         self.wait()
+        self._is_first = learner.world.is_first
+        if not (self._is_first or learner.is_sharded):
+            return
         began = time.monotonic()
         snapshot = take_snapshot(learner, task, state, average, self.config_hash)
         self._thread = threading.Thread(
@@ -169,6 +202,8 @@ class CheckpointWriter:
 
     def _write(self, snapshot: Snapshot, state: RunState, began: float) -> None:
         try:
+            if not self._is_first:
+                return write_rows(snapshot, self.folder)
             write_snapshot(snapshot, self.folder)
             self.longest = max(self.longest, time.monotonic() - began)
             point_to_best(self.folder, state.best_step)
@@ -221,8 +256,8 @@ def restore_latest(
     step, path = steps[-1]
     state = RunState.from_json(read_json(path / STATE, dict), path / STATE)
     try:
-        learner.encoder.load_state_dict(read_tensors(path / WEIGHTS))
-        learner.predictor.load_state_dict(read_tensors(path / PREDICTOR))
+        for module, file in ((learner.encoder, WEIGHTS), (learner.predictor, PREDICTOR)):
+            module.load_state_dict(_placed(read_tensors(path / file), module.state_dict()))
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise RunError(f"checkpoint {path} does not fit this run's configuration: {reason}") from error
@@ -232,14 +267,18 @@ def restore_latest(
         encoder, predictor = (read_tensors(path / AVERAGE / name) for name in (WEIGHTS, PREDICTOR))
         named = {f"encoder.{name}": tensor for name, tensor in encoder.items()}
         named |= {f"predictor.{name}": tensor for name, tensor in predictor.items()}
-        average.restore(named, path)
+        average.restore(_placed(named, average.tensors), path)
     return replace(state, step=step)
 
 
 def _restore_optimizer(learner: Learner, path: Path, step: int, missed: int) -> None:
     states: dict[str, dict[str, Tensor]] = {}
-    for key, value in read_tensors(path / OPTIMIZER).items():
+    parameters = dict(learner.named_parameters())
+    for key, value in read_optimizer(path):
         name, _, entry = key.rpartition("/")
+        if name in parameters:
+            # The count too: the fused optimizer wants it beside the parameters.
+            value = (alike(value, parameters[name]) if value.ndim else value).to(parameters[name].device)
         states.setdefault(name, {})[entry] = value
     if not states and step == missed:
         return  # Not one update was sound.
@@ -249,12 +288,17 @@ def _restore_optimizer(learner: Learner, path: Path, step: int, missed: int) -> 
         raise RunError(
             f"checkpoint {path} says step {step}{less}, but its optimizer has counted {sorted(counted)}"
         )
-    parameters = dict(learner.named_parameters())
     if states.keys() != parameters.keys():
         differing = ", ".join(sorted(states.keys() ^ parameters.keys()))
         raise RunError(
             f"checkpoint {path} does not fit this run's configuration: optimizer state of {differing}"
         )
     for name, state in states.items():
-        device = parameters[name].device  # The count too: the fused optimizer wants it beside the parameters.
-        learner.optimizer.state[parameters[name]] = {key: value.to(device) for key, value in state.items()}
+        learner.optimizer.state[parameters[name]] = state
+
+
+def _placed(tensors: dict[str, Tensor], models: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Each as its namesake is: whole, or this process' rows of it."""
+    return {
+        name: alike(tensor, models[name]) if name in models else tensor for name, tensor in tensors.items()
+    }

@@ -102,12 +102,16 @@ class World:
                 raise
             raise LostProcess(self._last_word(error)) from error
 
+    def has_ended(self) -> bool:
+        """Whether a process has left with a last word."""
+        return self.store is not None and self.store.check([_REASON])
+
     def _last_word(self, error: RuntimeError) -> str:
         assert self.store is not None
         until = time.monotonic() + 1.0
         with suppress(RuntimeError):
             while time.monotonic() < until:
-                if self.store.check([_REASON]):
+                if self.has_ended():
                     return self.store.get(_REASON).decode()
                 time.sleep(0.02)
         said = str(error).splitlines()[0]

@@ -49,6 +49,11 @@ class Learner:
     def predictor(self) -> Predictor:
         return self.networks.predictor
 
+    @property
+    def is_sharded(self) -> bool:
+        """Whether each process keeps some rows of every parameter only."""
+        return isinstance(self.call, FSDPModule)
+
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         return self.networks.named_parameters()
 
@@ -68,7 +73,7 @@ class Learner:
     def accompany(self, config: TrainConfig) -> None:
         """Take part in a forward pass of the other processes without a clip of one's own: where parameters
         are shared out, networks compute only together."""
-        if isinstance(self.call, FSDPModule):
+        if self.is_sharded:
             device, geometry = next(self.networks.parameters()).device, config.geometry
             first, second = torch.arange(2, device=device).view(2, 1, 1)
             tubelets = torch.zeros(1, geometry.num_tokens, geometry.patch_dim, device=device)

@@ -36,7 +36,7 @@ def shard(networks: Networks, device: str, processes: int) -> None:
     mesh = init_device_mesh(torch.device(device).type, (processes,))
     for block in (*networks.encoder.blocks, *networks.predictor.blocks):
         fully_shard(block, mesh=mesh)
-    fully_shard(networks, mesh=mesh)
+    fully_shard(networks, mesh=mesh, reshard_after_forward=True)  # Between two steps nothing is whole.
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -51,7 +51,6 @@ def own_rows(tensor: Tensor) -> Tensor:
 
 def alike(full: Tensor, model: Tensor) -> Tensor:
     """`full`, which every process has whole, cut and placed as `model` is."""
-    full = full.to(model.device)
     if not isinstance(model, DTensor):
         return full
-    return distribute_tensor(full, model.device_mesh, model.placements, src_data_rank=None)
+    return distribute_tensor(full.to(model.device), model.device_mesh, model.placements, src_data_rank=None)
