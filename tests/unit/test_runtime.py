@@ -92,7 +92,7 @@ def test_parameters_in_bfloat16_leave_nothing_to_measure() -> None:
 
 
 def forwards_and_bytes_kept(checkpointing: bool) -> tuple[dict[str, int], int, float]:
-    """How often each network's attention runs in a step, what autograd keeps between the passes, and the loss."""
+    """How often each network's attention runs in a step, what autograd keeps meanwhile, and the loss."""
     config = replace(
         CONFIG,
         encoder=replace(CONFIG.encoder, grad_checkpointing=checkpointing),
