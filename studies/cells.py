@@ -15,6 +15,7 @@ from typing import Any
 
 from salt_vla.config import TrainConfig
 from salt_vla.errors import UserError
+from salt_vla.interrupts import Stopped
 from salt_vla.jobs.demo import train_unless_finished
 from salt_vla.rundir import RunDirectory, read_json, root, write_text
 
@@ -92,14 +93,18 @@ def run_cells(cells: Sequence[Cell], score: Score, jobs: int) -> list[dict[str, 
     failed = []
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         futures = {pool.submit(run_cell, cell, score): cell for cell in todo}
-        for number, future in enumerate(as_completed(futures), start=1):
-            name = futures[future].run.name
-            try:
-                found[name] = result = future.result()
-                print(f"{number}/{len(todo)} {name}: {result['seconds']} s", flush=True)
-            except UserError as error:
-                failed.append(f"{name}: {error}")
-                print(f"{number}/{len(todo)} {name} failed: {error}", flush=True)
+        try:
+            for number, future in enumerate(as_completed(futures), start=1):
+                name = futures[future].run.name
+                try:
+                    found[name] = result = future.result()
+                    print(f"{number}/{len(todo)} {name}: {result['seconds']} s", flush=True)
+                except UserError as error:
+                    failed.append(f"{name}: {error}")
+                    print(f"{number}/{len(todo)} {name} failed: {error}", flush=True)
+        except (KeyboardInterrupt, Stopped):
+            pool.shutdown(cancel_futures=True)  # Those in work have written their checkpoints.
+            raise
     if failed:
         raise UserError(f"{len(failed)} cells failed; the first: {failed[0]}")
     return [result for result in found.values() if result is not None]
