@@ -59,9 +59,9 @@ class Latents:
 
     def open(self) -> OpenLatents:
         """Load the teacher and find the clips. Raises the errors of both."""
+        from salt_vla.config import parse_bytes
         from salt_vla.jobs.build_cache import BATCH_SIZE, fitting_batch
         from salt_vla.jobs.data import open_table
-        from salt_vla.config import parse_bytes
         from salt_vla.teachers import load_teacher
 
         if not self.teacher:

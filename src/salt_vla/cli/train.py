@@ -8,6 +8,7 @@ from typing import Annotated
 
 import tyro
 
+from salt_vla.cli.train_plan import Ahead
 from salt_vla.config import override
 from salt_vla.errors import ConfigError
 from salt_vla.recipes import get_recipe
@@ -27,12 +28,7 @@ def train(
     allow_change: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
     branch: str | None = None,
     memory_limit: str | None = None,
-    plan: bool = False,
-    find_batch: bool = False,
-    gpus: int = 1,
-    tflops: float | None = None,
-    measure: bool = False,
-    json: bool = False,
+    ahead: Annotated[Ahead, tyro.conf.arg(name="")] = Ahead(),  # noqa: B008
 ) -> None:
     """Run a recipe; the same command with the same --name resumes it.
 
@@ -52,12 +48,6 @@ def train(
         allow_change: a field or section in which a resume may differ from the run's record; repeatable.
         branch: begin from another run's checkpoint, as RUN@STEP, with other steps or rates.
         memory_limit: what a step may take of the GPU's memory, or of RAM without one, such as 25GB.
-        plan: say what the run would take on --gpus devices, and do not run it.
-        find_batch: say the largest batch below the limit of memory, and do not run.
-        gpus: of the plan.
-        tflops: what each is assumed to sustain.
-        measure: of --find-batch: do such a step, with random pixels, and see.
-        json: of the plan or the batch: as JSON.
     """
     experiment = get_recipe(recipe)
     config = override(experiment.config, overrides)
@@ -73,15 +63,9 @@ def train(
     run = recipe if name is None else name
     config = job.with_paths(config, data, cache)
     if memory_limit is not None:
-        config = dataclasses.replace(
-            config, runtime=dataclasses.replace(config.runtime, memory_limit=memory_limit)
-        )
-    if plan or find_batch:
-        from salt_vla.cli import train_plan
-
-        if plan:
-            return train_plan.show_plan(config, gpus, tflops, json)
-        return train_plan.show_largest_batch(config, gpus, measure, json)
+        config = override(config, [f"runtime.memory_limit={memory_limit}"])
+    if ahead.is_asked:
+        return ahead.tell(config)
     if branch is not None and launched().rank == 0:  # The others wait until there is a run.
         from salt_vla.jobs.branch import branch as make_branch
 

@@ -2,11 +2,42 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from salt_vla.cli.printing import print_json, print_table
 from salt_vla.config import TrainConfig, parse_bytes
 from salt_vla.errors import ResourceError
+
+
+@dataclass(frozen=True)
+class Ahead:
+    """What is wanted to be known before a run, and of which machine.
+
+    Attributes:
+        plan: say what the run would take on --gpus devices, and do not run it.
+        find_batch: say the largest batch below --memory-limit, and do not run.
+        gpus: of the plan, and of the batch.
+        tflops: what each of them is assumed to sustain.
+        measure: do a step of the batch that was found, with random pixels, and see.
+        json: the plan or the batch as JSON.
+    """
+
+    plan: bool = False
+    find_batch: bool = False
+    gpus: int = 1
+    tflops: float | None = None
+    measure: bool = False
+    json: bool = False
+
+    @property
+    def is_asked(self) -> bool:
+        return self.plan or self.find_batch
+
+    def tell(self, config: TrainConfig) -> None:
+        if self.plan:
+            show_plan(config, self.gpus, self.tflops, self.json)
+        else:
+            show_largest_batch(config, self.gpus, self.measure, self.json)
 
 
 def show_plan(config: TrainConfig, gpus: int, tflops: float | None, json: bool) -> None:
