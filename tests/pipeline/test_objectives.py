@@ -43,6 +43,16 @@ def test_a_run_in_two_parts_is_bitwise_the_run_in_one(
     assert "task.safetensors" in weights(whole)
 
 
+@pytest.mark.parametrize(("before", "after"), [("measured", "running"), ("running", "measured")])
+def test_statistics_cannot_change_on_the_way(salt: Any, student: Command, before: str, after: str) -> None:
+    """Even where somebody allows it: the checkpoint holds the others."""
+    salt.ok(*student("run", "--max-steps", 2, objective__statistics=before))
+    allowed = ("--allow-change", "objective.statistics")
+    sentence = salt(*student("run", *allowed, "--max-steps", 4, objective__statistics=after)).sentence
+    assert "has other statistics of its targets than objective.statistics" in sentence
+    salt.ok(*student("run", "--max-steps", 4, objective__statistics=before))
+
+
 def test_every_term_has_its_column(salt: Any, student: Command) -> None:
     salt.ok(*student("run", "--max-steps", 2, **FULL))
     row = salt.at("run").metrics("train")[-1]

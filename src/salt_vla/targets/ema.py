@@ -64,7 +64,7 @@ class EmaTargets:
         except RuntimeError as error:
             reason = str(error).splitlines()[-1].strip()
             raise RunError(
-                f"the checkpoint's moving average does not fit target.provider 'ema': {reason}"
+                f"the checkpoint's moving average does not fit target.provider 'ema' here: {reason}"
             ) from error
 
     @torch.no_grad()

@@ -70,6 +70,11 @@ def same_config(run: RunDirectory, wanted: TrainConfig, allowed: Sequence[str] =
             f"new settings another --name, or allow them: {' '.join(_flag(row) for row in rows)}\n"
             f"{as_table(rows)}"
         )
+    if has_running_statistics(stored) != has_running_statistics(wanted):
+        raise RunError(
+            f"run {run.name!r} has other statistics of its targets than objective.statistics and "
+            "target.provider now ask for, and no checkpoint holds those; give the new settings another --name"
+        )
     return wanted
 
 
