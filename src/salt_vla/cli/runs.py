@@ -16,8 +16,7 @@ from salt_vla.verdicts import noted_recipe, noted_verdict
 
 def _summary(run: RunDirectory) -> dict[str, Any]:
     last = {f"last_{kind}": rows[-1] for kind in ("train", "val") if (rows := run.metrics(kind))}
-    recipe, verdict = noted_recipe(run), noted_verdict(run)
-    about = {"recipe": recipe["name"] if recipe else "", "verdict": verdict["verdict"] if verdict else ""}
+    about = {"recipe": noted_recipe(run), "verdict": noted_verdict(run), "masks": noted_masks(run)}
     return {"name": run.name, **asdict(run.status()), **about, **last}
 
 
@@ -27,7 +26,7 @@ def _summary_or_damage(run: RunDirectory) -> dict[str, Any]:
         return _summary(run)
     except RunError as error:
         damaged = asdict(Status("damaged", exit_reason=str(error)))
-        return {"name": run.name, **damaged, "recipe": "", "verdict": ""}
+        return {"name": run.name, **damaged, "recipe": {}, "verdict": {}, "masks": {}}
 
 
 def ls(json: bool = False) -> None:
@@ -42,6 +41,8 @@ def ls(json: bool = False) -> None:
     if json:
         print_json(rows)
     else:
+        for row in rows:
+            row |= {"recipe": row["recipe"].get("name", ""), "verdict": row["verdict"].get("verdict", "")}
         print_table(rows, ["name", "state", "step", "total_steps", "recipe", "verdict", "exit_reason"])
 
 
@@ -57,11 +58,10 @@ def show(name: Annotated[str, tyro.conf.Positional], json: bool = False) -> None
     run = RunDirectory.named(name)
     if run.status().state == "queued":  # A run has a state before it has measured its configuration.
         run.require()
-    summary = _summary(run) | {"recipe": noted_recipe(run), "verdict": noted_verdict(run)}
-    masks = noted_masks(run)
+    summary = _summary(run)
     if json:
-        print_json(summary | {"masks": masks})
+        print_json(summary)
     else:
-        summary["masks"] = "\n".join(masks["summary"]) if masks else {}
+        summary["masks"] = "\n".join(summary["masks"]["summary"]) if summary["masks"] else {}
         rows = [{"field": key, "value": value} for key, value in summary.items() if value != {}]
         print_table(rows, ["field", "value"])
