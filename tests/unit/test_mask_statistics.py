@@ -51,7 +51,7 @@ def test_policies_beyond_the_reference_keep_the_context(truncate: str) -> None:
     end = mask_statistics(MultiBlockMasks(FULL, VJEPA_BLOCKS), 24, 30)
     kept = mask_statistics(MultiBlockMasks(FULL, VJEPA_BLOCKS, truncate), 24, 30)  # type: ignore[arg-type]
     for before, after in zip(end, kept, strict=True):
-        assert before.context_dropped > 0.3 and after.context_dropped < 0.04
+        assert before.context_dropped > 0.3 and after.context_dropped < 0.06
         assert (after.padding > 0.2) == (truncate == "pad")
         assert after.visible_elsewhen == 0
 
@@ -120,7 +120,7 @@ def test_the_documented_table_is_what_is_counted(which: tuple[str, str]) -> None
     strategy, how = which
     is_ratio = how[0].isdigit()
     config = MaskConfig(strategy, ratio=float(how)) if is_ratio else MaskConfig(strategy, truncate=how)  # type: ignore[arg-type]
-    batches = 30 if is_ratio else 150
+    batches = 30 if is_ratio else 400 if how == "even" else 150
     counted = mask_statistics(build_masks(config, FULL), 24, batches)
     for row, told in zip(counted, documented()[which], strict=True):
         masked, drawn, seen, dropped, padding, target_drawn, target, visible = told[:8]

@@ -46,7 +46,7 @@ class MaskConfig:
 
     `truncate`: what becomes of contexts of uneven size. `end` cuts all to the shortest by dropping the last
     tokens, as the reference does; `random` drops random ones; `pad` keeps every token and pads the shorter
-    rows; `even` draws places again until the clips of a batch differ little, then cuts at random.
+    rows; `even` draws more masks than clips, takes those of nearly one size, and cuts at random.
     `max_targets` caps the masked tokens predicted per clip and group (0: all of them); it changes the
     compute of a step, never what the encoder sees.
     """

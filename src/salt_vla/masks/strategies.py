@@ -67,7 +67,8 @@ class MultiBlockMasks(Masks):
     src/masks/multiseq_multiblock3d.py.
 
     Not the reference's is `truncate="even"`: 16 times as many masks are drawn as there are clips, and the
-    clips take those whose contexts' sizes lie nearest the median.
+    clips take neighbours in the order of their contexts' sizes, from a place in it drawn for the batch. So a
+    batch has nearly one size, and over batches sizes are those of the reference's clips.
     """
 
     def __init__(
@@ -93,9 +94,9 @@ class MultiBlockMasks(Masks):
             return self._with_context(spec, size, batch_size, rng)
         drawn = self._with_context(spec, size, EVEN_DRAWS * batch_size, rng)
         by_size = np.argsort((~drawn).sum(axis=1), kind="stable")
-        middle = (len(drawn) - batch_size) // 2
-        # In the order in which they were drawn, so that a clip's place in the batch says nothing of its mask.
-        return drawn[np.sort(by_size[middle : middle + batch_size])]
+        first = int(rng.integers(0, len(drawn) - batch_size + 1))
+        # Shuffled, so that a clip's place in the batch says nothing of its mask.
+        return drawn[rng.permutation(by_size[first : first + batch_size])]
 
     def _with_context(
         self, spec: BlockSpec, size: tuple[int, int, int], count: int, rng: np.random.Generator
