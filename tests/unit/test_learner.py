@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from salt_vla.config import EncoderConfig, OptimizerConfig, PredictorConfig, TrainConfig
+from salt_vla.errors import ConfigError
 from salt_vla.geometry import ClipGeometry
-from salt_vla.training.learner import Learner, build_learner
+from salt_vla.training.learner import Learner, build_learner, check_networks
 from salt_vla.training.optimizer import set_rates
 from salt_vla.training.runtime import resolve_device
 from salt_vla.training.schedules import cosine, warmup_cosine
@@ -45,6 +46,18 @@ def test_other_seeds_give_other_weights() -> None:
     random = [name for name, tensor in first.items() if tensor.unique().numel() > 1]
     assert len(random) > 5
     assert not any(torch.equal(first[name], second[name]) for name in random)
+
+
+def test_networks_that_cannot_be_built_are_told_apart_without_building_any() -> None:
+    check_networks(CONFIG, target_dim=8)
+    gigantic = replace(CONFIG, encoder=replace(CONFIG.encoder, name="vit_gigantic", depth=0))
+    check_networks(gigantic, target_dim=8)  # 7 GB, if they were there.
+    for wrong in ("vit_bass", "vit_micro_patch16_224"):
+        with pytest.raises(ConfigError, match=r"encoder\.name"):
+            check_networks(replace(CONFIG, encoder=replace(CONFIG.encoder, name=wrong)), target_dim=8)
+    odd = replace(CONFIG, predictor=replace(CONFIG.predictor, dim=14))
+    with pytest.raises(ConfigError, match="choose an even width"):
+        check_networks(odd, target_dim=8)
 
 
 def test_encoders_of_one_seed_do_not_depend_on_the_predictor() -> None:

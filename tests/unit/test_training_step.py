@@ -28,6 +28,7 @@ from salt_vla.objectives import explained_variance
 from salt_vla.targets import (
     CachedTargets,
     FrozenTargets,
+    RunningSpace,
     TargetProvider,
     TargetSpace,
     Task,
@@ -37,6 +38,7 @@ from salt_vla.targets import (
 from salt_vla.training.learner import Learner, build_learner
 from salt_vla.training.metrics import BASELINES, ExplainedVariance, Scores
 from salt_vla.training.runtime import resolve_precision
+from salt_vla.training.state import RunState
 from salt_vla.training.step import forward, train_step, validate
 
 GRID = ClipGeometry(num_frames=4, image_size=32, tubelet_size=2, patch_size=8)  # 2 × 4 × 4 tokens
@@ -331,3 +333,41 @@ def test_precision_left_open_is_chosen_by_trying() -> None:
     chosen = resolve_precision(config, batch_of(), task_of())
     assert chosen.runtime.precision in {"float32", "bfloat16"}
     assert replace(chosen, runtime=config.runtime) == config
+
+
+def test_a_bad_step_leaves_parameters_moments_and_statistics_as_they_were() -> None:
+    """The next good step is the one that would have come without it, but for its number."""
+    config = replace(CONFIG, optimizer=replace(CONFIG.optimizer, weight_decay=0.1, weight_decay_final=0.1))
+    poisoned = batch_of(seed=3)
+    assert poisoned.records is not None
+    poisoned.records.view(torch.float16)[2] = math.inf
+    learners, tasks, state = [learner_of(), learner_of()], [running_task(), running_task()], RunState()
+    for learner, task in zip(learners, tasks, strict=True):
+        train_step(learner, batch_of(seed=1), task, config, 0, state=RunState())
+    before = {name: tensor.clone() for name, tensor in tasks[0].state().items()}
+    row = train_step(learners[0], poisoned, tasks[0], config, 0, state=state)
+    assert row["bad"] == "the loss is nan" and math.isnan(row["loss"])
+    assert (row["changed_share"], row["bad_steps"], state.missed_updates) == (0, 1, 1)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in tasks[0].state().items())
+    for learner, task in zip(learners, tasks, strict=True):
+        assert "bad" not in train_step(learner, batch_of(seed=4), task, config, 0, state=RunState())
+    ours, theirs = (weights(learner) for learner in learners)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    moments = [learner.optimizer.state_dict()["state"] for learner in learners]
+    assert all(
+        torch.equal(a[k], b[k]) for a, b in zip(*(m.values() for m in moments), strict=True) for k in a
+    )
+
+
+def running_task() -> Task:
+    space = RunningSpace("centred", (GRID.num_tokens, 8), 0.9, "cpu")
+    return Task(CachedTargets(LATENTS), space)
+
+
+def test_clipped_steps_are_counted_until_a_line_begins_anew() -> None:
+    clipped = replace(CONFIG, optimizer=replace(CONFIG.optimizer, grad_clip=1e-3))
+    state, learner, task = RunState(), learner_of(), task_of()
+    for step, config in enumerate((CONFIG, clipped, CONFIG)):
+        train_step(learner, batch_of(), task, config, step, scored=False, state=state)
+    row = train_step(learner, batch_of(), task, clipped, 3, state=state)
+    assert row["clipped_share"] == 0.5

@@ -84,6 +84,13 @@ class Learner:
         return whole(torch.nn.utils.clip_grad_norm_(self.networks.parameters(), most))
 
 
+def check_networks(config: TrainConfig, target_dim: int) -> None:
+    """Raises `ConfigError` for networks that cannot be built; allocates nothing."""
+    with torch.device("meta"):
+        encoder = build_encoder(config.encoder)
+        build_predictor(config.predictor, encoder.dim, target_dim, config.geometry)
+
+
 def build_learner(
     config: TrainConfig,
     target_dim: int,

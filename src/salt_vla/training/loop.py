@@ -31,7 +31,7 @@ from salt_vla.training.checkpoint import (
 from salt_vla.training.clock import Deadline, OutOfTime, Pace, Watchdog
 from salt_vla.training.distributed import World
 from salt_vla.training.guards import Setback, look_for_collapse, require_progress
-from salt_vla.training.learner import Learner, build_learner
+from salt_vla.training.learner import Learner, build_learner, check_networks
 from salt_vla.training.out_of_memory import memory_explained
 from salt_vla.training.resume import prepare, settle, start_of
 from salt_vla.training.skipped import SkippedRecords, Tally
@@ -61,7 +61,7 @@ def fit(
     run = run if world.is_first else Onlooker(run.path)
     config = settle(run, config, allowed)
     last_step = min(stop_at or config.steps, config.steps)
-    build_learner(config, provider.dim, config.runtime.device)
+    check_networks(config, provider.dim)
     deadline = Deadline(config.runtime.time_limit_minutes)
     deadline.require_room()
     training = Training(run, config, train, validation, provider, world, last_step, deadline, allowed)
