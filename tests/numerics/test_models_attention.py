@@ -9,8 +9,12 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
+from salt_vla.config import EncoderConfig, MaskConfig, PredictorConfig
 from salt_vla.geometry import ClipGeometry
+from salt_vla.masks import build_masks
+from salt_vla.models import build_encoder, build_predictor
 from salt_vla.models.attention import Block, rotate, rotation, token_places, turned
+from salt_vla.training.networks import Networks
 
 GRID = ClipGeometry(num_frames=6, image_size=16, tubelet_size=2, patch_size=4)  # 3 × 4 × 4 tokens
 HEADS, HEAD_DIM = 2, 16
@@ -87,3 +91,19 @@ def test_a_padded_row_computes_what_the_short_row_would() -> None:
     valid = torch.arange(9).unsqueeze(0) < 6
     padded = block(x, rotation(ids, HEAD_DIM, GRID), valid)
     assert torch.allclose(padded[:, :6], short, atol=1e-6)
+
+
+def test_autocast_makes_one_copy_of_a_weight_for_both_mask_groups() -> None:
+    encoder = build_encoder(EncoderConfig(name="vit_micro", geometry=GRID, depth=2))
+    networks = Networks(encoder, build_predictor(PredictorConfig(dim=48, depth=2, num_heads=2), 128, 8, GRID))
+    groups = build_masks(MaskConfig(), GRID).sample(2)
+    tubelets = torch.randn(2, GRID.num_tokens, GRID.patch_dim)
+    with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as seen:
+        with torch.autocast("cpu", torch.bfloat16):
+            predicted, _ = networks(tubelets, groups)
+        torch.stack([z.float().sum() for z in predicted]).sum().backward()
+    forward = [e for e in seen.events() if e.name == "aten::to" and e.input_shapes[0] == [512, 128]]
+    casts = [e for e in forward if any(child.name == "aten::_to_copy" for child in e.cpu_children)]
+    # fc1 of both encoder blocks: to bfloat16 once a block, and the gradient of the copy back to float32 once.
+    assert len(groups) == 2
+    assert len(casts) == 2 * 2
