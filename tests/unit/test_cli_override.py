@@ -101,6 +101,52 @@ def test_what_does_not_fit_is_named(assignment, message):
         override(CONFIG, (assignment,))
 
 
+@pytest.mark.parametrize(
+    ("field", "meant"),
+    [
+        ("step", "steps"),
+        ("masks.ration", "ratio"),
+        ("objective.lose", "loss"),
+        ("guards.spike_facto", "spike_factor"),
+        ("encoder.geometry.num_frame", "num_frames"),
+        ("data.view.frame_strid", "frame_stride"),
+        ("data.photometric.brightnes", "brightness"),
+        ("masks.blocks.0.num_block", "num_blocks"),
+        ("data.veiw.frame_stride", "view"),
+    ],
+)
+def test_a_typo_at_any_level_lists_near_names(field, meant):
+    with pytest.raises(ConfigError, match=rf"no field '{field}' to override; did you mean .*\b{meant}\b"):
+        override(CONFIG, (f"{field}=1",))
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("encoder.tanh_gelu=yes", "config.encoder.tanh_gelu must be bool, not 'yes'"),
+        ("encoder.tanh_gelu=1", "config.encoder.tanh_gelu must be bool, not 1"),
+        ("encoder.tanh_gelu=null", "config.encoder.tanh_gelu must be bool, not None"),
+        ("encoder.tanh_gelu=", "config.encoder.tanh_gelu must be bool, not ''"),
+        ("steps=", "config.steps must be int, not ''"),
+        ("steps=true", "config.steps must be int, not True"),
+        ("optimizer.lr=", "config.optimizer.lr must be float, not ''"),
+        ("optimizer.lr=[1e-4]", r"config.optimizer.lr must be float, not \[0.0001\]"),
+        ("optimizer.betas=null", r"config.optimizer.betas must have 2 entries, not 1"),
+        ("optimizer.betas=[]", "config.optimizer.betas must have 2 entries, not 0"),
+        ('optimizer.betas=["0.9",0.9]', r"config.optimizer.betas\[0\] must be float, not '0.9'"),
+        ("target.momentum=0.9,true", r"config.target.momentum\[1\] must be float, not True"),
+        ("masks.blocks=[]", "masks.blocks is empty"),
+        ('masks.blocks=[{"num_blocks":1}]', r"config.masks.blocks\[0\] lacks field"),
+        ("masks.strategy=", "config.masks.strategy must be one of"),
+        ("masks={}", "config.masks lacks field"),
+        ("geometry.num_frames=8", "no field 'geometry.num_frames' to override; known here: .*encoder"),
+    ],
+)
+def test_every_kind_of_field_says_what_it_takes(assignment, message):
+    with pytest.raises(ConfigError, match=message):
+        override(CONFIG, (assignment,))
+
+
 def test_an_override_never_adds_a_field():
     fields = {field.name for field in dataclasses.fields(TrainConfig)}
     changed = override(CONFIG, ("seed=5",))
