@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from salt_vla.rundir import RunDirectory
@@ -177,6 +178,22 @@ def test_torchrun_and_a_plain_start_are_the_same_command(
     assert (shown["state"], shown["step"]) == ("finished", 8)
     assert (salt.at("two").path / "log.txt").read_text().count("started") == 1
     assert optimizer_files(salt.at("two")) == ["optimizer.safetensors"]
+
+
+def test_ctrl_c_under_torchrun_stops_all_with_a_checkpoint(salt: Any, student: Command) -> None:
+    """The terminal sends it to all, and torchrun passes it on: the second is no second thought."""
+    settings = {"steps": 4000, "runtime__checkpoint_every": 1000, "runtime__validate_every": 1000}
+    program, run = [sys.executable, *TORCHRUN, "-m", "salt_vla"], salt.at("run")
+    start = salt.start_command(program, *student("run", **settings), start_new_session=True)
+    wait_for(lambda: last_step(run) >= 2 or start.poll() is not None, 300)
+    os.killpg(start.pid, signal.SIGINT)
+    for pid in psutil.Process(start.pid).children():  # torchrun gives each a session of its own.
+        pid.send_signal(signal.SIGINT)
+    _, err = start.communicate(timeout=300)
+    said = [line for line in err.splitlines() if "salt-vla: " in line]
+    assert len(said) == 1 and "stopped by SIGINT at step" in said[0], err
+    assert run.status().state == "stopped"
+    assert [path.name for path in run.checkpoints.glob("step_*")] == [f"step_{run.status().step:08d}"]
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
