@@ -32,7 +32,7 @@ from salt_vla.errors import DataError, ResourceError, UserError
 SHARED_MEMORY = "/dev/shm"
 LOOK = 2.0  # seconds between two looks at processes that are waited for
 NOTE_BYTES = 2048
-SECONDS_TO_DIE = 2.0  # between the end of a connection and that of its process
+SECONDS_TO_DIE = 30.0  # at most between the end of a connection and that of its process: cores are dumped
 SPARE_SLOTS = 2  # the batch in use and the one before it; the others wait or are being filled
 OF_THE_MACHINE = (signal.SIGKILL, signal.SIGBUS)  # memory or /dev/shm ran out, where nobody killed by hand
 
@@ -164,7 +164,7 @@ def _wait_for(
         except (RuntimeError, EOFError, OSError) as error:  # Who dies takes with it what it has just sent.
             hands = [_Note.read(notes, number) for number in range(len(notes))]
             is_late = isinstance(error, RuntimeError) and "timed out" in str(error)
-            dead = _dead(processes, 0 if is_late else SECONDS_TO_DIE)
+            dead = _dead(processes, 0 if isinstance(error, RuntimeError) else SECONDS_TO_DIE)
             if dead:
                 first = min(dead, key=lambda number: hands[number].step)
                 raise _died(f"{first + 1} of {len(processes)}", processes[first], hands[first]) from error

@@ -18,9 +18,9 @@ FLOAT, HALF = 4, 2
 DRAWS = 8  # of masks, of which the largest count
 MOST_ROWS = 64  # clips a draw: more make contexts shorter, never longer
 PROCESS = {"cpu": 450_000_000, "cuda": 700_000_000}  # Python and torch; a CUDA context and its workspaces
-CLIP_COPIES = 4  # of a clip's pixels as float32, at most at once: normalised, cut into tubelets, gathered
+CLIP_COPIES = 2  # of a clip's pixels as float32, at most at once: normalised, and cut into tubelets
 LOSSES = 1.1  # of allocators, and what a block's backward pass needs beside what was kept for it
-TARGET_COPIES = 3  # of all targets as float32: as they come, normalised, and one on the way
+TARGET_COPIES = 2  # of all targets as float32: as they come, and normalised
 
 
 @dataclass(frozen=True)
