@@ -34,10 +34,12 @@ def root() -> Path:
 
 
 def num_cores() -> int:
-    """Cores that this process may use, where the system tells, or else all that there are."""
+    """Cores that this process may use, where the system tells, or else all that there are; its share of them
+    where a launcher started several on the machine."""
+    cores = os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        cores = len(os.sched_getaffinity(0))
+    return max(1, cores // launched().local_size)
 
 
 def wanted_decoder() -> str:

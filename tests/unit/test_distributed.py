@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from salt_vla.errors import CacheError, ConfigError, ResourceError, RunError, UserError
 from salt_vla.interrupts import StopFlag
-from salt_vla.rundir import Launched, launched
+from salt_vla.rundir import Launched, launched, num_cores
 from salt_vla.training.distributed import LostProcess, World, joined
 from salt_vla.training.joint_files import Joint, read_optimizer
 from salt_vla.training.sharding import alike, own_rows, whole
@@ -168,6 +168,15 @@ def test_a_launchers_variables_say_which_process_this_is(
 ) -> None:
     set_variables(monkeypatch, values)
     assert launched() == expected
+
+
+def test_processes_of_a_machine_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_variables(monkeypatch, (None,) * 4)
+    cores = num_cores()
+    set_variables(monkeypatch, (1, 4, 1, 2))
+    assert num_cores() == max(1, cores // 2)
+    set_variables(monkeypatch, (1, 5 * cores, 1, 5 * cores))
+    assert num_cores() == 1
 
 
 @pytest.mark.parametrize("values", [(0, 2, None, None), (2, 2, 0, 2), (0, 2, 1, 1), (0, "two", 0, 1)])
