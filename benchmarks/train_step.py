@@ -254,7 +254,7 @@ def row(contender: Contender, everybody: list[Contender], peak: Peak, batch: int
     return {
         "contender": contender.name,
         "precision": contender.precision,
-        "gflop_per_clip": round(statistics.mean(contender.cost) / 1e9, 1),
+        "gflop_per_clip": round(statistics.mean(contender.cost) / 1e9, 3),
         "seconds": [round(s, 3) for s in contender.seconds],
         "clips_per_s": round(batch / statistics.median(contender.seconds), 4),
         "best_clips_per_s": round(batch / min(contender.seconds), 4),
@@ -270,7 +270,7 @@ def show(result: dict[str, Any]) -> None:
     table = Table(*columns, "× reference float32", "× same precision", title=title)
     for r in result["rows"]:
         own, f32 = r["times_reference"].get(r["precision"]), r["times_reference"].get("float32")
-        cells = [r["gflop_per_clip"], r["clips_per_s"], r["best_clips_per_s"]]
+        cells = [f"{r['gflop_per_clip']:.0f}", r["clips_per_s"], r["best_clips_per_s"]]
         cells += [f"{r['share_of_peak']:.1%}", f"{r['share_of_mean_product']:.1%}", f32 or "–", own or "–"]
         table.add_row(r["contender"], r["precision"], *map(str, cells))
     console.print(table)
@@ -321,7 +321,7 @@ def memory(args: argparse.Namespace) -> None:
 def linear(args: argparse.Namespace, config: TrainConfig) -> None:
     """Seconds a clip at growing batches, best of three interleaved."""
     contender = our_contenders("cached", config, args.device)[0]
-    sizes = (1, 2, 4, 8)
+    sizes = (1, 2, 4)
     best = dict.fromkeys(sizes, float("inf"))
     for step in range(3):
         for size in sizes:
@@ -336,7 +336,7 @@ def linear(args: argparse.Namespace, config: TrainConfig) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--seconds", type=float, default=330)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -54,10 +55,8 @@ def loaded(name: str) -> ModuleType:
     return module
 
 
-@pytest.fixture(scope="module")
-def reference(modules: tuple[ModuleType, ModuleType]) -> Any:
-    torch.manual_seed(0)
-    config = VJEPA2Config(
+def small_reference() -> VJEPA2Config:
+    return VJEPA2Config(
         crop_size=GRID.image_size,
         frames_per_clip=GRID.num_frames,
         tubelet_size=GRID.tubelet_size,
@@ -72,7 +71,12 @@ def reference(modules: tuple[ModuleType, ModuleType]) -> Any:
         pred_num_mask_tokens=2,
         attn_implementation="sdpa",
     )
-    step = modules[1].VJepaStep(config)
+
+
+@pytest.fixture(scope="module")
+def reference(modules: tuple[ModuleType, ModuleType]) -> Any:
+    torch.manual_seed(0)
+    step = modules[1].VJepaStep(small_reference())
     with torch.no_grad():
         for parameter in (*step.parameters, *step.target_encoder.parameters()):
             parameter.add_(torch.randn_like(parameter) * 0.05)
@@ -184,3 +188,32 @@ def test_our_contenders_take_the_step_that_is_timed(
     assert all(len(c.seconds) == len(c.cost) == 1 and c.speeds[0] > 0 for c in contenders)
     moved = [not torch.equal(a, b) for a, b in zip(before, watched, strict=True)]
     assert sum(moved) > 0.9 * len(moved)
+
+
+def test_the_script_prints_what_it_promises(
+    modules: tuple[ModuleType, ModuleType],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """With small networks in the place of ViT-B: each of its modes, and the table's figures as JSON."""
+    module = modules[0]
+    monkeypatch.setattr(module, "DIM", DIM)
+    monkeypatch.setattr(module, "vit_base_config", small_reference)
+    monkeypatch.setattr(module, "TrainConfig", lambda **_: replace(CONFIG, target=TargetConfig()))
+    threads = str(torch.get_num_threads())
+
+    def run(*args: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["train_step.py", "--threads", threads, *args])
+        module.main()
+        return capsys.readouterr().out
+
+    result = json.loads(run("--batch", "2", "--seconds", "0", "--json"))
+    assert result["rounds"] == 2
+    rows = {(row["contender"], row["precision"]): row for row in result["rows"]}
+    assert len(rows) == 6
+    assert rows["reference", "float32"]["times_reference"]["float32"] == 1.0
+    assert rows["cached", "float32"]["gflop_per_clip"] < rows["ema", "float32"]["gflop_per_clip"]
+    assert all(len(row["seconds"]) == 2 and row["share_of_peak"] > 0 for row in rows.values())
+    assert "scaled_dot_product_flash" in run("--profile", "--batch", "1", "--precision", "float32")
+    assert run("--memory", "10").count("│ ") >= 10 * 3
+    assert "seconds a clip" in " ".join(run("--linear").split())
