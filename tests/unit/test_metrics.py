@@ -179,6 +179,16 @@ def test_a_parts_clips_are_those_that_the_whole_batch_would_take(size: int, firs
     assert part.table().flatten().tolist() == expected and len(expected) > 100
 
 
+def test_rank_is_about_the_mean_of_the_tokens() -> None:
+    """Three directions far from the origin: seen from there, they are nearly one."""
+    directions, _ = torch.linalg.qr(random(64, 3) - random(64, 3).mean(dim=0))
+    tokens = (directions @ torch.linalg.qr(random(8, 3, seed=1))[0].T + 100).view(4, 16, 8)
+    rank = Rank()
+    rank.add(tokens, batch_of(4))
+    assert rank.value().item() == pytest.approx(3, abs=0.05)
+    assert effective_rank(tokens.flatten(0, 1)).item() < 1.1
+
+
 def test_padding_is_no_part_of_the_encoders_rank() -> None:
     batch = batch_of(4)
     contexts = random(4, 10, 5)

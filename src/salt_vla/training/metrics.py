@@ -19,6 +19,7 @@ from salt_vla.training.distributed import World
 
 BASELINES = ("channel_mean", "position_mean", "copy_nearest")
 RANKS = ("prediction_rank", "encoder_rank")
+POINT = 1e-6  # of tokens' length: deviations below it are float32's
 RANK_ROWS = 512  # tokens that an effective rank is taken of, at most: what its eigenvalues cost bounds it
 
 
@@ -69,8 +70,9 @@ class Spread:
 
 @dataclass
 class Rank:
-    """RankMe (Garrido et al., arXiv:2210.02885, equation 1): exp of the entropy of the singular values of a
-    table of tokens, each divided by their sum. From 1 (all tokens on one line) to min(rows, channels).
+    """RankMe (Garrido et al., arXiv:2210.02885, equation 1) of tokens about their mean: from 1 (all on one
+    line, or in one point) to min(rows, channels). Seen from the origin, as by the paper, what normalised
+    tokens have in common would make them nearly one direction.
 
     Of up to `RANK_ROWS` rows, evenly spaced over the clips of the global batch and over their tokens.
     """
@@ -100,11 +102,17 @@ class Rank:
         return rows[torch.arange(RANK_ROWS, device=rows.device) * len(rows) // RANK_ROWS]
 
     def value(self) -> Tensor:
-        return effective_rank(self.table())
+        rows = self.table().double()
+        there = rows.any(dim=1, keepdim=True)
+        about = (rows - rows.sum(dim=0) / there.sum()) * there
+        # Of a single point nothing is left but rounding, which is of any rank.
+        is_point = about.norm() <= POINT * rows.norm()
+        return torch.where(is_point & there.any(), 1.0, effective_rank(about))
 
 
 def effective_rank(rows: Tensor) -> Tensor:
-    """RankMe of a table (rows, channels); NaN where it is all zeros or not finite."""
+    """exp of the entropy of a table's singular values, each divided by their sum; rows × channels. NaN where
+    it is all zeros or not finite."""
     # The smaller Gram matrix, in float64: a square root of float32's rounding would be worth many ranks.
     table = torch.nan_to_num(rows.double(), posinf=0, neginf=0)
     gram = table @ table.T if len(table) < table.shape[1] else table.T @ table
