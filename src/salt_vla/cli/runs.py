@@ -42,7 +42,9 @@ def ls(json: bool = False) -> None:
         print_json(rows)
     else:
         for row in rows:
-            row |= {"recipe": row["recipe"].get("name", ""), "verdict": row["verdict"].get("verdict", "")}
+            recipe, verdict = row["recipe"], row["verdict"]
+            row["recipe"] = recipe["name"] if recipe else ""
+            row["verdict"] = verdict["verdict"] if verdict else ""
         print_table(rows, ["name", "state", "step", "total_steps", "recipe", "verdict", "exit_reason"])
 
 
