@@ -45,7 +45,7 @@ DIM = 768
 DRAWN_FOR = 24  # clips: contexts and targets are cut to the shortest of so many
 PRECISIONS = ("float32", "bfloat16")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-console = Console()
+console = Console(width=130)
 
 
 @dataclass
@@ -336,7 +336,7 @@ def linear(args: argparse.Namespace, config: TrainConfig) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=330)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
