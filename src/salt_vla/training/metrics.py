@@ -72,7 +72,7 @@ class Spread:
 class Rank:
     """RankMe (Garrido et al., arXiv:2210.02885, equation 1) of tokens about their mean: from 1 (all on one
     line, or in one point) to min(rows, channels). Seen from the origin, as by the paper, what normalised
-    tokens have in common would make them nearly one direction.
+    tokens have in common would be the largest of their directions.
 
     Of up to `RANK_ROWS` rows, evenly spaced over the clips of the global batch and over their tokens.
     """
