@@ -24,9 +24,7 @@ import pytest
 from salt_vla.rundir import RunDirectory
 
 Command = Callable[..., list[object]]
-TOLERANCE = (
-    2e-6  # of a curve's figures, relative to the largest of their kind; see docs/howto/several-gpus.md
-)
+TOLERANCE = 1e-5  # of a figure, relative to the largest of its column; see docs/howto/several-gpus.md
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 FORKING = """
 import json, os, runpy, sys
