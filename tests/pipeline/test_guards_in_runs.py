@@ -123,6 +123,9 @@ def test_a_collapse_is_said_or_ends_the_run(salt: Any, student: Command) -> None
     rows = salt.at("warned").metrics("train")
     assert [row["step"] for row in rows if row.get("collapse")] == [5, 6]
     assert "collapse at step 5: the predictions' effective rank" in salt.at("warned").log_file.read_text()
+    assert (
+        salt.at("warned").log_file.read_text().count("collapse at step") == 1
+    )  # Said once, not at every line.
     said = salt(*student("stopped", "--max-steps", 6, **alarm, guards__on_collapse="stop")).sentence
     assert "collapse at step 5" in said and "objective.variance_weight" in said
 

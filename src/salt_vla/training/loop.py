@@ -17,7 +17,7 @@ from salt_vla.config import TrainConfig, config_hash
 from salt_vla.interrupts import StopFlag, Stopped, stop_on_signals
 from salt_vla.loader import Loading, load_from
 from salt_vla.progress import progress
-from salt_vla.rundir import Onlooker, RunDirectory, Status
+from salt_vla.rundir import Onlooker, RunDirectory, Status, void
 from salt_vla.targets import TargetProvider, Task
 from salt_vla.training.average import WeightAverage
 from salt_vla.training.checkpoint import (
@@ -237,7 +237,9 @@ def _step(t: Training, batch: Batch, waited: float) -> str:
     if logged:
         row |= {"data_wait_s": round(waited, 4), "step_s": round(seconds, 4)} | t.pace.as_row()
         corrupt = t.world.total(t.tally.corrupt)
-        row |= look_for_collapse(row, t.config, t.run.log) | Tally(corrupt=corrupt).as_row()
+        collapse = look_for_collapse(row, t.config, void if state.collapsed else t.run.log)
+        state.collapsed = int(bool(collapse))
+        row |= collapse | Tally(corrupt=corrupt).as_row()
         t.run.log_metrics(row)
     if state.step % runtime.log_every == 0:
         state.begin_line()

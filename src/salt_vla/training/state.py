@@ -21,6 +21,7 @@ class RunState:
     counted over the whole run, `bad_in_a_row` since the last good one. `mean_loss` is a running mean over
     `losses_seen` good steps. `…_since_line`: since the last `train` line of metrics.
     `best_step`, `safe_step`: of the best checkpoint, and of the one that a rollback goes back to.
+    `collapsed`: 1 where the last line showed a collapse, so that it is said once.
     """
 
     step: int = 0
@@ -37,6 +38,7 @@ class RunState:
     best_step: int = 0
     best_r2: float | None = None
     safe_step: int = 0
+    collapsed: int = 0
 
     @property
     def next_batch(self) -> int:
