@@ -125,7 +125,7 @@ def table(cells: Sequence[Cell], baselines: Joined) -> str:
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    arguments.add_argument("--steps", type=int, default=250, help="updates of the reference's policy")
+    arguments.add_argument("--steps", type=int, default=600, help="updates of the reference's policy")
     arguments.add_argument("--seeds", type=int, default=3)
     arguments.add_argument("--jobs", type=int, default=2, help="students at a time, one thread each")
     arguments.add_argument("--teacher-steps", type=int, default=TEACHER_STEPS)

@@ -44,16 +44,18 @@ def signed(value: float, digits: int = 3) -> str:
 
 
 def with_interval(estimate: Estimate, digits: int = 3) -> str:
-    """A difference with its interval, bold where that excludes zero."""
+    """A difference with its interval, bold where that excludes zero; alone where one seed gives none."""
+    if not np.isfinite(estimate.high):
+        return signed(estimate.value, digits)
     low, high = (signed(end, digits) for end in (estimate.low, estimate.high))
     text = f"{signed(estimate.value, digits)} [{low}, {high}]"
     return f"**{text}**" if estimate.apart else text
 
 
 def spread(estimate: Estimate, digits: int = 3) -> str:
-    """A mean, and half the width of its interval."""
+    """A mean, and half the width of its interval, where it has one."""
     half = (estimate.high - estimate.low) / 2
-    return f"{signed(estimate.value, digits)} ± {half:.{digits}f}"
+    return signed(estimate.value, digits) + (f" ± {half:.{digits}f}" if np.isfinite(half) else "")
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -98,13 +98,13 @@ def config_of(name: str, teacher: str, steps: int, seed: int) -> TrainConfig:
     return side_by_side(config, steps, seed)
 
 
-def all_cells(steps: int, seeds: int, teachers: tuple[str, ...] = (PLAIN, PLANTED)) -> list[Cell]:
-    """Seed by seed, so that a study that is cut short has whole seeds."""
+def all_cells(steps: int, seeds: int, study: str = STUDY, names: Sequence[str] = ()) -> list[Cell]:
+    """Seed by seed, so that a study that is cut short has whole seeds; all names where none are given."""
     return [
-        Cell(STUDY, teacher, name, config_of(name, teacher, steps, seed))
+        Cell(study, teacher, name, config_of(name, teacher, steps, seed))
         for seed in range(seeds)
-        for teacher in teachers
-        for name in cell_names()
+        for teacher in (PLAIN, PLANTED)
+        for name in names or cell_names()
     ]
 
 
@@ -128,7 +128,10 @@ def tables(cells: Sequence[Cell], facts: dict[str, LatentFacts], baselines: Join
     """Everything in Markdown: per teacher the curves' figures, the probes, and what each factor does."""
     done = joined_cells(cells)
     count = sum(len(joined.records) for joined in done.values())
-    parts = [f"{count} of {len(cells)} cells, {len(baselines.records)} seeds; means over seeds.\n"]
+    parts = [
+        f"{count} of {len(cells)} cells, {len(baselines.records)} seeds; means over seeds, ± and [ ] 95 %. "
+        "The error is mean |error|^p, p the power of the loss, in the space of the student's own targets.\n"
+    ]
     for teacher, said in facts.items():
         mine = {name: joined for (of, name), joined in done.items() if of == teacher}
         if not mine:
@@ -146,7 +149,7 @@ def tables(cells: Sequence[Cell], facts: dict[str, LatentFacts], baselines: Join
             + "\n",
         ]
     values = [
-        [name, *(f"{np.mean([s.value for s in baselines.probe(name, t)]):.3f}" for t in PROBED)]
+        [name, *(signed(float(np.mean([s.value for s in baselines.probe(name, t)]))) for t in PROBED)]
         for name in ("random", "teacher", "constant")
     ]
     parts += ["### What students are held to\n", markdown(["features", *PROBED], values)]
@@ -155,14 +158,14 @@ def tables(cells: Sequence[Cell], facts: dict[str, LatentFacts], baselines: Join
 
 CURVES = (
     "student of",
-    "held-out mean error^p",
+    "held-out error",
     "÷ mean predictor's",
     "R², channel mean",
-    "position mean",
+    "place mean",
     "copy nearest",
-    "same masks, teacher's channels: R², position mean",
-    "changed in a step",
-    "late",
+    "same masks, teacher's channels: R², place mean",
+    "weights changed in a step",
+    "in the last tenth",
 )
 
 
@@ -204,19 +207,18 @@ def main() -> None:
     arguments.add_argument("--seeds", type=int, default=3)
     arguments.add_argument("--jobs", type=int, default=2, help="students at a time, one thread each")
     arguments.add_argument("--teacher-steps", type=int, default=TEACHER_STEPS)
-    arguments.add_argument("--only", default="", help="cells to make now, such as good,bad-float32")
+    arguments.add_argument("--only", default="", help="some of the cells, such as good,bad-float32")
+    arguments.add_argument("--study", default=STUDY, help="what its runs and its folder are called")
     arguments.add_argument("--table", action="store_true", help="make nothing; join what is on record")
     given = arguments.parse_args()
-    cells = all_cells(given.steps, given.seeds)
+    names = given.only.split(",") if given.only else cell_names()
+    cells = all_cells(given.steps, given.seeds, given.study, names)
     facts = make_teachers(given.teacher_steps, OUTLIERS)
     if not given.table:
-        wanted = given.only.split(",") if given.only else cell_names()
-        chosen = [cell for cell in cells if cell.name in wanted]
-        run_seeds(chosen, score, given.jobs, TEACHER)
-    folder = folder_of(STUDY)
-    text = tables(cells, facts, join_baselines(STUDY, given.seeds))
-    write_text(folder / "results.md", text)
-    write_text(folder / "results.json", json.dumps(on_record(cells), indent=1))
+        run_seeds(cells, score, given.jobs, TEACHER)
+    text = tables(cells, facts, join_baselines(given.study, given.seeds))
+    write_text(folder_of(given.study) / "results.md", text)
+    write_text(folder_of(given.study) / "results.json", json.dumps(on_record(cells), indent=1))
     print(text)
 
 

@@ -212,6 +212,7 @@ def test_an_interval_over_seeds_is_students_t(study: dict[str, ModuleType]) -> N
     assert estimate.high - 0.2 == pytest.approx(4.302653 * 0.1 / np.sqrt(3))
     assert study["joined"].over_seeds([0.1]).high == np.inf
     assert study["joined"].spread(estimate) == "+0.200 ± 0.248"
+    assert study["joined"].spread(study["joined"].over_seeds([0.1])) == "+0.100"
 
 
 def test_probes_are_paired_by_seed_and_episode(study: dict[str, ModuleType]) -> None:
