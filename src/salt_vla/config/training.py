@@ -106,7 +106,7 @@ class GuardConfig:
     max_rollbacks: int = 3
     on_collapse: Literal["warn", "stop"] = "warn"
     collapse_std: float = 0.02
-    collapse_rank: float = 1.5
+    collapse_rank: float = 1.05
 
     def __post_init__(self) -> None:
         require_choices(self, "guards")

@@ -75,7 +75,7 @@ def resolve_precision(
     for _ in range(TRIAL_STEPS):
         for name in PRECISIONS:
             started = time.perf_counter()
-            train_step(learners[name], batch, task, trials[name], 0)
+            train_step(learners[name], batch, task, trials[name], 0, scored=False)
             seconds[name] = min(seconds[name], time.perf_counter() - started)
     chosen: Precision = "bfloat16" if seconds["bfloat16"] * MIN_SPEEDUP < seconds["float32"] else "float32"
     measured = ", ".join(f"{name} {1000 * each:.1f} ms" for name, each in seconds.items())
