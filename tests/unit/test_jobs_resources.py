@@ -116,7 +116,23 @@ def test_the_largest_batch_is_the_largest() -> None:
         found = find_batch(CONFIG, 4 * 10**9, gpus)
         assert found.batch_size % gpus == 0 and found.memory.total <= 4 * 10**9
         more = replace(CONFIG, batch_size=found.batch_size + gpus, grad_accum_steps=1)
-        assert memory_of(more, gpus).total > 3.9 * 10**9
+        assert memory_of(more, gpus).total > 4 * 10**9
+
+
+@pytest.mark.parametrize("own", [1, 16, 64])
+def test_what_is_found_is_what_the_run_then_adds_up(own: int) -> None:
+    """Contexts of few clips are longer: whatever the recipe's batch is, those of the found one count."""
+    config = replace(get_recipe("salt_vitb").config, batch_size=own, grad_accum_steps=1)
+    config = replace(config, runtime=CONFIG.runtime)
+    found = find_batch(config, 8 * 10**9)
+    begun = memory_of(replace(config, batch_size=found.batch_size))
+    assert found.memory == begun and found.batch_size > 1
+    assert found.batch_size == find_batch(replace(config, batch_size=8), 8 * 10**9).batch_size
+
+
+def test_a_batch_of_no_device_is_refused() -> None:
+    with pytest.raises(ConfigError, match="--gpus must be at least 1, not 0"):
+        find_batch(CONFIG, 10**9, 0)
 
 
 def test_the_fewest_pieces_are_the_fewest() -> None:

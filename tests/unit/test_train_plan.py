@@ -131,3 +131,32 @@ def test_the_command_finds_the_largest_batch_below_a_limit(
 def test_a_limit_is_kept_when_the_run_would_begin(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "demo_teacher", "runtime.device=cpu", "--memory-limit", "500MB"]) == 2
     assert "runtime.memory_limit allows 500MB: lower batch_size" in capsys.readouterr().err
+
+
+def test_a_batch_that_cannot_be_shared_out_is_not_called_too_large(answer: Any) -> None:
+    ask = ("demo_student", "--batch-size", 16, "--find-batch", "--gpus", 3, "--memory-limit", "2GB")
+    told = answer(*ask)
+    assert "batch_size=16 is no multiple of 3 GPUs" in told and "does not fit" not in told
+    found = json.loads(answer(*ask, "--json"))
+    assert found["grad_accum_steps"] == 0 and "no multiple of 3 GPUs" in found["pieces"]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--plan", "--find-batch"), "--plan and --find-batch are two questions"),
+        (("--plan", "--measure"), "--measure would do nothing here: leave it out with --plan"),
+        (("--find-batch", "--tflops", "3"), "--tflops would do nothing here: leave it out with --find-batch"),
+        (("--plan", "--branch", "x"), "--branch would do nothing here: leave it out with --plan"),
+        (("--plan", "--max-steps", "3"), "--max-steps would do nothing here: leave it out with --plan"),
+        (("--json",), "--json would do nothing here: give --plan or --find-batch with it"),
+        (("--gpus", "4"), "--gpus would do nothing here: give --plan or --find-batch with it"),
+        (("--measure",), "--measure would do nothing here: give --find-batch with it"),
+        (("--find-batch", "--gpus", "0"), "--gpus must be at least 1, not 0"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(
+    options: tuple[str, ...], said: str, root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "demo_student", *options]) == 2
+    assert said in capsys.readouterr().err and list(root.iterdir()) == []

@@ -58,6 +58,7 @@ def train(
         config = dataclasses.replace(config, batch_size=batch_size, grad_accum_steps=parts)
     if max_steps is not None and max_steps < 1:
         raise ConfigError(f"--max-steps must be at least 1, not {max_steps}")
+    ahead.require_meaning(branch, max_steps)
     from salt_vla.jobs import train as job
 
     run = recipe if name is None else name

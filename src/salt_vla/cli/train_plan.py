@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from salt_vla.cli.printing import print_json, print_table
 from salt_vla.config import TrainConfig, parse_bytes
-from salt_vla.errors import ResourceError
+from salt_vla.errors import ConfigError, ResourceError
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,25 @@ class Ahead:
     @property
     def is_asked(self) -> bool:
         return self.plan or self.find_batch
+
+    def require_meaning(self, branch: str | None, max_steps: int | None) -> None:
+        """Raises `ConfigError` where an option would do nothing."""
+        if self.plan and self.find_batch:
+            raise ConfigError("--plan and --find-batch are two questions: ask one at a time")
+        which = "--plan" if self.plan else "--find-batch" if self.find_batch else ""
+        of_run, of_plan, of_batch = ("",), ("--plan",), ("--find-batch",)
+        meant_for = {
+            "--gpus": (self.gpus != 1, of_plan + of_batch),
+            "--tflops": (self.tflops is not None, of_plan),
+            "--measure": (self.measure, of_batch),
+            "--json": (self.json, of_plan + of_batch),
+            "--branch": (branch is not None, of_run),
+            "--max-steps": (max_steps is not None, of_run),
+        }
+        for option, (is_given, kinds) in meant_for.items():
+            if is_given and which not in kinds:
+                cure = f"give {' or '.join(kinds)} with it" if not which else f"leave it out with {which}"
+                raise ConfigError(f"{option} would do nothing here: {cure}")
 
     def tell(self, config: TrainConfig) -> None:
         if self.plan:
@@ -64,17 +83,16 @@ def show_largest_batch(config: TrainConfig, gpus: int, measure: bool, json: bool
     if not found.batch_size:
         one = replace(config, batch_size=gpus, grad_accum_steps=1)
         raise ResourceError(does_not_fit(one, found.memory, f"the limit is {limit / 1e9:.2f} GB", gpus))
-    answer = describe_fitting(config, found, confirmed(config, found, gpus) if measure else None)
+    measured = confirmed(config, found, gpus) if measure else None
+    answer = describe_fitting(config, found, measured, gpus)
     if json:
         print_json(answer)
         return
     print(f"largest batch in one piece: batch_size={found.batch_size} (limit {limit / 1e9:.2f} GB)")
     print(f"  {found.memory}; one clip more: {found.memory.of_clip / 1e9:.3f} GB")
+    print(answer["pieces"])
     if found.accumulation:
-        print(f"the recipe's batch_size={config.batch_size}: grad_accum_steps={found.accumulation}")
         print(f"  {found.with_accumulation}")
-    else:
-        print(f"the recipe's batch_size={config.batch_size} does not fit in any number of pieces")
     if measure:
         size, peak = answer["measured_batch_size"], answer["measured_bytes"]
         print(f"measured: batch_size={size} took {peak / 1e9:.2f} GB" if size else "measured: none fitted")

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import psutil
 
 from salt_vla.cache.format import MANIFEST, SHARDS, Manifest
 from salt_vla.config import TrainConfig, parse_bytes
-from salt_vla.errors import ResourceError
+from salt_vla.errors import ConfigError, ResourceError
 from salt_vla.loader import SHARED_MEMORY, slots
 from salt_vla.masks import build_masks
 from salt_vla.models.encoder import vit_size
 from salt_vla.rundir import launched, root
+from salt_vla.training.flops import GroupSizes
 from salt_vla.training.memory import (
+    MOST_ROWS,
     PROCESS,
     StepMemory,
     host_memory,
@@ -158,13 +161,21 @@ class Fitting:
 
 
 def find_batch(config: TrainConfig, limit: int, gpus: int = 1) -> Fitting:
-    """By the arithmetic, for each of `gpus` devices that may take `limit` bytes."""
+    """By the arithmetic, for each of `gpus` devices that may take `limit` bytes. Raises `ConfigError` without
+    a device."""
+    if gpus < 1:
+        raise ConfigError(f"--gpus must be at least 1, not {gpus}")
     target, masks = target_size(config), build_masks(config.masks, config.geometry)
-    sizes = largest_sizes(masks, config.batch_size, config.seed)
+
+    @cache
+    def sizes(clips: int) -> list[GroupSizes]:
+        return largest_sizes(masks, clips, config.seed)
 
     def memory(batch_size: int, parts: int) -> StepMemory:
         tried = replace(config, batch_size=batch_size, grad_accum_steps=parts)
-        return step_memory(tried, target.dim, sizes, target.record_bytes, gpus)
+        # Of the batch that is tried: contexts are cut to its shortest, so few clips have longer ones.
+        drawn = sizes(min(batch_size, MOST_ROWS))
+        return step_memory(tried, target.dim, drawn, target.record_bytes, gpus)
 
     low, high = 0, 1  # in clips a device
     while memory(high * gpus, 1).total <= limit:

@@ -197,14 +197,27 @@ def describe(plan: TrainPlan) -> list[dict[str, str]]:
     return shown + [{"field": "warning", "value": text} for text in plan.warnings]
 
 
-def describe_fitting(config: TrainConfig, found: Fitting, measured: tuple[int, int] | None) -> dict[str, Any]:
-    """What `--find-batch` answers; also its JSON."""
+def in_pieces(config: TrainConfig, found: Fitting, gpus: int) -> str:
+    """What comes of the recipe's own batch, in words."""
+    own = f"the recipe's batch_size={config.batch_size}"
+    if found.accumulation:
+        return f"{own}: grad_accum_steps={found.accumulation}"
+    if config.batch_size % gpus:
+        return f"{own} is no multiple of {gpus} GPUs, and cannot be shared out among them"
+    return f"{own} does not fit in any number of pieces"
+
+
+def describe_fitting(
+    config: TrainConfig, found: Fitting, measured: tuple[int, int] | None, gpus: int = 1
+) -> dict[str, Any]:
+    """What `--find-batch` answers; also its JSON. `grad_accum_steps` is 0 where `pieces` says why."""
     answer: dict[str, Any] = {
         "limit": found.limit,
         "largest_batch_size": found.batch_size,
         "memory": str(found.memory),
         "of_one_clip": found.memory.of_clip,
         "grad_accum_steps": found.accumulation,
+        "pieces": in_pieces(config, found, gpus),
         "memory_with_accumulation": str(found.with_accumulation),
         "batch_size": config.batch_size,
     }
