@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from salt_vla.config import (
@@ -18,14 +19,16 @@ from salt_vla.config import (
     from_json,
     parse_criterion,
 )
-from salt_vla.errors import UserError
+from salt_vla.errors import RunError, UserError
 from salt_vla.recipes import get_recipe, recipe_names
 from salt_vla.rundir import RunDirectory, all_runs, read_json, write_text
 
 RECIPE, VERDICT = "recipe.json", "verdict.json"
 PLACES = ("seed", "data.table", "target.source")  # Which seed and which folder; what lies there is pinned.
 TASK = ("masks", "encoder.geometry", "data.view", "target", "objective.targets", "objective.statistics")
-PINS = ("clip_table_provenance.json", "cache_provenance.json")
+CLIPS, TEACHERS = "clip_table_provenance.json", ("cache_provenance.json", "teacher_provenance.json")
+NOTED = {"name": str, "parent": str, "hypothesis": str, "target": str, "criterion": str}
+NOTED |= {"changed": list, "differs_from_parent": list}
 
 Answer = Literal["confirmed", "refuted", "undecided"]
 
@@ -66,15 +69,23 @@ def conclude(run: RunDirectory) -> Verdict | None:
 
 
 def noted_recipe(run: RunDirectory) -> dict[str, Any]:
-    """What `recipe.json` holds; empty where there is none."""
-    file = run.path / RECIPE
-    return read_json(file, dict) if file.is_file() else {}
+    """What `recipe.json` holds; empty where there is none. Raises `RunError` for a damaged one."""
+    return _read(run.path / RECIPE, NOTED)
 
 
 def noted_verdict(run: RunDirectory) -> dict[str, Any]:
-    """What `verdict.json` holds; empty where there is none."""
-    file = run.path / VERDICT
-    return read_json(file, dict) if file.is_file() else {}
+    """What `verdict.json` holds; empty where there is none. Raises `RunError` for a damaged one."""
+    return _read(run.path / VERDICT, {"verdict": str, "reason": str})
+
+
+def _read(file: Path, kinds: dict[str, type]) -> dict[str, Any]:
+    if not file.is_file():
+        return {}
+    found = read_json(file, dict)
+    wrong = [name for name, kind in kinds.items() if type(found.get(name)) is not kind]
+    if wrong:
+        raise RunError(f"{file} is damaged ({', '.join(wrong)}); remove it and run the same command again")
+    return found
 
 
 def _judge(run: RunDirectory, noted: dict[str, Any]) -> Verdict:
@@ -108,11 +119,12 @@ def _against_parent(
     def undecided(reason: str) -> Verdict:
         return Verdict("undecided", reason, text, value, step=step)
 
-    parent = _parent_of(run, config, noted)
+    parent = _parent_of(run, config, noted, criterion)
     if parent is None:
+        length = " and of as many steps" if criterion.same_steps else ""
         return undecided(
-            f"there is no finished run of {noted['parent']} on the same clips whose settings differ from "
-            "this run's only as the two recipes do"
+            f"there is no finished run of {noted['parent']} on the same clips{length} whose settings differ "
+            "from this run's only as the two recipes do"
         )
     unlike = _unlike(run, config, parent, criterion)
     if unlike:
@@ -137,32 +149,46 @@ def _verdict(
 
 
 def last_figure(run: RunDirectory, kind: str, field: str) -> float | None:
-    """The last row of that kind that has such a number, or None."""
-    rows = [row[field] for row in run.metrics(kind) if field in row and row[field] is not None]
-    return float(rows[-1]) if rows else None
+    """The number in that column of the last row of that kind that has the column; None where there is none,
+    and where it is no number: a run that went astray has no figure, whatever it had before."""
+    rows = [row[field] for row in run.metrics(kind) if field in row]
+    return float(rows[-1]) if rows and type(rows[-1]) in (int, float) else None
 
 
-def _parent_of(run: RunDirectory, config: TrainConfig, noted: dict[str, Any]) -> RunDirectory | None:
+def _parent_of(
+    run: RunDirectory, config: TrainConfig, noted: dict[str, Any], criterion: Criterion
+) -> RunDirectory | None:
     """A finished run of the parent recipe on the same clips, of the same seed where there is one, whose
-    settings differ only where the recipes do."""
-    explained = set(noted["differs_from_parent"])
+    settings differ only where the recipes do, and there are the parent's: not a run of it that was given
+    what the child has."""
     found = []
     for other in all_runs():
         try:
-            is_parent = noted_recipe(other).get("name") == noted["parent"]
-            if not is_parent or other.name == run.name or other.status().state != "finished":
+            theirs = noted_recipe(other)
+            is_parent = theirs.get("name") == noted["parent"] and other.name != run.name
+            if not is_parent or other.status().state != "finished":
                 continue
-            theirs = _config_of(other)
-            whole = other.status().step >= theirs.steps
-            if (
-                whole
-                and _pin(other, PINS[0]) == _pin(run, PINS[0])
-                and set(_differing(theirs, config)) <= explained
-            ):
-                found.append((theirs.seed == config.seed, other.name, other))
+            settings = _config_of(other)
+            whole = other.status().step >= settings.steps
+            same_clips = _pin(other, CLIPS) == _pin(run, CLIPS)
+            differing = set(_differing(settings, config))
+            if whole and same_clips and _is_fair(differing, noted, set(theirs["changed"]), criterion):
+                found.append((settings.seed == config.seed, other.name, other))
         except UserError:  # One damaged run must not keep others from a verdict.
             continue
     return max(found)[2] if found else None
+
+
+def _is_fair(differing: set[str], noted: dict[str, Any], changed: set[str], criterion: Criterion) -> bool:
+    """Whether two runs that differ in these fields differ in what the child's hypothesis is about. `changed`:
+    in what the other run departs from the parent recipe; this one must then depart from its own alike."""
+    explained = set(noted["differs_from_parent"])
+    given = (changed & explained) - (set(noted["changed"]) - differing)
+    if criterion.same_steps:
+        if "steps" in differing:
+            return False
+        given -= {"steps"}
+    return differing <= explained and not given and (bool(differing) or not explained)
 
 
 def _unlike(run: RunDirectory, config: TrainConfig, parent: RunDirectory, criterion: Criterion) -> list[str]:
@@ -178,7 +204,8 @@ def _unlike(run: RunDirectory, config: TrainConfig, parent: RunDirectory, criter
         for field in _differing(theirs, config)
         if f"{field}.".startswith(tuple(f"{each}." for each in task))
     ]
-    return unlike + ([] if _pin(run, PINS[1]) == _pin(parent, PINS[1]) else ["the cached latents"])
+    as_before = all(_pin(run, name) == _pin(parent, name) for name in TEACHERS)
+    return unlike + ([] if as_before else ["the teacher or its cached latents"])
 
 
 def _differing(before: TrainConfig, after: TrainConfig) -> list[str]:

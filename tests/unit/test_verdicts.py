@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from salt_vla.config import Recipe, TrainConfig, override, to_json
+from salt_vla.errors import RunError
 from salt_vla.recipes import get_recipe
 from salt_vla.recipes.stored import store
 from salt_vla.rundir import RunDirectory, Status, write_text
@@ -189,11 +190,58 @@ def test_a_run_cut_short_decides_nothing(make_run: MakeRun) -> None:
     assert (verdict.verdict, verdict.reason) == ("undecided", "stopped at step 8 of 10")
 
 
-@pytest.mark.parametrize("r2", [None, float("nan")])
-def test_a_figure_that_is_missing_decides_nothing(make_run: MakeRun, r2: float | None) -> None:
-    run = make_run("p", PARENT, r2)
-    run.metrics_file.write_text(run.metrics_file.read_text().splitlines(keepends=True)[-1])
-    assert "has no val.r2_position_mean" in verdict_of(run).reason
+@pytest.mark.parametrize("r2", [None, float("nan"), "text", True])
+def test_a_last_figure_that_is_no_number_decides_nothing(make_run: MakeRun, r2: float | None) -> None:
+    """Whatever it was before: the run has gone astray since."""
+    assert "has no val.r2_position_mean" in verdict_of(make_run("p", PARENT, r2)).reason
+
+
+def test_a_parents_run_that_was_given_what_the_child_has_is_none(make_run: MakeRun) -> None:
+    """A sweep's own point, or any run of the parent with the child's settings, is the child itself."""
+    child = replace(CHILD, config=override(CHILD.config, ("steps=20",)))
+    make_run("point", PARENT, 0.1, config=CHILD.config)
+    make_run("other", PARENT, 0.1, config=override(PARENT.config, ("optimizer.lr=0.7",)))
+    assert verdict_of(make_run("c", child, 0.9, step=20)).verdict == "undecided"
+    make_run("p", PARENT, 0.2)
+    assert verdict_of(make_run("c", child, 0.9, step=20)).parent_run == "p"
+
+
+def test_both_may_be_changed_alike_where_the_recipes_differ_too(make_run: MakeRun) -> None:
+    child = replace(CHILD, config=override(CHILD.config, ("steps=20",)))
+    both = ("steps=6",)
+    make_run("p", PARENT, 0.1, config=override(PARENT.config, both), step=6)
+    run = make_run("c", child, 0.9, config=override(child.config, both), step=6)
+    assert verdict_of(run).verdict == "confirmed"
+
+
+def test_a_child_that_was_made_its_parent_decides_nothing(make_run: MakeRun) -> None:
+    make_run("p", PARENT, 0.1)
+    assert verdict_of(make_run("c", CHILD, 0.9, config=PARENT.config)).verdict == "undecided"
+
+
+def test_the_same_steps_are_asked_for_where_the_criterion_says_so(make_run: MakeRun) -> None:
+    config = override(CHILD.config, ("steps=20",))
+    child = replace(CHILD, config=config, criterion="val.r2_position_mean > parent at the same steps")
+    make_run("short", PARENT, 0.1)
+    make_run("point", PARENT, 0.1, config=config, step=20)
+    verdict = verdict_of(make_run("c", child, 0.9, step=20))
+    assert verdict.verdict == "undecided" and "as many steps" in verdict.reason
+    make_run("p", PARENT, 0.2, config=override(PARENT.config, ("steps=20",)), step=20)
+    assert verdict_of(make_run("c", child, 0.9, step=20)).parent_run == "p"
+
+
+def test_no_verdict_between_two_teachers_in_the_loop(make_run: MakeRun) -> None:
+    write_text(make_run("p", PARENT, 0.1).path / "teacher_provenance.json", '{"fingerprint": "other"}')
+    assert "the teacher" in verdict_of(make_run("c", CHILD, 0.9)).reason
+
+
+@pytest.mark.parametrize("text", ['{"x": 1}', '{"name": 1}', "[]", "{"])
+def test_damaged_notes_of_a_run_are_named(make_run: MakeRun, text: str) -> None:
+    run = make_run("p", PARENT, 0.1)
+    for file, read in (("recipe.json", noted_recipe), ("verdict.json", noted_verdict)):
+        write_text(run.path / file, text)
+        with pytest.raises(RunError, match=rf"{file} is damaged"):
+            read(run)
 
 
 def test_a_target_in_words_alone_is_left_to_people(make_run: MakeRun) -> None:

@@ -22,20 +22,23 @@ HOLDS: dict[str, Callable[[float, float], bool]] = {
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 _FORM = re.compile(
     r"(?P<kind>[a-z]+)\.(?P<field>\w+) (?P<sign>>=|<=|>|<) "
-    rf"(?:(?P<parent>parent)(?: (?P<plus>[+-]) (?P<margin>{_NUMBER}))?|(?P<number>{_NUMBER}))"
+    rf"(?:(?P<parent>parent)(?: (?P<plus>[+-]) (?P<margin>{_NUMBER}))?"
+    rf"(?P<same> at the same steps)?|(?P<number>{_NUMBER}))"
 )
 
 
 @dataclass(frozen=True)
 class Criterion:
     """`kind.field sign reference`: the last row of that kind in `metrics.jsonl`, against a number or, with
-    `of_parent`, against the parent's same figure plus `number`."""
+    `of_parent`, against the parent's same figure plus `number`; with `same_steps` a parent's run of as many
+    steps."""
 
     kind: str
     field: str
     sign: str
     number: float
     of_parent: bool
+    same_steps: bool = False
 
     def holds(self, value: float, parent: float = 0.0) -> bool:
         """Whether `value` meets it; `parent` is read only where it is `of_parent`."""
@@ -43,7 +46,7 @@ class Criterion:
 
 
 def parse_criterion(text: str) -> Criterion:
-    """`val.r2_position_mean > 0`, `val.loss < parent`, `probe.action >= parent + 0.02`.
+    """`val.r2_position_mean > 0`, `val.loss < parent`, `probe.action >= parent + 0.02 at the same steps`.
 
     Raises `ConfigError` for anything else.
     """
@@ -57,4 +60,5 @@ def parse_criterion(text: str) -> Criterion:
     if not math.isfinite(number):
         raise ConfigError(f"criterion {text!r} has a number beyond what can be compared")
     signed = -number if match["plus"] == "-" else number
-    return Criterion(match["kind"], match["field"], match["sign"], signed, bool(match["parent"]))
+    of_parent, same_steps = bool(match["parent"]), bool(match["same"])
+    return Criterion(match["kind"], match["field"], match["sign"], signed, of_parent, same_steps)
