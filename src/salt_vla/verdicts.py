@@ -27,8 +27,8 @@ RECIPE, VERDICT = "recipe.json", "verdict.json"
 PLACES = ("seed", "data.table", "target.source")  # Which seed and which folder; what lies there is pinned.
 TASK = ("masks", "encoder.geometry", "data.view", "target", "objective.targets", "objective.statistics")
 CLIPS, TEACHERS = "clip_table_provenance.json", ("cache_provenance.json", "teacher_provenance.json")
-NOTED = {"name": str, "parent": str, "hypothesis": str, "target": str, "criterion": str}
-NOTED |= {"changed": list, "differs_from_parent": list}
+NOTED: dict[str, type] = dict.fromkeys(("name", "parent", "hypothesis", "target", "criterion"), str)
+NOTED |= dict.fromkeys(("changed", "differs_from_parent"), list)
 
 Answer = Literal["confirmed", "refuted", "undecided"]
 

@@ -36,6 +36,14 @@ def test_what_is_no_condition_is_refused(text):
         parse_criterion(text)
 
 
+def test_a_condition_may_ask_for_the_same_steps():
+    read = parse_criterion("val.loss < parent - 0.1 at the same steps")
+    assert read == Criterion("val", "loss", "<", -0.1, True, same_steps=True)
+    assert not parse_criterion("val.loss < parent").same_steps
+    with pytest.raises(ConfigError, match="criterion"):
+        parse_criterion("val.loss < 1 at the same steps")
+
+
 def test_a_condition_holds_or_not():
     above = parse_criterion("val.r2 > parent + 0.1")
     assert above.holds(0.51, parent=0.4) and not above.holds(0.49, parent=0.4)
