@@ -306,9 +306,9 @@ class RunDirectory:
         with writing_to(self.metrics_file), self.metrics_file.open("a") as file:
             file.write(to_json_line(row) + "\n")
 
-    def trim_metrics(self, last_step: int) -> None:
-        """Drop rows after `last_step`: they will be computed again."""
-        rows = [row for row in self.metrics() if row["step"] <= last_step]
+    def trim_metrics(self, last_step: int, is_kept: Callable[[dict[str, Any]], bool] | None = None) -> None:
+        """Drop rows after `last_step`, which will be computed again, and those that `is_kept` denies."""
+        rows = [row for row in self.metrics() if row["step"] <= last_step and (not is_kept or is_kept(row))]
         write_text(self.metrics_file, "".join(to_json_line(row) + "\n" for row in rows))
 
     def log(self, line: str) -> None:
@@ -328,7 +328,7 @@ class Onlooker(RunDirectory):
     def log_metrics(self, row: dict[str, Any]) -> None:
         """No line."""
 
-    def trim_metrics(self, last_step: int) -> None:
+    def trim_metrics(self, last_step: int, is_kept: Callable[[dict[str, Any]], bool] | None = None) -> None:
         """No line."""
 
     def log(self, line: str) -> None:

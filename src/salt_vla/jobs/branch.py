@@ -15,7 +15,14 @@ from salt_vla.errors import RunError
 from salt_vla.models.loading import step_directories
 from salt_vla.rundir import RunDirectory, Status, read_json, to_json_line, writing_to
 from salt_vla.training.checkpoint import STATE
-from salt_vla.training.resume import STATISTICS, as_measured, as_table, refused, stored_config
+from salt_vla.training.resume import (
+    STATISTICS,
+    as_measured,
+    as_table,
+    refused,
+    require_same_statistics,
+    stored_config,
+)
 
 RECORD = "branch.json"
 # What a branch may change unasked: how long it is, and the rates of its steps.
@@ -51,6 +58,7 @@ def branch(run: RunDirectory, config: TrainConfig, source: str, allowed: Sequenc
             f"a branch of {origin.name!r} has the same settings but for its steps and rates, not other "
             f"{', '.join(row.field for row in rows)}\n{as_table(rows)}"
         )
+    require_same_statistics(origin, stored, config)
     checkpoint = _checkpoint(origin, step)
     if config.steps <= step:
         raise RunError(f"a branch from step {step} needs steps={step + 1} or more, not {config.steps}")
@@ -72,8 +80,9 @@ def _write(
     shutil.rmtree(unfinished.path, ignore_errors=True)
     copied = unfinished.checkpoints / checkpoint.name
     shutil.copytree(checkpoint, copied)
-    state = read_json(copied / STATE, dict)  # The best so far was another run's.
-    (copied / STATE).write_text(json.dumps(state | {"best_step": 0, "best_r2": None}))
+    # The best so far was another run's, and no earlier checkpoint comes along to go back to.
+    own = {"best_step": 0, "best_r2": None, "safe_step": step}
+    (copied / STATE).write_text(json.dumps(read_json(copied / STATE, dict) | own))
     for file in [*origin.path.glob("*_provenance.json"), origin.path / STATISTICS]:
         if file.exists():
             shutil.copyfile(file, unfinished.path / file.name)

@@ -25,7 +25,7 @@ from salt_vla.models.inflate import provenance_of_start, starting_weights
 from salt_vla.objectives import check_objective
 from salt_vla.rundir import RunDirectory, Status, read_json, root, write_text
 from salt_vla.targets import CachedTargets, EmaTargets, PixelTargets, TargetProvider, TeacherTargets
-from salt_vla.teachers import load_teacher
+from salt_vla.teachers import load_teacher, source_of
 from salt_vla.training.distributed import World, joined
 from salt_vla.training.loop import fit
 from salt_vla.training.resume import settle, start_of
@@ -101,6 +101,8 @@ def _open(config: TrainConfig, run: RunDirectory, allowed: Sequence[str], world:
     pin(run, "clip table", {"clip_table": table.hash, "files": table.files_hash} | weights)
     if targets.train is not None:
         pin(run, "cache", targets.train.manifest.provenance | {"encoding": targets.train.encoding.name})
+    if isinstance(targets.provider, TeacherTargets):
+        pin(run, "teacher", {"fingerprint": targets.provider.teacher.fingerprint})
     if start is not None:
         pin(run, "start", provenance_of_start(start))
     note_masks(run, config)
@@ -128,7 +130,7 @@ def open_targets(config: TrainConfig, table: ClipTable, device: str) -> tuple[Ta
             f"target.provider {target.provider!r} needs a source: give --cache FOLDER or target.source=NAME"
         )
     if target.provider == "teacher":
-        teacher = load_teacher(target.source, config.geometry, device)
+        teacher = load_teacher(source_of(target.source), config.geometry, device)
         return Targets(TeacherTargets(teacher)), split_table(table)
     return _cached_targets(config, table, root() / target.source)
 

@@ -249,8 +249,14 @@ def restore_latest(
     last_step: int | None = None,
 ) -> RunState:
     """Load the newest checkpoint (up to `last_step`) into `learner`, `task` and `average`; where the run
-    stood then, which is at step 0 when there is none."""
+    stood then, which is at step 0 when there is none. Raises `RunError` where it does not fit them, or where
+    there is none although `last_step` is a later one than 0."""
     steps = [each for each in step_directories(folder) if last_step is None or each[0] <= last_step]
+    if not steps and last_step:
+        raise RunError(
+            f"the run has to go back to step {last_step}, and {folder} holds no checkpoint of it or of an "
+            "earlier one; put one back, or begin anew under another --name"
+        )
     if not steps:
         return RunState()
     step, path = steps[-1]
@@ -264,6 +270,11 @@ def restore_latest(
     _restore_optimizer(learner, path, step, state.missed_updates)
     task.restore(read_tensors(path / TASK) if (path / TASK).is_file() else {})
     if average is not None:
+        if not (path / AVERAGE).is_dir():
+            raise RunError(
+                f"checkpoint {path} holds no average of the weights; optimizer.average is kept from a run's "
+                "first step on: give the new settings another --name"
+            )
         encoder, predictor = (read_tensors(path / AVERAGE / name) for name in (WEIGHTS, PREDICTOR))
         named = {f"encoder.{name}": tensor for name, tensor in encoder.items()}
         named |= {f"predictor.{name}": tensor for name, tensor in predictor.items()}
@@ -294,6 +305,12 @@ def _restore_optimizer(learner: Learner, path: Path, step: int, missed: int) -> 
             f"checkpoint {path} does not fit this run's configuration: optimizer state of {differing}"
         )
     for name, state in states.items():
+        for entry, value in state.items():
+            if value.ndim and value.dtype != parameters[name].dtype:
+                raise RunError(
+                    f"checkpoint {path} does not fit this run's configuration: {name}/{entry} of its "
+                    f"optimizer is {value.dtype}, optimizer.parameters asks for {parameters[name].dtype}"
+                )
         learner.optimizer.state[parameters[name]] = state
 
 

@@ -33,7 +33,7 @@ from salt_vla.training.distributed import World
 from salt_vla.training.guards import Setback, look_for_collapse, require_progress
 from salt_vla.training.learner import Learner, build_learner, check_networks
 from salt_vla.training.out_of_memory import memory_explained
-from salt_vla.training.resume import prepare, settle, start_of
+from salt_vla.training.resume import prepare, record_changes, settle, start_of, trim_metrics
 from salt_vla.training.skipped import SkippedRecords, Tally
 from salt_vla.training.state import RunState
 from salt_vla.training.step import train_step, validate
@@ -137,7 +137,7 @@ class Training:
         with self.world.first_alone():
             self.config, self.task = prepare(run, self.config, self.train, self.provider, self.allowed)
         runtime = self.config.runtime
-        start = start_of(run, self.config)
+        start = start_of(run, self.config, last_step)
         self.learner = build_learner(self.config, self.provider.dim, runtime.device, self.world, start)
         keep = Keep(runtime.keep_checkpoints, runtime.keep_every)
         self.saver = CheckpointWriter(run.checkpoints, keep, config_hash(self.config))
@@ -147,8 +147,9 @@ class Training:
             sweep_unfinished(run.checkpoints)
         self.task.begin(self.learner.encoder)
         self.state = restore_latest(self.learner, self.task, run.checkpoints, self.average, last_step)
-        run.trim_metrics(self.state.step)
+        trim_metrics(run, self.state.step, goes_on=self.state.step < self.last_step)
         if first:
+            record_changes(run, self.config, self.state.step)
             point_to_best(run.checkpoints, self.state.best_step)
         self._watch_clips()
 

@@ -70,12 +70,24 @@ def same_config(run: RunDirectory, wanted: TrainConfig, allowed: Sequence[str] =
             f"new settings another --name, or allow them: {' '.join(_flag(row) for row in rows)}\n"
             f"{as_table(rows)}"
         )
-    if has_running_statistics(stored) != has_running_statistics(wanted):
-        raise RunError(
-            f"run {run.name!r} has other statistics of its targets than objective.statistics and "
-            "target.provider now ask for, and no checkpoint holds those; give the new settings another --name"
-        )
+    require_same_statistics(run, stored, wanted)
     return wanted
+
+
+def require_same_statistics(run: RunDirectory, stored: TrainConfig, wanted: TrainConfig) -> None:
+    """Raises `RunError` where the statistics of the targets that `run` has are not those that are wanted:
+    theirs is another space, or they are of other targets."""
+    if _statistics_of(stored) != _statistics_of(wanted):
+        raise RunError(
+            f"run {run.name!r} has other statistics of its targets than objective.statistics, "
+            "objective.targets and target.provider now ask for, and no checkpoint holds those; give the "
+            "new settings another --name"
+        )
+
+
+def _statistics_of(config: TrainConfig) -> tuple[bool, bool, str]:
+    """What makes them comparable: centring is no space of its own, since R² is scored before it."""
+    return has_running_statistics(config), config.objective.targets == "raw", config.target.provider
 
 
 def refused(stored: TrainConfig, wanted: TrainConfig, allowed: Sequence[str]) -> list[Difference]:
@@ -133,10 +145,11 @@ def as_table(rows: Sequence[Difference]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def start_of(run: RunDirectory, config: TrainConfig) -> Path | None:
-    """Where the encoder's first weights lie, if there are any and no checkpoint says how it went on."""
-    begins = config.start_from and not step_directories(run.checkpoints)
-    return root() / config.start_from if begins else None
+def start_of(run: RunDirectory, config: TrainConfig, last_step: int | None = None) -> Path | None:
+    """Where the encoder's first weights lie, if there are any and no checkpoint (up to `last_step`) says how
+    it went on."""
+    steps = [step for step, _ in step_directories(run.checkpoints) if last_step is None or step <= last_step]
+    return root() / config.start_from if config.start_from and not steps else None
 
 
 def prepare(
@@ -146,11 +159,9 @@ def prepare(
     provider: TargetProvider,
     allowed: Sequence[str] = (),
 ) -> tuple[TrainConfig, Task]:
-    """What is measured at the first start, or read back: precision, and the statistics of the targets.
-    Settings that have changed since are written down."""
+    """What is measured at the first start, or read back: precision, and the statistics of the targets."""
     if run.config_file.exists():
         config = settle(run, config, allowed)
-        _record_changes(run, config)
         return config, stored_task(run, config, provider)
     task = Task(provider, _first_space(run, config, train, provider))
     trial = next(load_from(train, 0)).to(config.runtime.device)
@@ -161,15 +172,13 @@ def prepare(
     return config, task
 
 
-def _record_changes(run: RunDirectory, config: TrainConfig) -> None:
-    """`config.json` says what is computed from now on; `config_changes.jsonl`, what was before and until
-    when."""
+def record_changes(run: RunDirectory, config: TrainConfig, step: int) -> None:
+    """`config.json` says what is computed from `step` on; `config_changes.jsonl`, what was before. To be
+    written once the checkpoint has been found to fit."""
     stored = stored_config(run)
     rows = differing_fields(stored, config)
     if not rows:
         return
-    steps = step_directories(run.checkpoints)
-    step = steps[-1][0] if steps else 0
     change = {
         "step": step,
         "config_hash": [config_hash(stored), config_hash(config)],
@@ -180,6 +189,21 @@ def _record_changes(run: RunDirectory, config: TrainConfig) -> None:
     for row in rows:
         run.log(f"from step {step} on {row.field} is {row.after!r}, not {row.before!r}")
     write_text(run.config_file, to_json(config))
+
+
+def trim_metrics(run: RunDirectory, step: int, goes_on: bool) -> None:
+    """Drop the lines after `step`; where the run `goes_on` from there, also those that were written at `step`
+    because it was cut short there: an unbroken run has none."""
+    if not goes_on:
+        return run.trim_metrics(step)
+    stored = stored_config(run)
+    every = {"train": stored.runtime.log_every, "val": stored.runtime.validate_every}
+
+    def is_planned(row: dict[str, Any]) -> bool:
+        is_cut = row["step"] == step != stored.steps and row["kind"] in every
+        return not (is_cut and step % every[row["kind"]])
+
+    return run.trim_metrics(step, is_planned)
 
 
 def _first_space(
@@ -218,7 +242,14 @@ def stored_task(run: RunDirectory, config: TrainConfig, provider: TargetProvider
     """The task as it was at the first start."""
     if has_running_statistics(config):
         return Task(provider, _running_space(config, provider))
-    mean = read_tensors(_statistics_file(run))["position_mean"]
+    file = _statistics_file(run)
+    mean = read_tensors(file)["position_mean"]
+    shape = (config.geometry.num_tokens, provider.dim)
+    if mean.shape != shape:
+        raise RunError(
+            f"{file} holds statistics of targets of {tuple(mean.shape)} tokens and channels, and they are "
+            f"{shape} now; give the new settings another --name"
+        )
     return Task(provider, TargetSpace(config.objective.targets, mean.to(config.runtime.device)))
 
 
