@@ -327,6 +327,8 @@ def test_a_rollback_takes_the_checkpoint_it_names_and_gives_up_later_ones(tmp_pa
     assert restore_latest(learner, TASK, tmp_path, last_step=4).step == 3
     assert_same(everything(learner), everything(trained(3)))
     assert restore_latest(learner_of(), TASK, tmp_path, last_step=0) == RunState()
+    with pytest.raises(RunError, match="has to go back to step 1, and .* holds no checkpoint of it"):
+        restore_latest(learner_of(), TASK, tmp_path, last_step=1)
     discard_after(tmp_path, 3)
     assert names(tmp_path) == ["step_00000002", "step_00000003"]
 
