@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from salt_vla.jobs.evaluate import encoder_names
+
 FIELDS = {"encoder", "suite", "target", "metric", "value", "low", "high", "seed"}
 
 
@@ -50,6 +52,19 @@ def test_the_table_for_people_names_encoders_and_targets(workshop: Any) -> None:
     answer = workshop.salt.ok("eval", "teacher", "--data", workshop.table)
     for word in ("teacher", "random", "pixels", "constant", "action", "task"):
         assert word in answer.out, word
+
+
+def test_namesakes_are_told_apart_by_the_run(workshop: Any, tmp_path: Path) -> None:
+    """`best` of two runs: nobody has to rename what a run needs."""
+    for run in ("a", "b"):
+        checkpoints = tmp_path / run / "checkpoints"
+        shutil.copytree(workshop.teacher / "checkpoints" / "step_00000006", checkpoints / "step_00000006")
+        (checkpoints / "best").symlink_to("step_00000006")
+    paths = [str(tmp_path / run / "checkpoints" / "best") for run in ("a", "b")]
+    told = workshop.salt.ok("eval", *paths, "--data", workshop.table, "--frame-stride", 2).out
+    assert "a/best" in told and "b/best" in told
+    assert encoder_names([*paths, f"{paths[0]}/average"]) == ["a/best", "b/best", "average"]
+    assert encoder_names([f"{paths[0]}/"]) == ["best"]
 
 
 def test_eval_leaves_nothing_behind(workshop: Any, rows: list[dict[str, Any]]) -> None:

@@ -156,6 +156,31 @@ def test_one_checkpoint_can_be_exported_and_checked(trained: Any, workshop: Any,
     assert found["stored_name"] == "first/block1/norm"
 
 
+def test_averaged_weights_can_be_exported(salt: Any, command: Any, tmp_path: Path) -> None:
+    averaged = command("t", "--max-steps", 2)
+    averaged.insert(3, "optimizer.average=0.9")
+    salt.ok(*averaged)
+    checkpoint = salt.root / "runs/t/checkpoints/best"
+    said = salt.ok("teacher", "export", checkpoint / "average", "--out", tmp_path / "mean").out
+    facts = read_export(tmp_path / "mean")
+    assert (facts.name, facts.step, facts.averaged) == ("t", int(checkpoint.resolve().name[5:]), True)
+    assert f"step {facts.step}, averaged" in said
+    assert load_teacher(tmp_path / "mean").fingerprint != load_teacher(checkpoint).fingerprint
+    with salt.here():
+        assert data_settings(str(checkpoint / "average")).view == data_settings("t").view
+
+
+def test_a_teacher_in_the_loop_is_found_below_the_root(salt: Any, workshop: Any) -> None:
+    shutil.copytree(workshop.teacher, salt.root / "teachers" / "t")
+    data = ("--data", workshop.table, "--max-steps", 1)
+    loop = {"target__provider": "teacher", "encoder__depth": 1}
+    salt.ok(*salt.train("demo_student", "s", *data, **loop, target__source="teachers/t"))
+    assert (
+        "there is no teacher"
+        in salt(*salt.train("demo_student", "n", *data, **loop, target__source="teachers/x")).sentence
+    )
+
+
 def test_what_is_there_already_is_not_overwritten(trained: Any, tmp_path: Path, tree: Any) -> None:
     out = tmp_path / "teacher"
     trained.ok("teacher", "export", "t", "--out", out)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from typing import Any
 
 import pytest
@@ -63,3 +64,16 @@ def test_batch_size_lowers_the_parts_that_do_not_divide_it(
 
 def test_no_batch_is_no_batch(salt: Any, pixels: Any) -> None:
     assert "batch_size must be at least 1, not 0" in salt(*pixels("t", "--batch-size", 0)).sentence
+
+
+def test_a_damaged_note_is_a_sentence_and_hides_no_other_run(finished: Any) -> None:
+    other = shutil.copytree(finished.at("t").path, finished.at("u").path)
+    for name in ("recipe.json", "verdict.json", "masks.json"):
+        file = other / name
+        before = file.read_text()
+        file.write_text('{"x": 1}')
+        states = {row["name"]: row["state"] for row in finished.json("runs", "ls")}
+        assert states == {"t": "finished", "u": "damaged"}
+        assert "finished" in finished.ok("runs", "ls").out
+        assert f"{file} is damaged" in finished("runs", "show", "u").sentence
+        file.write_text(before)

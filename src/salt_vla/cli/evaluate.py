@@ -36,7 +36,7 @@ def evaluate(
 
     from salt_vla.evaluation.suites import to_objects
     from salt_vla.jobs.data import open_table
-    from salt_vla.jobs.evaluate import evaluate_encoders
+    from salt_vla.jobs.evaluate import encoder_names, evaluate_encoders
     from salt_vla.jobs.teacher import teacher_and_data
     from salt_vla.reports.tables import difference_table, score_table, to_rich
 
@@ -56,7 +56,5 @@ def evaluate(
         rows, pairs = to_objects(result.rows), to_objects(result.comparisons)
         console = Console()
         console.print(to_rich(score_table(rows, pairs, result.suite, title=result.suite)))
-        for encoder in encoders:
-            console.print(
-                to_rich(difference_table(pairs, encoder.rstrip("/").rsplit("/", 1)[-1], result.suite))
-            )
+        for name in encoder_names(encoders):
+            console.print(to_rich(difference_table(pairs, name, result.suite)))

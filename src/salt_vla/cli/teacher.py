@@ -118,10 +118,11 @@ def export(run: Annotated[str, tyro.conf.Positional], out: Path) -> None:
     Example: salt-vla teacher export demo_teacher --out teachers/demo
 
     Args:
-        run: a run's name or directory (its last checkpoint is taken), or a checkpoint's directory.
+        run: a run's name or directory (its last checkpoint is taken), a checkpoint, or its average/.
         out: the new folder; one that is there already is refused.
     """
     from salt_vla.jobs.teacher_train import export_teacher
 
     facts = export_teacher(run, out)
-    print(f"{out}: teacher of run {facts.name} at step {facts.step}, fingerprint {facts.fingerprint}")
+    step = f"step {facts.step}{', averaged' if facts.averaged else ''}"
+    print(f"{out}: teacher of run {facts.name} at {step}, fingerprint {facts.fingerprint}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -133,6 +133,25 @@ def _save_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
         np.savez_compressed(file, allow_pickle=False, **arrays)
 
 
+def encoder_names(paths: Sequence[str]) -> list[str]:
+    """What each is called in tables: its folder, with those above it as far as namesakes differ (`a/best`
+    and `b/best`; `checkpoints` tells nothing). Raises `UserError` for one that is given twice."""
+    places = [run_or_directory(path).absolute() for path in paths]
+    parts = [[part for part in place.parts if part != "checkpoints"] for place in places]
+    names = []
+    for mine in parts:
+        length = 1
+        while length < len(mine) and sum(mine[-length:] == other[-length:] for other in parts) > 1:
+            length += 1
+        names.append("/".join(mine[-length:]))
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise UserError(
+            f"two encoders are called {Path(twice[0]).name!r}: they are one folder; leave one out"
+        )
+    return names
+
+
 def evaluate_encoders(
     paths: list[str], suite: str, data: DataConfig, table: ClipTable, seed: int
 ) -> list[SuiteResult]:
@@ -141,14 +160,12 @@ def evaluate_encoders(
         raise UserError(f"there is no suite {suite!r}; suites: {', '.join(SUITES)}")
     if not paths:
         raise UserError("eval needs at least one encoder: a run's name, a checkpoint or an export")
-    models: dict[str, TokenModel] = {}
-    for path in paths:
-        name = Path(path).name
-        if name == "random":
-            raise UserError("'random' is the name of a baseline; evaluate a run under another name")
-        if name in models:
-            raise UserError(f"two encoders are called {name!r}; rename one folder")
-        models[name] = load_model(path, name)
+    names = encoder_names(paths)
+    if "random" in names:
+        raise UserError("'random' is the name of a baseline; evaluate a run under another name")
+    models: dict[str, TokenModel] = {
+        name: load_model(path, name) for name, path in zip(names, paths, strict=True)
+    }
     first = next(iter(models.values()))
     assert isinstance(first, EncoderTeacher)
     models["random"] = random_model(first.encoder.config, seed)

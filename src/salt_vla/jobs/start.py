@@ -9,6 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from salt_vla.config import TrainConfig
+from salt_vla.errors import RunError
 from salt_vla.rundir import RunDirectory, read_json, write_text
 
 MASKS = "masks.json"
@@ -27,5 +28,10 @@ def note_masks(run: RunDirectory, config: TrainConfig) -> None:
 
 
 def noted_masks(run: RunDirectory) -> dict[str, Any]:
-    """`masks.json`; empty for a run that has none."""
-    return read_json(run.path / MASKS, dict) if (run.path / MASKS).exists() else {}
+    """`masks.json`; empty for a run that has none. Raises `RunError` for a damaged one."""
+    file = run.path / MASKS
+    noted = read_json(file, dict) if file.exists() else {}
+    lines = noted.get("summary", [])
+    if noted and not (lines and isinstance(lines, list) and all(isinstance(line, str) for line in lines)):
+        raise RunError(f"{file} is damaged (no summary); remove it and run the same command again")
+    return noted

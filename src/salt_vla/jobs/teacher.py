@@ -25,7 +25,7 @@ from salt_vla.evaluation.teacher_findings import (
 from salt_vla.evaluation.teacher_inspection import position_order, query_value_biases, token_order
 from salt_vla.jobs.data import open_views, read_or_quarantine
 from salt_vla.jobs.data_index import cutting_of
-from salt_vla.jobs.teacher_train import EXPORT, read_export
+from salt_vla.jobs.teacher_train import EXPORT, checkpoint_of, read_export
 from salt_vla.progress import Advance, progress
 from salt_vla.rundir import RunDirectory
 from salt_vla.teachers import Teacher, family_of, load_teacher, place_of
@@ -50,8 +50,9 @@ def data_settings(name: str, data: str = "") -> DataConfig:
         return _as_cut(data)  # A published checkpoint's config.json is none of ours.
     if (folder / EXPORT).is_file():
         return read_export(folder).config.data
-    if folder.parent.name == "checkpoints":
-        folder = folder.parent.parent  # A checkpoint's settings are its run's.
+    checkpoint = checkpoint_of(folder)
+    if checkpoint.parent.name == "checkpoints":
+        folder = checkpoint.parent.parent  # A checkpoint's settings are its run's.
     run = RunDirectory(folder)
     if not run.exists():
         return _as_cut(data)

@@ -8,15 +8,16 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 
-from salt_vla.config import TrainConfig, from_json, to_json
+from salt_vla.config import ADDED_LATER, TrainConfig, from_json, to_json
 from salt_vla.errors import ConfigError, RunError
 from salt_vla.models.loading import CONFIG, WEIGHTS, encoder_directory
 from salt_vla.rundir import RunDirectory, read_json, root, run_or_directory, write_text, writing_to
 from salt_vla.teachers import load_teacher
+from salt_vla.training.checkpoint import AVERAGE
 
 EXPORT = "teacher.json"
 
@@ -27,6 +28,7 @@ class ExportFacts:
 
     `clip_table` and `files` are hashes (empty where the run has none on record); the table's own path is
     left out, since it means nothing elsewhere. `fingerprint` is that of the teacher as loaded by default.
+    `averaged`: of the moving average of the weights.
     """
 
     name: str
@@ -36,6 +38,7 @@ class ExportFacts:
     clip_table: str
     files: str
     config: TrainConfig
+    averaged: bool = field(default=False, metadata=ADDED_LATER)
 
 
 def require_stage_one(config: TrainConfig, recipe: str) -> None:
@@ -48,7 +51,8 @@ def require_stage_one(config: TrainConfig, recipe: str) -> None:
 
 
 def export_teacher(name: str, out: Path) -> ExportFacts:
-    """The encoder of a run (its last checkpoint), or of one checkpoint, as the folder `out`: whole or not.
+    """The encoder of a run (its last checkpoint), of one checkpoint, or of the averaged weights in one, as
+    the folder `out`: whole or not at all.
 
     Raises `RunError` when `out` is there already, or when the source is no run of stage 1 or 2.
     """
@@ -58,8 +62,9 @@ def export_teacher(name: str, out: Path) -> ExportFacts:
     if out.exists() or out.is_symlink():
         raise RunError(f"{out} is there already; remove it or export to another folder")
     folder = encoder_directory(source).resolve()
-    run = RunDirectory(folder.parent.parent)
-    if folder.parent.name != "checkpoints" or not run.exists():
+    checkpoint = checkpoint_of(folder)
+    run = RunDirectory(checkpoint.parent.parent)
+    if checkpoint.parent.name != "checkpoints" or not run.exists():
         raise RunError(f"{source} is neither a run nor a checkpoint of one: nothing says how it was trained")
     facts = _facts(run, folder)
     with writing_to(out):
@@ -74,6 +79,11 @@ def export_teacher(name: str, out: Path) -> ExportFacts:
     return facts
 
 
+def checkpoint_of(folder: Path) -> Path:
+    """The checkpoint that an encoder's folder is, or that it lies in as the average of weights."""
+    return folder.parent if folder.name == AVERAGE and (folder.parent / WEIGHTS).is_file() else folder
+
+
 def read_export(folder: Path) -> ExportFacts:
     """Raises `ConfigError` for a damaged `teacher.json`."""
     file = folder / EXPORT
@@ -86,12 +96,13 @@ def _facts(run: RunDirectory, folder: Path) -> ExportFacts:
     clips = read_json(seen, dict) if seen.is_file() else {}
     return ExportFacts(
         name=run.name,
-        step=int(folder.name.removeprefix("step_")),
+        step=int(checkpoint_of(folder).name.removeprefix("step_")),
         fingerprint=load_teacher(folder).fingerprint,
         version=version("salt-vla"),
         clip_table=str(clips["clip_table"]) if "clip_table" in clips else "",
         files=str(clips["files"]) if "files" in clips else "",
         config=replace(config, data=replace(config.data, table="")),
+        averaged=folder != checkpoint_of(folder),
     )
 
 

@@ -20,7 +20,7 @@ from salt_vla.teachers.base import FrozenTeacher as Teacher
 from salt_vla.teachers.base import TeacherRequest
 from salt_vla.teachers.weights import CONFIG, PICKLES, read_config
 
-__all__ = ["Teacher", "TeacherRequest", "family_of", "load_teacher", "place_of"]
+__all__ = ["Teacher", "TeacherRequest", "family_of", "load_teacher", "place_of", "source_of"]
 
 STATUS = "status.json"  # Which every run has from its first moment.
 MAX_NAME, MAX_PART = 4000, 255  # Bytes of a path, and of one name in it, that file systems take.
@@ -93,6 +93,16 @@ def place_of(name_or_directory: str | Path) -> Path:
             "hub id, random:<encoder>[:seed] or a published teacher's name"
         )
     return run_or_directory(name_or_directory)
+
+
+def source_of(source: str) -> str | Path:
+    """What a configuration's `target.source` stands for, as `load_teacher` takes it: a directory below the
+    root, else what it would be anywhere. Raises as `place_of`."""
+    place_of(source)
+    place = root() / source
+    # As there: what lies in a folder that is there was meant as a path, and not as a hub id.
+    is_path = place.is_dir() or ("/" in source and place.parent.is_dir() and not Path(source).exists())
+    return place if is_path else source
 
 
 def _named(claim: names.NamedTeacher, place: str | None, request: TeacherRequest) -> Teacher:
