@@ -78,6 +78,10 @@ def test_one_value_holds_for_all_and_several_make_an_axis() -> None:
         ([], {}, "nothing varies"),
         (["optimizer.lr=1,2", "optimizer.lr=3,4"], {}, "optimizer.lr is given twice"),
         (["optimizer.lr=1,2,1"], {}, "optimizer.lr has a value twice"),
+        (["optimizer.lr=1e-3,0.001"], {}, "optimizer.lr has a value twice, '0.001'"),
+        (["optimizer.lr=1,1.0"], {}, "has a value twice"),
+        (["optimizer.betas=[0.9,0.95],[0.90, 0.95]"], {}, "has a value twice"),
+        (["encoder.tanh_gelu=true,True"], {}, "has a value twice"),
         (["optimizer.lr=1e-4..1e-2"], {}, "a range, and a grid needs values"),
         (["optimizer.lr=1e-2..1e-4"], {"method": "random", "trials": 2}, "is no range"),
         (["optimizer.lr=log:0..1"], {"method": "random", "trials": 2}, "is no range"),
@@ -99,11 +103,59 @@ def test_what_cannot_be_tried_is_refused(assignments: list[str], more: dict[str,
         ({"method": "random"}, "--random must be at least 1 point"),
         ({"method": "optuna", "trials": -1}, "--optuna must be at least 1 point"),
         ({"max_steps": -1}, "--max-steps"),
+        ({"method": "optuna", "trials": 2, "seed": -1}, "--seed must lie in 0 to 4,294,967,295"),
+        ({"method": "optuna", "trials": 2, "seed": 2**32}, "--seed must lie in"),
     ],
 )
 def test_a_sweep_that_cannot_be_is_refused(more: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         spec("seed=1,2", **more)
+
+
+def test_a_sweep_that_leaves_its_runs_no_name_is_refused() -> None:
+    with pytest.raises(ConfigError, match="has 84 characters; give a --name of at most 83"):
+        SweepSpec("s" * 84, "demo_student", ("seed=1,2",))
+    long = SweepSpec("s" * 83, "demo_student", ("seed=1,2", "data.table=a,b"))
+    require_name(all_points(long)[0].run, "run")
+
+
+@pytest.mark.parametrize(
+    ("assignment", "key"),
+    [
+        ("masks.blocks.0.spatial_scale=0.1..0.9", "spatial_scale"),
+        ("optimizer.betas.1=0.9..0.99", "betas.1"),
+        ("masks.blocks.1.num_blocks=1..4", "num_blocks"),
+    ],
+)
+def test_a_place_of_a_list_takes_a_range(assignment: str, key: str) -> None:
+    axes = axes_of(assignment, **RANDOM)
+    assert not axes[0].values and axes[0].low < axes[0].high
+    assert list(keys_of(axes).values()) == [key]
+    override(CONFIG, all_points(spec(assignment, **RANDOM))[0].assignments(axes))
+
+
+def test_a_value_that_nothing_can_read_is_a_sentence() -> None:
+    with pytest.raises(ConfigError, match=r"config\.steps must be int"):
+        override(CONFIG, ["steps=" + "[" * 50_000])
+
+
+@pytest.mark.parametrize("method", ["random", "optuna"])
+@pytest.mark.parametrize(
+    "assignment",
+    [
+        "optimizer.average=0.9999..0.99999",
+        "optimizer.lr=1.23456e-4..1.23457e-4",
+        "optimizer.lr=log:1.23456e-4..1.23457e-4",
+        "masks.max_targets=12345..12349",
+    ],
+)
+def test_narrow_ranges_have_many_points_all_within(method: str, assignment: str) -> None:
+    pytest.importorskip("optuna")
+    asked = spec(assignment, method=method, trials=8)
+    axis = axes_of(assignment, method=method, trials=8)[0]
+    points = all_points(asked)
+    assert all(axis.low <= float(point.values[0]) <= axis.high for point in points)
+    assert len({point.values for point in points}) >= (3 if axis.whole else 7)
 
 
 def test_text_with_dots_is_no_range() -> None:
@@ -130,7 +182,7 @@ def test_runs_are_named_by_the_shortest_ending_that_says_which_field() -> None:
 @pytest.mark.parametrize(
     "assignment",
     [
-        "optimizer.betas=[0.9,0.95],[0.9, 0.95]",
+        "data.table=a b,a_b",
         "data.table=a/b,a_b,a:b",
         "target.source=,x",
         "data.table=é,è,ü",

@@ -16,7 +16,7 @@ from salt_vla.config.model import (
     PredictorConfig,
     Truncate,
 )
-from salt_vla.config.overrides import override
+from salt_vla.config.overrides import override, read_value, value_of
 from salt_vla.config.training import (
     GuardConfig,
     ObjectiveConfig,
@@ -54,5 +54,7 @@ __all__ = [
     "override",
     "parse_bytes",
     "parse_criterion",
+    "read_value",
     "to_json",
+    "value_of",
 ]

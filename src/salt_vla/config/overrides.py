@@ -17,7 +17,22 @@ def override(config: TrainConfig, assignments: Sequence[str]) -> TrainConfig:
 
     Values are JSON (`3e-4`, `true`, `[0.9,0.95]`); text needs no quotes, and a list no brackets.
     """
-    fields = json.loads(to_json(config))
+    if not assignments:
+        return config
+    return from_json(TrainConfig, json.dumps(_assigned(config, assignments)), "config")
+
+
+def value_of(config: TrainConfig, path: str, assignments: Sequence[str] = ()) -> Any:
+    """What a field, or a place of a list, holds once the assignments are made, as JSON has it. Whether they
+    fit each other is not asked. Raises `ConfigError` for a name that is none."""
+    value: Any = _assigned(config, assignments)
+    for key in path.split("."):
+        value = _entry(value, key, path)
+    return value
+
+
+def _assigned(config: TrainConfig, assignments: Sequence[str]) -> dict[str, Any]:
+    fields: dict[str, Any] = json.loads(to_json(config))
     for assignment in assignments:
         path, equals, text = assignment.partition("=")
         if not equals:
@@ -27,8 +42,8 @@ def override(config: TrainConfig, assignments: Sequence[str]) -> TrainConfig:
         for key in sections:
             section = _entry(section, key, path)
         _entry(section, name, path)
-        section[_key(section, name)] = _value(text, section[_key(section, name)])
-    return from_json(TrainConfig, json.dumps(fields), "config") if assignments else config
+        section[_key(section, name)] = read_value(text, section[_key(section, name)])
+    return fields
 
 
 def _entry(section: Any, key: str, path: str) -> Any:
@@ -45,16 +60,18 @@ def _key(section: Any, key: str) -> Any:
     return key if isinstance(section, dict) else int(key)
 
 
-def _value(text: str, current: Any) -> Any:
+def read_value(text: str, current: Any) -> Any:
     """`text` as JSON, or as it stands where it is none or the field holds text."""
     if isinstance(current, str):
         return text
     if isinstance(current, list) and not text.startswith("["):
-        return [_value(part, None) for part in text.split(",")]
+        return [read_value(part, None) for part in text.split(",")]
     try:
-        return json.loads(text.lower() if text in ("True", "False") else text, parse_constant=str)
-    except ValueError:
+        value = json.loads(text.lower() if text in ("True", "False") else text, parse_constant=str)
+        json.dumps(value)  # What can be read may still be too deep to be written.
+    except (ValueError, RecursionError):
         return text
+    return value
 
 
 def _near(key: str, known: Sequence[str]) -> str:

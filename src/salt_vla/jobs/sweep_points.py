@@ -15,12 +15,11 @@ from typing import TYPE_CHECKING, Any
 import xxhash
 
 from salt_vla.errors import ConfigError
-from salt_vla.jobs.sweep_spec import Axis, SweepSpec, keys_of, typed
+from salt_vla.jobs.sweep_spec import LONGEST_NAME, SEEDS, Axis, SweepSpec, keys_of
 
 if TYPE_CHECKING:
     import optuna
 
-LONGEST_NAME = 100
 DRAWS = 1000  # at random for a point that is not there yet
 
 
@@ -87,9 +86,14 @@ def _draw_value(axis: Axis, source: random.Random) -> str:
 
 
 def _number(axis: Axis, value: float) -> str:
-    """As text, and within the range in spite of rounding."""
-    value = min(max(float(f"{value:.4g}"), axis.low), axis.high)
-    return typed(round(value) if axis.whole else value)
+    """As text, within the range in spite of rounding: four digits, so that a run's name says the very value,
+    or as many more as a narrow range needs for hundreds of different ones."""
+    value = min(max(value, axis.low), axis.high)
+    if axis.whole:
+        return str(round(value))
+    span = max(abs(axis.low), abs(axis.high)) / (axis.high - axis.low)
+    texts = (f"{value:.{digits}g}" for digits in range(max(4, int(math.log10(span)) + 3), 17))
+    return next((text for text in texts if axis.low <= float(text) <= axis.high), repr(value))
 
 
 def _ask_optuna(
@@ -103,7 +107,7 @@ def _ask_optuna(
         raise ConfigError("--optuna needs the extra `sweep`: pip install 'salt-vla[sweep]'") from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     space = {axis.field: _distribution(axis) for axis in axes}
-    sampler = optuna.samplers.TPESampler(seed=spec.seed + len(points))
+    sampler = optuna.samplers.TPESampler(seed=(spec.seed + len(points)) % SEEDS)
     study = optuna.create_study(sampler=sampler, direction="minimize" if spec.lower_is_better else "maximize")
     for point, result in zip(points, results, strict=True):
         study.add_trial(
@@ -133,4 +137,5 @@ def _distribution(axis: Axis) -> optuna.distributions.BaseDistribution:
 def _parameter(axis: Axis, text: str) -> Any:
     if axis.values:
         return text
-    return int(text) if axis.whole else float(text)
+    number = min(max(float(text), axis.low), axis.high)
+    return int(number) if axis.whole else number

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
-from salt_vla.config import TrainConfig, leaves, override
+from salt_vla.config import TrainConfig, override, read_value, value_of
 from salt_vla.errors import ConfigError
 
 Method = Literal["grid", "random", "optuna"]
@@ -19,6 +19,9 @@ _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 _RANGE = re.compile(rf"(?P<log>log:)?(?P<low>{_NUMBER})\.\.(?P<high>{_NUMBER})")
 _METRIC = re.compile(r"[a-z]+\.\w+")
 LOWER_IS_BETTER = ("loss",)
+LONGEST_NAME = 100  # of a run
+LONGEST_SWEEP_NAME = LONGEST_NAME - 17  # Room for a hash of what differs.
+SEEDS = 2**32  # what Optuna's sampler takes
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,13 @@ class SweepSpec:
             raise ConfigError(f"--{self.method} must be at least 1 point, not {self.trials}")
         if self.max_steps < 0:
             raise ConfigError(f"--max-steps must be at least 1, not {self.max_steps}")
+        if self.method == "optuna" and not 0 <= self.seed < SEEDS:
+            raise ConfigError(f"--seed must lie in 0 to {SEEDS - 1:,} with --optuna, not {self.seed}")
+        if len(self.name) > LONGEST_SWEEP_NAME:
+            raise ConfigError(
+                f"sweep name {self.name[:20]!r}… has {len(self.name)} characters; give a --name of at most "
+                f"{LONGEST_SWEEP_NAME}, since its runs are named after it"
+            )
 
     @property
     def metric_kind(self) -> str:
@@ -92,12 +102,13 @@ def read_assignments(spec: SweepSpec, config: TrainConfig) -> tuple[list[Axis], 
     Raises `ConfigError` for a field that does not exist, a value that it cannot hold, a range in a grid, and
     when nothing varies.
     """
-    axes, fixed = [], []
+    axes: list[Axis] = []
+    fixed: list[str] = []
     for assignment in spec.assignments:
         field, equals, text = assignment.partition("=")
         if not equals:
             raise ConfigError(f"{assignment!r} is not of the form field=value,value")
-        axis = _axis(field, text, config)
+        axis = _axis(field, text, value_of(config, field, fixed), config)
         if len(axis.values) == 1:
             fixed.append(f"{field}={axis.values[0]}")
         else:
@@ -116,13 +127,15 @@ def read_assignments(spec: SweepSpec, config: TrainConfig) -> tuple[list[Axis], 
     return axes, tuple(fixed)
 
 
-def _axis(field: str, text: str, config: TrainConfig) -> Axis:
-    number = dict(leaves(config)).get(field)
-    match = _RANGE.fullmatch(text) if type(number) in (int, float) else None
+def _axis(field: str, text: str, current: Any, config: TrainConfig) -> Axis:
+    """`current`: what the field holds, which says how values are read."""
+    match = _RANGE.fullmatch(text) if type(current) in (int, float) else None
     if match is None:
         values = tuple(split_values(text))
-        if len(set(values)) < len(values):
-            raise ConfigError(f"{field} has a value twice; leave one out")
+        read = [read_value(value, current) for value in values]
+        for place, value in enumerate(read):
+            if any(value == other and (value is True) == (other is True) for other in read[:place]):
+                raise ConfigError(f"{field} has a value twice, {values[place]!r}; leave one out")
         return Axis(field, values)
     low, high, log = float(match["low"]), float(match["high"]), bool(match["log"])
     if not low < high or (log and low <= 0):
@@ -131,7 +144,7 @@ def _axis(field: str, text: str, config: TrainConfig) -> Axis:
         )
     for end in ("low", "high"):
         override(config, [f"{field}={match[end]}"])
-    return Axis(field, (), low, high, log, type(number) is int)
+    return Axis(field, (), low, high, log, type(current) is int)
 
 
 def split_values(text: str) -> list[str]:
@@ -161,7 +174,8 @@ def keys_of(axes: list[Axis]) -> dict[str, str]:
         parts = axis.field.split(".")
         for length in range(1, len(parts) + 1):
             key = ".".join(parts[-length:])
-            if not any(f".{other.field}".endswith(f".{key}") for other in axes if other is not axis):
+            taken = any(f".{other.field}".endswith(f".{key}") for other in axes if other is not axis)
+            if not taken and not key.isdigit():
                 break
         keys[axis.field] = key
     return keys
@@ -170,8 +184,3 @@ def keys_of(axes: list[Axis]) -> dict[str, str]:
 def _plain(value: str) -> str:
     """What of a value may stand in a run's name."""
     return re.sub(r"[^A-Za-z0-9.-]+", "_", value).strip("_") or "none"
-
-
-def typed(value: Any) -> Any:
-    """A range's number as text: whole, or with four digits, so that the name says the very value."""
-    return str(value) if isinstance(value, int) else f"{value:.4g}"
