@@ -188,6 +188,12 @@ def _died(which: str, process: SpawnProcess, note: _Note) -> UserError:
     code = process.exitcode or 0
     how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
     said = f"loader process {which} {how} {note}"
+    if code >= 0 and not note.is_there:
+        return ResourceError(
+            f"{said}: it could not start, and what it said is above; a Python script has to train below "
+            '`if __name__ == "__main__":`, since each process imports it anew, or to do without them: '
+            "data.num_workers=0"
+        )
     if -code in OF_THE_MACHINE:
         free = shutil.disk_usage(SHARED_MEMORY).free
         return ResourceError(

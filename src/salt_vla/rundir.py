@@ -124,7 +124,8 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     with writing_to(path):
         require_place(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        prefix = f".{path.name}.{os.getpid()}-"
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=prefix, suffix=".part")
         os.close(handle)
         temporary = Path(name)
         try:
@@ -133,12 +134,18 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
                 os.fsync(file.fileno())
             temporary.chmod(0o644)
             temporary.replace(path)
-            _flush_folder(path.parent)
+            flush_folder(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
 
 
-def _flush_folder(folder: Path) -> None:
+def _is_in_work(part: Path) -> bool:
+    """Whether the process lives that writes this file, one of `write_atomically`."""
+    writer = re.search(r"\.(\d{1,9})-[^.]*\.part\Z", part.name)
+    return writer is not None and psutil.pid_exists(int(writer[1]))
+
+
+def flush_folder(folder: Path) -> None:
     """Only then does a rename survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -194,6 +201,10 @@ class Status:
     branched_from: str = ""
 
 
+def _is_count(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value < math.inf
+
+
 def _is_alive(status: Status) -> bool:
     """Whether the very process that wrote `status` still works; a dead one nobody has waited for does not."""
     try:
@@ -240,8 +251,10 @@ class RunDirectory:
             return Status(state="queued")
         except TypeError as error:
             raise RunError(f"{path} is damaged ({error}); remove it to let the run resume") from error
-        if not all(type(value) in (int, float) and value >= 0 for value in (recorded.pid, recorded.started)):
-            raise RunError(f"{path} is damaged (pid or start time); remove it to let the run resume")
+        names = ("pid", "started", "step", "total_steps", "seconds")
+        wrong = [name for name in names if not _is_count(getattr(recorded, name))]
+        if wrong:
+            raise RunError(f"{path} is damaged ({', '.join(wrong)}); remove it to let the run resume")
         if recorded.state == "running" and not _is_alive(recorded):
             return replace(
                 recorded, state="killed", exit_reason="killed without a word (the process is gone)"
@@ -270,8 +283,9 @@ class RunDirectory:
                 started=started,
                 exit_reason="",
             )
-            for leftover in self.path.glob(".*.part"):  # Of a killed process, since nobody else works here.
-                leftover.unlink(missing_ok=True)
+            for leftover in self.path.glob(".*.part"):
+                if not _is_in_work(leftover):  # Else of a process that is about to be refused.
+                    leftover.unlink(missing_ok=True)
             self.set_status(status)
         return status
 
@@ -303,8 +317,11 @@ class RunDirectory:
         return rows
 
     def log_metrics(self, row: dict[str, Any]) -> None:
+        """On disk when this returns: after a power cut no checkpoint is there without the lines before it."""
         with writing_to(self.metrics_file), self.metrics_file.open("a") as file:
             file.write(to_json_line(row) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
 
     def trim_metrics(self, last_step: int, is_kept: Callable[[dict[str, Any]], bool] | None = None) -> None:
         """Drop rows after `last_step`, which will be computed again, and those that `is_kept` denies."""

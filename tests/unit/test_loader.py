@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -215,6 +218,60 @@ def test_a_process_that_hangs_is_named_and_ended():
     with pytest.raises(DataError, match=rf"no batch came in 2.5 s: a loader process hangs .* step {at + 1}:"):
         next(loaded)
     assert not [p for p in psutil.Process().children() if "spawn_main" in " ".join(p.cmdline())]
+
+
+SCRIPT = """
+import os, signal, sys, time
+from pathlib import Path
+import numpy as np
+from salt_vla.batches import Batches, Part
+from salt_vla.config import BlockSpec
+from salt_vla.geometry import ClipGeometry
+from salt_vla.loader import Loading, load_from
+from salt_vla.masks import MultiBlockMasks
+
+class Views:
+    def read_many(self, keys, out=None):
+        return np.zeros((len(keys), 4, 32, 32, 3), np.uint8)
+    def __setstate__(self, state):  # In a process that has just begun to start.
+        Path(sys.argv[1]).write_text(str(os.getpid()))
+        parent = os.getppid()
+        os.kill(parent, signal.SIGKILL)
+        while os.getppid() == parent:
+            time.sleep(0.01)
+
+def train():
+    views = Views()
+    views.any = "state"
+    masks = MultiBlockMasks(ClipGeometry(4, 32, 2, 8), [BlockSpec(1, 0.2)])
+    batches = Batches([Part(("a", "b"))], views, masks, batch_size=2, num_views=1, seed=0, steps=99)
+    next(load_from(batches, 0, Loading(1)))
+"""
+
+
+def test_a_process_whose_parent_dies_while_it_starts_ends(tmp_path):
+    """Then no signal comes, and it would wait for ever with what it has read in shared memory."""
+    script, note = tmp_path / "script.py", tmp_path / "pid"
+    script.write_text(SCRIPT + 'if __name__ == "__main__":\n    train()\n')
+    ended = subprocess.run([sys.executable, str(script), str(note)], stderr=subprocess.DEVNULL, timeout=60)
+    assert ended.returncode == -signal.SIGKILL
+    with suppress(psutil.NoSuchProcess):
+        left = psutil.Process(int(note.read_text()))
+        try:
+            left.wait(timeout=20)
+        finally:
+            with suppress(psutil.NoSuchProcess):
+                left.kill()
+
+
+def test_a_script_without_a_main_block_is_not_taken_for_a_bad_film(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT + "train()\n")
+    said = subprocess.run([sys.executable, str(script), str(tmp_path)], capture_output=True, text=True)
+    assert (
+        "it could not start, and what it said is above; a Python script has to train below `if" in said.stderr
+    )
+    assert "decoder" not in said.stderr.splitlines()[-1]
 
 
 def test_a_mistake_of_ours_is_not_taken_for_a_death():

@@ -158,11 +158,62 @@ def test_ended_run_keeps_its_state_and_can_be_claimed(run: RunDirectory, state: 
     assert run.claim(total_steps=9).step == 3
 
 
-@pytest.mark.parametrize("text", ["", "{", "[1]", '{"stage": "running"}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[1]",
+        '{"stage": "running"}',
+        '{"state": "stopped", "seconds": "x"}',
+        '{"state": "x", "step": -1}',
+    ],
+)
 def test_damaged_status_is_a_sentence_with_a_cure(run: RunDirectory, text: str) -> None:
     write_text(run.path / "status.json", text)
     with pytest.raises(RunError, match=r"status\.json is damaged .*; remove it to let the run resume"):
         run.status()
+
+
+def test_lines_are_on_disk_before_the_checkpoint_that_follows_them(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: list[tuple[int, int]] = []
+    fsync = os.fsync
+
+    def noted(handle: int) -> None:
+        fsync(handle)
+        flushed.append((os.fstat(handle).st_ino, os.fstat(handle).st_size))
+
+    monkeypatch.setattr(os, "fsync", noted)
+    for step in (1, 2):
+        run.log_metrics({"kind": "train", "step": step})
+        file = run.metrics_file.stat()
+        assert flushed[-1] == (file.st_ino, file.st_size)
+
+
+def test_a_claim_removes_what_the_dead_left_and_nothing_of_the_living(
+    run: RunDirectory, start: Start
+) -> None:
+    """Who is about to be refused may just be writing: its file must not vanish below it."""
+    (run.path / ".recipe.json.x.part").write_text("")
+    code = """
+        def slow(path):
+            path.write_text("whole")
+            print("writing", flush=True)
+            sys.stdin.readline()
+        from salt_vla.rundir import write_atomically
+        write_atomically(run.path / "recipe.json", slow)
+        print("written", flush=True)
+    """
+    killed, living = start(code), start(code)
+    assert heard(killed) == heard(living) == "writing"
+    killed.kill()
+    killed.wait()
+    run.claim(total_steps=9)
+    assert len(leftovers(run.path)) == 1 and f".{living.pid}-" in leftovers(run.path)[0]
+    assert living.communicate("go\n")[0] == "written\n"
+    assert (run.path / "recipe.json").read_text() == "whole" and leftovers(run.path) == []
 
 
 def test_metrics_come_back_in_order_and_by_kind(run: RunDirectory) -> None:

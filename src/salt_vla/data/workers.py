@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import math
 import multiprocessing
+import os
 import signal
 import sys
 import time
@@ -223,9 +224,13 @@ class _Worker(Generic[Item, Result]):
 
 
 def end_with_parent() -> None:
-    """From here on also a process that hangs ends with who started it (a thread, on Linux)."""
+    """From here on also a process that hangs ends with who started it (a thread, on Linux); at once where
+    that one died while this one was starting, since then no signal will come."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    parent = multiprocessing.parent_process()
+    if parent is not None and not parent.is_alive():
+        os._exit(1)  # What it has sent is nobody's, and nobody would hear an exception.
 
 
 @contextmanager
@@ -245,9 +250,6 @@ def _work(
 ) -> None:
     """A worker's life: items in, (has failed, result or exception) out, until the other end is closed."""
     end_with_parent()
-    parent = multiprocessing.parent_process()
-    if parent is not None and not parent.is_alive():
-        return  # It died while this process was starting; the items it has sent are nobody's.
     if prepare is not None:
         prepare()
     try:
