@@ -73,6 +73,23 @@ def test_the_largest_batch_is_confirmed_by_a_real_step_or_made_smaller() -> None
     assert confirmed(CONFIG, hopeless) == (0, 0)
 
 
+def test_a_step_is_tried_in_the_recipes_own_space_of_targets() -> None:
+    objective = replace(CONFIG.objective, targets="centred")
+    assert peak_of_step(replace(CONFIG, objective=objective, batch_size=2)) > 10**8
+
+
+def test_a_step_that_fails_is_not_called_too_large(capfd: pytest.CaptureFixture[str]) -> None:
+    nowhere = replace(CONFIG, runtime=replace(CONFIG.runtime, device="cuda:99"))
+    with pytest.raises(ResourceError, match="ended with an error of its own, which stands above"):
+        peak_of_step(nowhere)
+    assert "Traceback" in capfd.readouterr().err
+    unknown = replace(CONFIG, encoder=replace(CONFIG.encoder, name="vit_enormous"))
+    with pytest.raises(
+        ResourceError, match=r"no step could be tried: encoder\.name 'vit_enormous' is unknown"
+    ):
+        peak_of_step(unknown)
+
+
 def test_memory_grows_with_what_it_is_for() -> None:
     def total(**changes: object) -> int:
         return step_memory(replace(CONFIG, **changes), 768, SIZES).total  # type: ignore[arg-type]

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from salt_vla.config import TrainConfig, from_json, to_json
 from salt_vla.data.workers import signals_left_to_parent
+from salt_vla.errors import ResourceError, UserError
 from salt_vla.jobs.resources import Fitting, target_size
 
 STEPS = 2  # The optimizer's moments are made at the end of the first.
@@ -20,7 +21,8 @@ SMALLER = 0.9  # of the batch, where one did not fit
 
 
 def peak_of_step(config: TrainConfig) -> int:
-    """Bytes of the run's device at most, of a step of its batch in one process; 0 where it did not fit."""
+    """Bytes of the run's device at most, of a step of its batch in one process; 0 where it did not fit.
+    Raises `ResourceError` where no step could be tried for another reason."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_trial, args=(theirs, to_json(config)), daemon=True)
@@ -28,12 +30,20 @@ def peak_of_step(config: TrainConfig) -> int:
         process.start()
     theirs.close()
     try:
-        return int(ours.recv())
+        said = ours.recv_bytes().decode()
     except EOFError:
-        return 0  # The system has ended it, or torch has.
+        process.join()
+        if (process.exitcode or 0) < 0:
+            return 0  # The system has ended it for what it took, or torch has.
+        raise ResourceError(
+            "the step that was tried ended with an error of its own, which stands above: nothing was measured"
+        ) from None
     finally:
         process.kill()
         process.join()
+    if not said.isdecimal():
+        raise ResourceError(f"no step could be tried: {said}")
+    return int(said)
 
 
 def confirmed(config: TrainConfig, found: Fitting, gpus: int = 1) -> tuple[int, int]:
@@ -75,18 +85,21 @@ def _trial(connection: Connection, text: str) -> None:
         torch.set_num_threads(config.runtime.threads)
     shape = (rows, geometry.num_frames, geometry.image_size, geometry.image_size, 3)
     masks = build_masks(config.masks, geometry)
-    task = Task(Constant(), TargetSpace(config.objective.targets, torch.zeros(1, 1, width, device=device)[0]))
     try:
+        means = torch.zeros(geometry.num_tokens, width, device=device)
+        task = Task(Constant(), TargetSpace(config.objective.targets, means))
         learner = build_learner(config, width, device)
         for step in range(STEPS):
             frames = torch.zeros(shape, dtype=torch.uint8)
             batch = Batch([("trial", 0)] * rows, frames, None, masks.sample(rows, config.seed, step))
             train_step(learner, batch.to(device), task, config, step, scored=False)
-        connection.send(_peak(device))
-    except Exception as error:
+        connection.send_bytes(str(_peak(device)).encode())
+    except UserError as error:
+        connection.send_bytes(str(error).encode())
+    except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        connection.send(0)
+        connection.send_bytes(b"0")
 
 
 def _peak(device: str) -> int:
