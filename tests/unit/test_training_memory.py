@@ -83,10 +83,8 @@ def test_a_step_that_fails_is_not_called_too_large(capfd: pytest.CaptureFixture[
     with pytest.raises(ResourceError, match="ended with an error of its own, which stands above"):
         peak_of_step(nowhere)
     assert "Traceback" in capfd.readouterr().err
-    unknown = replace(CONFIG, encoder=replace(CONFIG.encoder, name="vit_enormous"))
-    with pytest.raises(
-        ResourceError, match=r"no step could be tried: encoder\.name 'vit_enormous' is unknown"
-    ):
+    unknown = replace(CONFIG, encoder=replace(CONFIG.encoder, name="vit_huger"))
+    with pytest.raises(ResourceError, match=r"no step could be tried: encoder\.name 'vit_huger' is unknown"):
         peak_of_step(unknown)
 
 
