@@ -160,7 +160,8 @@ def test_truncated_file_is_a_sentence(file: str, kept: int, tmp_path: Path) -> N
     saved(tmp_path)
     path = tmp_path / "step_00000002" / file
     path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(RunError, match=rf"{file} are missing or damaged"):
+    cure = "remove the folder .*/step_00000002, and the run goes on from its beginning"
+    with pytest.raises(RunError, match=rf"{file} are missing or damaged: .*; {cure}"):
         restore_latest(learner_of(), TASK, tmp_path)
 
 
@@ -169,6 +170,38 @@ def test_missing_file_is_a_sentence(file: str, tmp_path: Path) -> None:
     saved(tmp_path)
     (tmp_path / "step_00000002" / file).unlink()
     with pytest.raises(RunError, match=rf"{file} are missing or damaged"):
+        restore_latest(learner_of(), TASK, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        (
+            None,
+            r"state\.json is missing; remove the folder .*/step_00000002, and the run goes on from step 1",
+        ),
+        (
+            "{",
+            r"state\.json is damaged .*; remove the folder .*/step_00000002, and the run goes on from step 1",
+        ),
+        (
+            '{"step": 2, "batches_passed": -100}',
+            r"state\.json is damaged \(batches_passed\); remove its folder",
+        ),
+        (
+            '{"step": 2, "batches_passed": 1.5}',
+            r"state\.json is damaged \(batches_passed\); remove its folder",
+        ),
+        ('{"step": 2, "losses_seen": -1}', r"state\.json is damaged \(losses_seen\); remove its folder"),
+        ('{"step": 2, "mean_loss": "x"}', r"state\.json is damaged \(mean_loss\); remove its folder"),
+    ],
+)
+def test_damaged_state_is_a_sentence_with_its_cure(written: str | None, said: str, tmp_path: Path) -> None:
+    saved(tmp_path)
+    (tmp_path / "step_00000001").mkdir()
+    state = tmp_path / "step_00000002" / "state.json"
+    state.unlink() if written is None else state.write_text(written)
+    with pytest.raises(RunError, match=said):
         restore_latest(learner_of(), TASK, tmp_path)
 
 
@@ -327,7 +360,7 @@ def test_a_rollback_takes_the_checkpoint_it_names_and_gives_up_later_ones(tmp_pa
     assert restore_latest(learner, TASK, tmp_path, last_step=4).step == 3
     assert_same(everything(learner), everything(trained(3)))
     assert restore_latest(learner_of(), TASK, tmp_path, last_step=0) == RunState()
-    with pytest.raises(RunError, match="has to go back to step 1, and .* holds no checkpoint of it"):
+    with pytest.raises(RunError, match=r"has to go back to step 1, and .* holds no checkpoint of it"):
         restore_latest(learner_of(), TASK, tmp_path, last_step=1)
     discard_after(tmp_path, 3)
     assert names(tmp_path) == ["step_00000002", "step_00000003"]

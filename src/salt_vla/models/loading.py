@@ -22,6 +22,10 @@ _STEP = re.compile(r"^step_(\d+)$")
 _OS_ERROR = re.compile(r"os error (\d+)")  # How safetensors words what the system refused.
 
 
+class DamagedWeightsError(RunError):
+    """A file of tensors is missing, or is none."""
+
+
 def step_directories(checkpoints: Path) -> list[tuple[int, Path]]:
     """(step, folder) of every finished checkpoint, in order of step."""
     if not checkpoints.is_dir():
@@ -53,7 +57,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return {name: tensor.clone() for name, tensor in load_file(path).items()}
     except (OSError, SafetensorError) as error:
-        raise RunError(f"weights {path} are missing or damaged: {error}") from error
+        raise DamagedWeightsError(f"weights {path} are missing or damaged: {error}") from error
 
 
 def encoder_directory(path: Path) -> Path:

@@ -21,8 +21,15 @@ from torch import Tensor
 
 from salt_vla.config import EncoderConfig
 from salt_vla.errors import ResourceError, RunError
-from salt_vla.models.loading import WEIGHTS, read_tensors, save_encoder, step_directories, write_tensors
-from salt_vla.rundir import read_json, writing_to
+from salt_vla.models.loading import (
+    WEIGHTS,
+    DamagedWeightsError,
+    read_tensors,
+    save_encoder,
+    step_directories,
+    write_tensors,
+)
+from salt_vla.rundir import flush_folder, read_json, writing_to
 from salt_vla.targets import Task
 from salt_vla.training.average import WeightAverage
 from salt_vla.training.joint_files import OPTIMIZER, Joint, read_optimizer
@@ -103,7 +110,10 @@ def write_snapshot(snapshot: Snapshot, folder: Path) -> Path:
             temporary.chmod(0o755)
             if target.exists():
                 _discard(target)
+            for inner in {file.parent for file in temporary.rglob("*")}:
+                flush_folder(inner)
             temporary.replace(target)
+            flush_folder(folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     return target
@@ -159,7 +169,7 @@ class Keep:
 
     def discards(self, steps: Iterable[int], state: RunState) -> list[int]:
         """Which of `steps` may go."""
-        named = {state.best_step, state.safe_step}
+        named = {state.best_step, state.safe_step, state.planned_step}
         old = sorted(steps)[: -self.last]
         return [step for step in old if step not in named and not (self.every and step % self.every == 0)]
 
@@ -249,8 +259,8 @@ def restore_latest(
     last_step: int | None = None,
 ) -> RunState:
     """Load the newest checkpoint (up to `last_step`) into `learner`, `task` and `average`; where the run
-    stood then, which is at step 0 when there is none. Raises `RunError` where it does not fit them, or where
-    there is none although `last_step` is a later one than 0."""
+    stood then, which is at step 0 when there is none. Raises `RunError` where it is damaged or does not fit
+    them, or where there is none although `last_step` is a later one than 0."""
     steps = [each for each in step_directories(folder) if last_step is None or each[0] <= last_step]
     if not steps and last_step:
         raise RunError(
@@ -259,8 +269,20 @@ def restore_latest(
         )
     if not steps:
         return RunState()
-    step, path = steps[-1]
-    state = RunState.from_json(read_json(path / STATE, dict), path / STATE)
+    before = f"from step {steps[-2][0]}" if steps[1:] else "from its beginning"
+    cure = f"remove the folder {steps[-1][1]}, and the run goes on {before}"
+    try:
+        return _restore(learner, task, average, *steps[-1], cure)
+    except DamagedWeightsError as error:
+        raise RunError(f"{error}; {cure}") from error
+    except FileNotFoundError as error:
+        raise RunError(f"{error.filename} is missing; {cure}") from error
+
+
+def _restore(
+    learner: Learner, task: Task, average: WeightAverage | None, step: int, path: Path, cure: str
+) -> RunState:
+    state = RunState.from_json(read_json(path / STATE, dict, cure), path / STATE)
     try:
         for module, file in ((learner.encoder, WEIGHTS), (learner.predictor, PREDICTOR)):
             module.load_state_dict(_placed(read_tensors(path / file), module.state_dict()))

@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from salt_vla.errors import ResourceError, RunError
+from salt_vla.models.loading import DamagedWeightsError
 from salt_vla.training.distributed import LostProcess, World
 
 OPTIMIZER = "optimizer.safetensors"
@@ -90,7 +91,7 @@ def read_optimizer(folder: Path) -> Iterator[tuple[str, Tensor]]:
                 whole = not first.ndim or len(opened) == 1
                 yield name, first if whole else torch.cat([file.get_tensor(name) for file in opened])
     except (OSError, SafetensorError) as error:
-        raise RunError(f"weights {files[0]} are missing or damaged: {error}") from error
+        raise DamagedWeightsError(f"weights {files[0]} are missing or damaged: {error}") from error
 
 
 def _files(folder: Path) -> list[Path]:

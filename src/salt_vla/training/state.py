@@ -20,7 +20,8 @@ class RunState:
     on with other clips. `missed_updates`: how far the optimizer's own count is behind `step`. `bad_steps` are
     counted over the whole run, `bad_in_a_row` since the last good one. `mean_loss` is a running mean over
     `losses_seen` good steps. `…_since_line`: since the last `train` line of metrics.
-    `best_step`, `safe_step`: of the best checkpoint, and of the one that a rollback goes back to.
+    `best_step`, `safe_step`: of the best checkpoint, and of the one that a rollback goes back to: the last that
+    was planned, `planned_step`, once a step on its weights was good, since they may be the damage themselves.
     `collapsed`: 1 where the last line showed a collapse, so that it is said once.
     """
 
@@ -38,6 +39,7 @@ class RunState:
     best_step: int = 0
     best_r2: float | None = None
     safe_step: int = 0
+    planned_step: int = 0
     collapsed: int = 0
 
     @property
@@ -52,6 +54,10 @@ class RunState:
     def begin_line(self) -> None:
         self.steps_since_line = self.clipped_since_line = 0
 
+    def forget_losses(self) -> None:
+        """From here on the loss is another one."""
+        self.mean_loss, self.losses_seen = 0.0, 0
+
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -59,10 +65,13 @@ class RunState:
     def from_json(cls, stored: Mapping[str, Any], where: object) -> RunState:
         """Of a checkpoint's file: counts that an earlier version did not keep are at their start."""
         known = {f.name: stored[f.name] for f in fields(cls) if f.name in stored}
-        numbers = all(type(value) in (int, float) or value is None for value in known.values())
-        if "step" not in known or not numbers:
-            raise RunError(f"{where} is damaged (no step, or counts that are no numbers); remove its folder")
-        return cls(**known)
+        numbers = {name: known.pop(name) for name in ("mean_loss", "best_r2") if name in known}
+        wrong = [name for name, value in known.items() if type(value) is not int or value < 0]
+        kinds = {"mean_loss": (int, float), "best_r2": (int, float, type(None))}
+        wrong += [name for name, value in numbers.items() if type(value) not in kinds[name]]
+        if "step" not in known or wrong:
+            raise RunError(f"{where} is damaged ({', '.join(wrong) or 'no step'}); remove its folder")
+        return cls(**known, **numbers)
 
     def after_rollback(self, failed: RunState) -> RunState:
         """This state, of a checkpoint, once `failed`, a later one, is given up: what was read meanwhile is
@@ -70,6 +79,8 @@ class RunState:
         return replace(
             self,
             batches_passed=failed.next_batch - self.step,
+            safe_step=self.step,
+            planned_step=self.step,
             bad_steps=failed.bad_steps,
             rollbacks=failed.rollbacks + 1,
             bad_in_a_row=0,
