@@ -151,7 +151,7 @@ def test_few_quarantined_views_are_counted_by_the_build_and_by_the_run(
     learn = ("--data", table, "--cache", tmp_path / "c", "--max-steps", 1)
     salt.ok(*student("run", *learn, data__store_views="false"))
     log = salt.at("run").log_file.read_text()
-    assert "the cache lacks 1 of " in log and "clips to learn from" in log
+    assert "; without 1 of " in log and "clips to learn from" in log
 
 
 def test_a_split_is_one_plain_folder(salt: Any, table: Path, build: Any, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from salt_vla.jobs.build_cache import find_split
 from salt_vla.jobs.cache_fit import require_as_before, require_fit, require_same_teacher
 from salt_vla.jobs.data import Splits, open_table, open_views, split_table, training_clips
 from salt_vla.jobs.data_index import EMBEDDED
+from salt_vla.jobs.left_out import pin_left_out, usable_as_before
 from salt_vla.jobs.resources import require_memory
 from salt_vla.jobs.start import note_masks
 from salt_vla.masks import build_masks
@@ -95,8 +96,8 @@ def _open(config: TrainConfig, run: RunDirectory, allowed: Sequence[str], world:
     targets, splits = open_targets(config, table, device)
     views = config.data.view.num_views
     part = (world.rank, world.size)
-    learned = _batches(config, splits.train, targets.train, views, config.seed, part)
-    held_out = _batches(config, splits.validation, targets.validation, num_views=1, seed=0)
+    learned = _batches(run, config, splits.train, targets.train, views, config.seed, part)
+    held_out = _batches(run, config, splits.validation, targets.validation, num_views=1, seed=0)
     weights = {"weights": table.weights} if table.weights else {}
     pin(run, "clip table", {"clip_table": table.hash, "files": table.files_hash} | weights)
     if targets.train is not None:
@@ -105,16 +106,13 @@ def _open(config: TrainConfig, run: RunDirectory, allowed: Sequence[str], world:
         pin(run, "teacher", {"fingerprint": targets.provider.teacher.fingerprint})
     if start is not None:
         pin(run, "start", provenance_of_start(start))
+    lacking = pin_left_out(run, splits.train, learned.clip_ids)
+    pin_left_out(run, splits.validation, held_out.clip_ids)
     note_masks(run, config)
     several = f"; one of {world.size} processes ({config.runtime.parallel})" if world.size > 1 else ""
-    note = f"held-out clips: {splits.note}{_lacking(targets.train, splits.train, views)}{begins}{several}"
+    without = f"; without {lacking} of {len(splits.train)} clips to learn from" if lacking else ""
+    note = f"held-out clips: {splits.note}{without}{begins}{several}"
     return _Plan(config, learned, held_out, targets.provider, note)
-
-
-def _lacking(cache: ArrayCache | None, clips: ClipTable, num_views: int) -> str:
-    """How many of the clips to learn from are in the cache's quarantine, for the log."""
-    lacks = 0 if cache is None else len(clips) - sum(cache.with_views(clips.clip_ids, num_views))
-    return f"; the cache lacks {lacks} of {len(clips)} clips to learn from" if lacks else ""
 
 
 def open_targets(config: TrainConfig, table: ClipTable, device: str) -> tuple[Targets, Splits]:
@@ -169,6 +167,7 @@ def pin(run: RunDirectory, what: str, mine: dict[str, Any]) -> None:
 
 
 def _batches(
+    run: RunDirectory,
     config: TrainConfig,
     clips: ClipTable,
     cache: ArrayCache | None,
@@ -183,7 +182,7 @@ def _batches(
         # A clip that the cache has quarantined is left out here too; ids of the others never shift.
         readable = list(compress(readable, cache.with_views(readable, num_views)))
     return Batches(
-        parts_of(clips, readable),
+        parts_of(clips, usable_as_before(run, clips, readable)),
         views,
         masks,
         batch_size=config.batch_size,
