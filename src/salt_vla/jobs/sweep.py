@@ -13,13 +13,22 @@ from salt_vla.config import Recipe, TrainConfig, differing_fields, override
 from salt_vla.errors import CacheError, ConfigError, DataError, RunError, UserError
 from salt_vla.interrupts import stop_on_signals
 from salt_vla.jobs import train as job
-from salt_vla.jobs.sweep_points import Point, num_points, propose
+from salt_vla.jobs.sweep_points import Point, num_points, propose, require_of
 from salt_vla.jobs.sweep_spec import Axis, SweepSpec, read_assignments
-from salt_vla.jobs.sweep_table import SweepFolder, SweepTable, read_table, result_of, settings_of
+from salt_vla.jobs.sweep_table import (
+    SweepFolder,
+    SweepTable,
+    read_table,
+    require_metric,
+    result_of,
+    settings_of,
+)
 from salt_vla.progress import progress
 from salt_vla.recipes import all_recipes, get_recipe
 from salt_vla.recipes.stored import store
-from salt_vla.rundir import RunDirectory
+from salt_vla.rundir import RunDirectory, launched
+
+OWN = ("runtime.", "steps.")  # A recipe has its parent's, unless they were varied.
 
 
 def run_sweep(spec: SweepSpec) -> SweepTable:
@@ -30,12 +39,15 @@ def run_sweep(spec: SweepSpec) -> SweepTable:
     with a point that cannot be, `RunError` for another sweep of that name, `Stopped` after a signal.
     """
     recipe = get_recipe(spec.recipe)
+    _require_alone()
     base = job.with_paths(recipe.config, spec.data or None, spec.cache or None)
+    # On record as a run has them, so that the same command may be given from any folder.
+    spec = replace(spec, data=spec.data and base.data.table, cache=spec.cache and base.target.source)
     axes, fixed = read_assignments(spec, base)
     _require_possible(spec, axes, override(base, fixed))
     sweep = SweepFolder(spec.name)
     sweep.require_idle()
-    sweep.keep_spec(spec)
+    sweep.keep_spec(spec, recipe)
     total = num_points(spec, axes)
     status = sweep.claim(total)
     try:
@@ -43,6 +55,7 @@ def run_sweep(spec: SweepSpec) -> SweepTable:
             for number, point in enumerate(_points(sweep, spec, axes), start=1):
                 stop.check(f"after {number - 1} of {total} points")
                 sweep.note(point.run, _try(point, spec, base, [*fixed, *point.assignments(axes)]))
+                require_metric(spec, point)
                 sweep.keep_table(read_table(sweep))
                 sweep.set_status(replace(status, step=number))
                 advance(1, note=point.run)
@@ -55,8 +68,17 @@ def run_sweep(spec: SweepSpec) -> SweepTable:
     return read_table(sweep)
 
 
+def _require_alone() -> None:
+    """Raises `ConfigError` for one of several processes: a sweep's runs are of one each."""
+    if launched().size > 1:
+        raise ConfigError(
+            "a sweep runs in one process; start it without torchrun, or train its points with it"
+        )
+
+
 def _points(sweep: SweepFolder, spec: SweepSpec, axes: list[Axis]) -> Iterator[Point]:
     """Those on record, then new ones, each on record before its run begins."""
+    require_of(sweep.points(), axes, sweep.points_file)
     yield from sweep.points()
     while True:
         points = sweep.points()
@@ -77,7 +99,8 @@ def _try(point: Point, spec: SweepSpec, base: TrainConfig, assignments: Sequence
     except (DataError, CacheError):
         raise
     except UserError as error:
-        return str(error).partition("\n")[0]
+        # Which of a run's fields may be changed is no business of a sweep, whose runs go by its own.
+        return str(error).partition("\n")[0].partition(", or allow them")[0]
     return ""
 
 
@@ -107,8 +130,9 @@ def promote(
 ) -> tuple[Recipe, Path]:
     """The best finished run of a sweep as a recipe of its own, below the root, and the recipe's file.
 
-    Its steps are `steps`, or those of the recipe that the sweep varied. Raises `RunError` where no run of the
-    sweep has finished with a figure, and `ConfigError` for a name that is taken.
+    Its steps are `steps`, or those of the recipe that the sweep varied, or the best run's where the sweep
+    varied them. Raises `RunError` where no run of the sweep has finished with a figure, and `ConfigError` for
+    a name that is taken, or where nothing is left of what was varied.
     """
     sweep = SweepFolder(name)
     spec = sweep.spec()
@@ -116,14 +140,20 @@ def promote(
     best = table.best
     if best is None:
         raise RunError(f"no run of sweep {name!r} has finished with a {spec.metric}; let it end first")
-    parent = get_recipe(spec.recipe)
-    won = settings_of(best["run"])
-    what = ", ".join(f"{key} {best[key]}" for key in table.keys)
+    parent = sweep.recipe()
     taken = f"{name}_best" if new_name is None else new_name
     if taken in all_recipes():
         raise ConfigError(f"{taken!r} is a recipe of this package; choose another name with --as")
+    given = {each.partition("=")[0] for each in overrides} | ({"steps"} if steps is not None else set())
+    varied = dict(zip([axis.field for axis in sweep.axes()], table.keys, strict=True))
+    kept = {field: key for field, key in varied.items() if field not in given}
+    what = ", ".join(f"{key} {best[key]}" for key in kept.values())
+    if not what:
+        raise ConfigError(f"nothing that sweep {name!r} varied is left ({', '.join(varied)} given anew)")
     length = parent.config.steps if steps is None else steps
-    config = override(replace(won, runtime=parent.config.runtime, steps=length), overrides)
+    machine = [f"{field}={best[key]}" for field, key in kept.items() if f"{field}.".startswith(OWN)]
+    won = replace(settings_of(best["run"]), runtime=parent.config.runtime, steps=length)
+    config = override(won, [*machine, *overrides])
     better, sign = ("below", "<") if spec.lower_is_better else ("above", ">")
     recipe = Recipe(
         name=taken,
@@ -133,7 +163,7 @@ def promote(
         hypothesis=f"The lead of {what} at step {best['step']}, the best of {len(table.rows)} points of "
         f"sweep {name}, lasts for {config.steps} steps.",
         target=f"{spec.metric} {better} that of {parent.name} at the same steps.",
-        criterion=f"{spec.metric} {sign} parent",
+        criterion=f"{spec.metric} {sign} parent at the same steps",
         notes=f"Its figure in the sweep was {best['metric']:.4g}, of run {best['run']}; the best of many is "
         "too good by chance alone.",
     )

@@ -10,11 +10,12 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import xxhash
 
-from salt_vla.errors import ConfigError
+from salt_vla.errors import ConfigError, RunError
 from salt_vla.jobs.sweep_spec import LONGEST_NAME, SEEDS, Axis, SweepSpec, keys_of
 
 if TYPE_CHECKING:
@@ -32,6 +33,25 @@ class Point:
 
     def assignments(self, axes: Sequence[Axis]) -> tuple[str, ...]:
         return tuple(f"{axis.field}={value}" for axis, value in zip(axes, self.values, strict=True))
+
+
+def require_of(points: Sequence[Point], axes: Sequence[Axis], where: Path) -> None:
+    """Raises `RunError` for points on record that are not of these axes."""
+    for point in points:
+        pairs = list(zip(axes, point.values, strict=False))
+        fits = all(text in axis.values if axis.values else _is_number(text) for axis, text in pairs)
+        if len(point.values) != len(axes) or not fits:
+            raise RunError(
+                f"{where} is damaged: {point.run} has values {list(point.values)}, which this sweep does not "
+                "try; remove that point and run the same command again"
+            )
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def num_points(spec: SweepSpec, axes: Sequence[Axis]) -> int:

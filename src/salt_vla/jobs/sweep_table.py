@@ -6,14 +6,15 @@ nothing of how runs are made.
 
 from __future__ import annotations
 
+import difflib
 import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from salt_vla.config import TrainConfig, from_json, to_json
+from salt_vla.config import Recipe, TrainConfig, differing_fields, from_json, to_json
 from salt_vla.errors import RunError
-from salt_vla.jobs.sweep_points import Point
-from salt_vla.jobs.sweep_spec import SweepSpec, keys_of, read_assignments
+from salt_vla.jobs.sweep_points import Point, require_of
+from salt_vla.jobs.sweep_spec import Axis, SweepSpec, keys_of, read_assignments
 from salt_vla.recipes import get_recipe
 from salt_vla.rundir import RunDirectory, read_json, require_name, root, write_text
 from salt_vla.verdicts import last_figure
@@ -24,6 +25,7 @@ COLUMNS = {
     "r2_position_mean": ("val", "r2_position_mean"),
     "r2_copy_nearest": ("val", "r2_copy_nearest"),
 }
+KEYS = {"values", "run"}  # of a point on record
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,7 @@ class SweepFolder(RunDirectory):
         self.spec_file = self.path / "sweep.json"
         self.points_file = self.path / "points.json"
         self.notes_file = self.path / "notes.json"
+        self.recipe_file = self.path / "recipe.json"
 
     def exists(self) -> bool:
         return self.spec_file.is_file()
@@ -88,26 +91,46 @@ class SweepFolder(RunDirectory):
             raise RunError(f"there is no sweep at {self.path}; `salt-vla sweep ls` lists the sweeps")
         return from_json(SweepSpec, self.spec_file.read_bytes(), str(self.spec_file))
 
-    def keep_spec(self, spec: SweepSpec) -> None:
-        """Write it down, or refuse another one under the same name; only `trials` may grow."""
-        if not self.exists():
-            write_text(self.spec_file, to_json(spec))
-            return
-        before = asdict(self.spec())
-        now = asdict(spec)
-        differing = [name for name in now if now[name] != before[name]]
-        if differing == ["trials"] and spec.trials > before["trials"] and spec.method != "grid":
-            write_text(self.spec_file, to_json(spec))
-        elif differing:
-            said = "; ".join(f"{name}: {before[name]!r}, not {now[name]!r}" for name in differing)
+    def keep_spec(self, spec: SweepSpec, recipe: Recipe) -> None:
+        """Write down the sweep and the recipe that it varies, or refuse another one under the same name once
+        it has a point; only `trials` may grow, and the metric change where no point was proposed for it."""
+        if self.exists() and self.points():
+            self._require_same(spec, recipe)
+        write_text(self.recipe_file, to_json(recipe))
+        write_text(self.spec_file, to_json(spec))
+
+    def _require_same(self, spec: SweepSpec, recipe: Recipe) -> None:
+        stored, before, now = self.spec(), asdict(self.spec()), asdict(spec)
+        free = {"trials"} if spec.trials >= stored.trials and spec.method != "grid" else set()
+        if spec.method != "optuna" or all(result_of(stored, point) is None for point in self.points()):
+            free.add("metric")
+        said = [f"{key}: {before[key]!r}, not {now[key]!r}" for key in now if now[key] != before[key]]
+        said = [each for each in said if each.partition(":")[0] not in free]
+        rows = differing_fields(self.recipe().config, recipe.config)
+        said += [f"recipe {recipe.name} has changed since: {row}" for row in rows if not row.free]
+        if said:
             raise RunError(
-                f"sweep {self.name!r} was started otherwise ({said}); give this one another --name"
+                f"sweep {self.name!r} was started otherwise ({'; '.join(said)}); give this one another --name"
             )
+
+    def recipe(self) -> Recipe:
+        """The recipe that is varied, as it was at the start."""
+        if not self.recipe_file.is_file():
+            return get_recipe(self.spec().recipe)
+        return from_json(Recipe, self.recipe_file.read_bytes(), str(self.recipe_file))
+
+    def axes(self) -> list[Axis]:
+        return read_assignments(self.spec(), self.recipe().config)[0]
 
     def points(self) -> list[Point]:
         if not self.points_file.is_file():
             return []
-        return [Point(tuple(row["values"]), row["run"]) for row in read_json(self.points_file, list)]
+        rows = read_json(self.points_file, list)
+        for row in rows:
+            fields = [*row["values"], row["run"]] if _is_point(row) else [None]
+            if not all(isinstance(each, str) for each in fields):
+                raise RunError(f"{self.points_file} is damaged: {row!r} is no point; remove it from the list")
+        return [Point(tuple(row["values"]), row["run"]) for row in rows]
 
     def add_point(self, point: Point) -> None:
         rows = [asdict(each) for each in (*self.points(), point)]
@@ -127,6 +150,27 @@ class SweepFolder(RunDirectory):
         write_text(self.path / "results.md", table.to_markdown())
 
 
+def _is_point(row: Any) -> bool:
+    return isinstance(row, dict) and set(row) == KEYS and isinstance(row["values"], list)
+
+
+def require_metric(spec: SweepSpec, point: Point) -> None:
+    """Raises `RunError` where a finished run measured no such figure. Probes may come later."""
+    run = RunDirectory.named(point.run)
+    if run.status().state != "finished" or spec.metric_kind == "probe":
+        return
+    rows = [(row["kind"], key, value) for row in run.metrics() for key, value in row.items()]
+    figures = sorted(
+        {f"{kind}.{key}" for kind, key, value in rows if type(value) in (int, float, type(None))}
+    )
+    if spec.metric not in figures:
+        close = difflib.get_close_matches(spec.metric, figures, n=3, cutoff=0.5) or figures
+        raise RunError(
+            f"run {point.run} has no figure {spec.metric!r}, perhaps {' or '.join(close)}; the same command "
+            "with another --metric goes on"
+        )
+
+
 def all_sweeps() -> list[SweepFolder]:
     """Every sweep under the root, by name."""
     folder = root() / "sweeps"
@@ -144,10 +188,11 @@ def result_of(spec: SweepSpec, point: Point) -> float | None:
 def read_table(sweep: SweepFolder) -> SweepTable:
     """The table as the runs now are. A point whose name another run has is `refused`, without figures."""
     spec, notes = sweep.spec(), sweep.notes()
-    axes, _ = read_assignments(spec, get_recipe(spec.recipe).config)
+    axes, points = sweep.axes(), sweep.points()
+    require_of(points, axes, sweep.points_file)
     keys = keys_of(axes)
     rows = []
-    for point in {point.run: point for point in sweep.points()}.values():
+    for point in {point.run: point for point in points}.values():
         run = RunDirectory.named(point.run)
         status = run.status()
         note = notes.get(point.run, "")
