@@ -106,6 +106,16 @@ REFUSED = [
         "optimizer.weight_decay_final must be at least 0, not -1.0",
     ),
     (OptimizerConfig, {"warmup_steps": -1}, "optimizer.warmup_steps must be at least 0, not -1"),
+    (
+        OptimizerConfig,
+        {"cooldown_steps": 10},
+        "optimizer.cooldown_steps=10 does nothing with optimizer.schedule=cosine; set the schedule",
+    ),
+    (
+        TrainConfig,
+        {"optimizer": OptimizerConfig(schedule="cooldown", warmup_steps=15, cooldown_steps=10), "steps": 24},
+        "optimizer.warmup_steps=15 and optimizer.cooldown_steps=10 do not fit into steps=24; make them fewer",
+    ),
     (OptimizerConfig, {"grad_clip": 0.0}, "optimizer.grad_clip must be positive, not 0.0"),
     (OptimizerConfig, {"betas": (0.9, 1.0)}, "optimizer.betas must lie in [0, 1), not (0.9, 1.0)"),
     (
@@ -114,6 +124,7 @@ REFUSED = [
         "runtime.precision must be one of auto, float32, bfloat16, not 'fp16'",
     ),
     (RuntimeConfig, {"threads": -1}, "runtime.threads must be at least 0, not -1"),
+    (RuntimeConfig, {"threads": 10**6}, "runtime.threads must be at most 1024, not 1000000; 0 takes one a"),
     (RuntimeConfig, {"validation_clips": -1}, "runtime.validation_clips must be at least 0, not -1"),
     (RuntimeConfig, {"log_every": 0}, "runtime.log_every must be at least 1, not 0"),
     (RuntimeConfig, {"checkpoint_every": 0}, "runtime.checkpoint_every must be at least 1, not 0"),

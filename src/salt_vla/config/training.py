@@ -11,6 +11,8 @@ from salt_vla.config.data import DataConfig, TargetConfig
 from salt_vla.config.model import EncoderConfig, MaskConfig, PredictorConfig
 from salt_vla.geometry import ClipGeometry
 
+MOST_THREADS = 1024  # More than any machine has cores: their stacks alone can use up its memory.
+
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
@@ -82,6 +84,11 @@ class OptimizerConfig:
         require_at_least(
             0, self, "optimizer.", "lr_start", "lr", "lr_final", "warmup_steps", "cooldown_steps"
         )
+        require(
+            self.schedule == "cooldown" or not self.cooldown_steps,
+            f"optimizer.cooldown_steps={self.cooldown_steps} does nothing with optimizer.schedule="
+            f"{self.schedule}; set the schedule to cooldown, or the steps to 0",
+        )
         require(0 <= self.average < 1, f"optimizer.average must lie in [0, 1), not {self.average}")
         require_at_least(0, self, "optimizer.", "weight_decay", "weight_decay_final")
         require(self.grad_clip > 0, f"optimizer.grad_clip must be positive, not {self.grad_clip}")
@@ -151,6 +158,10 @@ class RuntimeConfig:
     def __post_init__(self) -> None:
         require_choices(self, "runtime")
         require_at_least(0, self, "runtime.", "threads", "validation_clips", "keep_every")
+        require(
+            self.threads <= MOST_THREADS,
+            f"runtime.threads must be at most {MOST_THREADS}, not {self.threads}; 0 takes one a core",
+        )
         require_at_least(0, self, "runtime.", "watchdog_seconds", "time_limit_minutes")
         if self.memory_limit:
             parse_bytes(self.memory_limit)
@@ -182,6 +193,12 @@ class TrainConfig:
     def __post_init__(self) -> None:
         require_at_least(1, self, "", "steps", "batch_size", "grad_accum_steps")
         require_at_least(0, self, "", "seed")
+        rates = self.optimizer
+        require(
+            rates.schedule != "cooldown" or rates.warmup_steps + rates.cooldown_steps <= self.steps,
+            f"optimizer.warmup_steps={rates.warmup_steps} and optimizer.cooldown_steps="
+            f"{rates.cooldown_steps} do not fit into steps={self.steps}; make them fewer",
+        )
         require(
             self.batch_size % self.grad_accum_steps == 0,
             f"batch_size={self.batch_size} is not a multiple of grad_accum_steps={self.grad_accum_steps}",
