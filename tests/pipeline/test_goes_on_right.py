@@ -92,6 +92,31 @@ def test_an_allowed_change_that_cannot_be_leaves_the_run_as_it_was(
     assert CANNOT["objective.targets"][1] in salt(*student("b", *branch, objective__targets="raw")).sentence
 
 
+def test_a_run_that_gave_up_goes_on_from_weights_that_were_good(salt: Any, student: Command) -> None:
+    """The second update ruins them, and the checkpoint that is written then is the damage itself."""
+    cure = "lower optimizer.lr"
+    ruin = {"optimizer__lr": 1e9, "steps": 12}
+    assert cure in salt(*student("run", **ruin)).sentence
+    salt.ok(*student("run", "--allow-change", "optimizer.lr", steps=12))
+    rows = salt.at("run").metrics("train")
+    assert [row["step"] for row in rows] == list(range(1, 13))
+    assert all(row["loss"] is not None for row in rows)
+
+
+def test_another_loss_is_not_taken_for_a_spike(salt: Any, student: Command, curve: Any) -> None:
+    """Neither by a resume, nor by the one after a kill, nor by a branch."""
+    salt.ok(*student("run", "--max-steps", 22))
+    allowed, more = ("--allow-change", "objective"), {"objective__contrastive_weight": 1.0}
+    salt.ok(*student("branch", "--branch", "run@22", *allowed, "--max-steps", 24, **more))
+    salt.ok(*student("run", "--max-steps", 23, *allowed, **more))
+    run = salt.at("run")
+    shutil.rmtree(run.checkpoints / "step_00000023")
+    salt.ok(*student("run", "--max-steps", 24, **more))
+    rows = run.metrics("train")
+    assert rows[-1]["loss"] > 4 * rows[21]["loss"] and "bad_steps" not in rows[-1]
+    assert curve(salt.at("branch"))[-1] == curve(run)[-1]
+
+
 def test_a_teacher_in_the_loop_stays_the_same(
     salt: Any, pixels: Command, workshop: Any, tmp_path: Path
 ) -> None:

@@ -100,6 +100,22 @@ def test_steps_that_take_less_are_let_alone(tmp_path: Path) -> None:
     assert not (tmp_path / "log.txt").exists()
 
 
+def test_a_process_that_was_suspended_is_not_taken_for_hung(tmp_path: Path) -> None:
+    """As by Ctrl-Z, or by a queue that lets another job go first."""
+    code = """
+        import os, signal, subprocess
+        watchdog.beat("step 1")
+        subprocess.Popen(["sh", "-c", f"sleep 3.5; kill -CONT {os.getpid()}"])
+        os.kill(os.getpid(), signal.SIGSTOP)
+        time.sleep(0.2)
+        watchdog.beat("step 2")
+        somewhere_deep()
+    """
+    done = watched(tmp_path / "log.txt", 1.5, code)
+    assert done.returncode == HUNG
+    assert done.stdout == "told: step 2 took more than 1.5 s (runtime.watchdog_seconds)\n"
+
+
 def test_a_watchdog_of_zero_seconds_sleeps(tmp_path: Path) -> None:
     with Watchdog(0, tmp_path / "log.txt", lambda _: os.abort()) as watchdog:
         watchdog.beat("step 1")

@@ -53,6 +53,17 @@ def test_a_spike_is_bad_once_there_is_a_mean_to_compare_with() -> None:
     assert late.mean_loss == pytest.approx(1.0) and late.bad_in_a_row == 1
 
 
+def test_a_checkpoint_is_safe_once_a_step_from_it_was_good() -> None:
+    """The update before it may have ruined the weights that it holds."""
+    state = RunState(step=4, safe_step=2, planned_step=4)
+    judge(state, GUARDS, math.nan, 1.0)
+    assert state.safe_step == 2
+    judge(state, GUARDS, 1.0, 1.0)
+    assert state.safe_step == 4
+    back = RunState(step=2, safe_step=0, planned_step=2).after_rollback(RunState(step=6, safe_step=2))
+    assert (back.safe_step, back.planned_step, back.batches_passed) == (2, 2, 4)
+
+
 def test_a_spike_factor_of_zero_looks_for_none() -> None:
     _, said = after([1.0] * LOSSES_BEFORE_SPIKES + [1e9], replace(GUARDS, spike_factor=0.0))
     assert not any(said)

@@ -19,6 +19,7 @@ from salt_vla.training.resume import (
     STATISTICS,
     as_measured,
     as_table,
+    decides_the_loss,
     refused,
     require_same_statistics,
     stored_config,
@@ -65,7 +66,7 @@ def branch(run: RunDirectory, config: TrainConfig, source: str, allowed: Sequenc
     changed = {row.field: [row.before, row.after] for row in differing_fields(stored, config)}
     record = {"run": origin.name, "step": step, "changed": changed}
     with writing_to(run.path):
-        _write(run, origin, checkpoint, step, to_json(config), record)
+        _write(run, origin, checkpoint, step, to_json(config), record, list(changed))
 
 
 def _write(
@@ -75,13 +76,16 @@ def _write(
     step: int,
     config: str,
     record: dict[str, object],
+    changed: Sequence[str],
 ) -> None:
     unfinished = RunDirectory(run.path.with_name(f".branching-{run.name}"))
     shutil.rmtree(unfinished.path, ignore_errors=True)
     copied = unfinished.checkpoints / checkpoint.name
     shutil.copytree(checkpoint, copied)
     # The best so far was another run's, and no earlier checkpoint comes along to go back to.
-    own = {"best_step": 0, "best_r2": None, "safe_step": step}
+    own = {"best_step": 0, "best_r2": None, "safe_step": step, "planned_step": step}
+    if any(map(decides_the_loss, changed)):
+        own |= {"mean_loss": 0.0, "losses_seen": 0}
     (copied / STATE).write_text(json.dumps(read_json(copied / STATE, dict) | own))
     for file in [*origin.path.glob("*_provenance.json"), origin.path / STATISTICS]:
         if file.exists():

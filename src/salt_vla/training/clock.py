@@ -23,6 +23,7 @@ from salt_vla.interrupts import Stopped
 HUNG = 70  # Exit code: sysexits.h calls it a software error.
 AGAIN = 75  # sysexits.h: try again later.
 SLURM_END = "SLURM_JOB_END_TIME"  # Seconds since the epoch; Slurm sets it in a job's environment.
+OVERSLEPT = 1.0  # Seconds by which a thread that only waits is never late, unless it was not let run at all.
 MACHINE_COLUMNS = ("data_wait_s", "step_s", "clips_per_s", "data_wait_share", "memory_gb")
 
 
@@ -96,8 +97,13 @@ class Watchdog:
         self._done.set()
 
     def _watch(self) -> None:
-        while not self._done.wait(max(self._last + self.seconds - time.monotonic(), 0.01)):
-            if time.monotonic() - self._last < self.seconds:
+        due = time.monotonic() + self.seconds
+        while not self._done.wait(max(due - time.monotonic(), 0.01)):
+            now = time.monotonic()
+            if now > due + OVERSLEPT:
+                self._last = max(self._last, now)  # This process was suspended, and the step with it.
+            due = max(self._last + self.seconds, now + 0.01)
+            if now - self._last < self.seconds:
                 continue
             reason = f"{self._doing} took more than {self.seconds:g} s (runtime.watchdog_seconds)"
             try:

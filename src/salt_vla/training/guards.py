@@ -18,6 +18,10 @@ MEMORY = 0.98  # Share of itself that the running mean of the loss keeps a step.
 CURE = "lower optimizer.lr or look at the targets"
 
 
+class Hopeless(RunError):
+    """Too many bad steps, whatever clips were read."""
+
+
 class Setback(Exception):
     """Too many bad steps in a row: the run has to go back to its last checkpoint."""
 
@@ -34,6 +38,7 @@ def judge(state: RunState, guards: GuardConfig, loss: float, norm: float) -> str
         state.mean_loss += (loss - state.mean_loss) * weight
         state.losses_seen += 1
         state.bad_in_a_row = 0
+        state.safe_step = max(state.safe_step, state.planned_step)
         return ""
     if guards.on_bad_step == "stop":
         raise RunError(f"{reason} at step {state.step + 1}; {CURE}")
@@ -54,7 +59,7 @@ def _reason(state: RunState, guards: GuardConfig, loss: float, norm: float) -> s
 
 
 def require_progress(state: RunState, guards: GuardConfig, reason: str) -> None:
-    """Raises `Setback` after `guards.rollback_after` bad steps in a row, and `RunError` once that has been
+    """Raises `Setback` after `guards.rollback_after` bad steps in a row, and `Hopeless` once that has been
     tried `guards.max_rollbacks` times."""
     if state.bad_in_a_row < guards.rollback_after:
         return
@@ -62,7 +67,7 @@ def require_progress(state: RunState, guards: GuardConfig, reason: str) -> None:
         returns = f", after {state.rollbacks} return(s) to a checkpoint and other clips" * (
             state.rollbacks > 0
         )
-        raise RunError(
+        raise Hopeless(
             f"{state.bad_in_a_row} bad steps in a row up to step {state.step}{returns}: {reason}; {CURE}"
         )
     raise Setback(f"{state.bad_in_a_row} bad steps in a row up to step {state.step}: {reason}")

@@ -30,10 +30,10 @@ from salt_vla.training.checkpoint import (
 )
 from salt_vla.training.clock import Deadline, OutOfTime, Pace, Watchdog
 from salt_vla.training.distributed import World
-from salt_vla.training.guards import Setback, look_for_collapse, require_progress
+from salt_vla.training.guards import Hopeless, Setback, look_for_collapse, require_progress
 from salt_vla.training.learner import Learner, build_learner, check_networks
 from salt_vla.training.out_of_memory import memory_explained
-from salt_vla.training.resume import prepare, record_changes, settle, start_of, trim_metrics
+from salt_vla.training.resume import has_another_loss, prepare, record_changes, settle, start_of, trim_metrics
 from salt_vla.training.skipped import SkippedRecords, Tally
 from salt_vla.training.state import RunState
 from salt_vla.training.step import train_step, validate
@@ -84,6 +84,10 @@ def _until_done(training: Training, stop: StopFlag, watchdog: Watchdog) -> None:
             return take_steps(training, stop, watchdog)
         except Setback as setback:
             training.go_back(str(setback))
+        except Hopeless:
+            # Else a resume with a cure would begin at what has been found to be the damage.
+            training.give_up()
+            raise
 
 
 @dataclass
@@ -132,6 +136,14 @@ class Training:
         self.run.log(f"{reason}; back to step {self.state.step}, and on with other clips")
         self._watch_clips()
 
+    def give_up(self) -> None:
+        """Leave only checkpoints that were good to go on from."""
+        self.saver.wait()
+        if self.world.is_first:
+            discard_after(self.run.checkpoints, self.state.safe_step)
+            self.run.log(f"given up; a resume goes on from step {self.state.safe_step}")
+            point_to_best(self.run.checkpoints, self.state.best_step)
+
     def _restore(self, last_step: int | None = None) -> None:
         run, first = self.run, self.world.is_first
         with self.world.first_alone():
@@ -151,6 +163,8 @@ class Training:
         if first:
             record_changes(run, self.config, self.state.step)
             point_to_best(run.checkpoints, self.state.best_step)
+        if self.world.agree(first and has_another_loss(run, self.state.step)):
+            self.state.forget_losses()
         self._watch_clips()
 
     def _watch_clips(self) -> None:
@@ -206,8 +220,8 @@ def take_steps(t: Training, stop: StopFlag, watchdog: Watchdog) -> None:
             is_best = runtime.validation_clips and t.is_due(runtime.validate_every) and _validate(t)
             is_due = is_best or state.step % runtime.checkpoint_every == 0
             if is_due and not state.bad_in_a_row:
-                state.safe_step = state.step
-            if t.ends or stopping or state.safe_step == state.step:
+                state.planned_step = state.step
+            if t.ends or stopping or state.planned_step == state.step:
                 t.save()
             advance(1, note=figures)
             watchdog.beat(f"reading the clips of step {state.step + 1}", grace=watchdog.seconds)

@@ -191,6 +191,18 @@ def record_changes(run: RunDirectory, config: TrainConfig, step: int) -> None:
     write_text(run.config_file, to_json(config))
 
 
+def has_another_loss(run: RunDirectory, step: int) -> bool:
+    """Whether settings that the loss depends on were changed since a checkpoint of `step` was written."""
+    file = run.path / CHANGES
+    changes = map(json.loads, file.read_text().splitlines()) if file.exists() else []
+    since = [change for change in changes if change["step"] >= step]
+    return any(decides_the_loss(row["field"]) for change in since for row in change["changed"])
+
+
+def decides_the_loss(field: str) -> bool:
+    return field.startswith(("objective.", "target.", "masks."))
+
+
 def trim_metrics(run: RunDirectory, step: int, goes_on: bool) -> None:
     """Drop the lines after `step`; where the run `goes_on` from there, also those that were written at `step`
     because it was cut short there: an unbroken run has none."""

@@ -20,8 +20,8 @@ class RunState:
     on with other clips. `missed_updates`: how far the optimizer's own count is behind `step`. `bad_steps` are
     counted over the whole run, `bad_in_a_row` since the last good one. `mean_loss` is a running mean over
     `losses_seen` good steps. `…_since_line`: since the last `train` line of metrics.
-    `best_step`, `safe_step`: of the best checkpoint, and of the one that a rollback goes back to: the last that
-    was planned, `planned_step`, once a step on its weights was good, since they may be the damage themselves.
+    `best_step`, `safe_step`: of the best checkpoint, and of the one that a rollback goes back to. That is the
+    last planned one, `planned_step`, once a step from there was good: its weights may be the damage.
     `collapsed`: 1 where the last line showed a collapse, so that it is said once.
     """
 
