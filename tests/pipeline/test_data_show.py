@@ -159,6 +159,7 @@ def test_views_beyond_the_first_look_elsewhere(workshop: Any) -> None:
     [
         (("--clip", "nobody"), "'nobody' is not in the clip table"),
         (("--random", "-1"), "--random must be 0 or more"),
+        (("--seed", "-5", "--masks"), "--seed must be 0 or more, not -5"),
         (("--view", "-1"), "--view must be 0 or more"),
         (("--masks", "demo_techer"), "did you mean demo_teacher"),
         (("--masks", "demo_teacher", "demo_student"), "--masks takes one recipe, not 2"),

@@ -143,6 +143,11 @@ def test_the_mapping_is_documented_keyword_by_keyword() -> None:
         ({"split": "validation"}, "split='validation': only 'train'"),
         ({"cache_dir": None}, "use_cached_latents=True needs cache_dir"),
         ({"masking_strategy": "blocks"}, "masking_strategy='blocks' is neither"),
+        ({"masking_strategy": ["random"]}, r"masking_strategy=\['random'\] is neither"),
+        ({"use_cached_latents": "no"}, "use_cached_latents must be True or False, not 'no'"),
+        ({"use_dataloader_masks": 1}, "use_dataloader_masks must be True or False, not 1"),
+        ({"cache_dir": ""}, "--cache is empty"),
+        ({"data_root": ""}, "--data is empty"),
         ({"batch_size": 0}, "batch_size must be a whole number of at least 1, not 0"),
         ({"batch_size": 1.5}, "batch_size must be a whole number"),
         ({"grad_accum_steps": 0}, "grad_accum_steps must be a whole number"),
@@ -164,7 +169,7 @@ def test_what_cannot_be_meant_is_refused_before_anything_is_written(
     root: Path, films: Path, latents: Path, arguments: dict[str, Any], sentence: str
 ) -> None:
     with pytest.raises((ConfigError, RunError), match=sentence):
-        train(films, **{"cache_dir": latents, **SMALL, **arguments})
+        train(**{"data_root": films, "cache_dir": latents, **SMALL, **arguments})
     assert list(root.iterdir()) == []
 
 

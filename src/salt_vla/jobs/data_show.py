@@ -101,6 +101,8 @@ def look_at(
 
 def show(spec: str, choice: Choice, look: Look) -> Shown:
     """Draw the sheet. Raises `DataError` for an empty table, an unknown clip, or too many of them."""
+    if choice.seed < 0:
+        raise ConfigError(f"--seed must be 0 or more, not {choice.seed}")
     table = open_table(spec, look.view, look.geometry)
     clips = choose(table, choice)
     reader = ViewReader(table, look.view, look.geometry)

@@ -24,6 +24,7 @@ from salt_vla.rundir import RunDirectory, writing_to
 BASE = "baseline_tiny"
 TEACHER = "videomaev2_base"  # The earlier attempt's first teacher, for runs without a cache.
 STRATEGIES = {"random": "random", "multiblock": "topup_block"}
+SWITCHES = ("use_cached_latents", "use_dataloader_masks")
 # Keyword → the fields that take its value as it is; the others are seen to in `seed_config` and `train`.
 FIELDS = {
     "num_workers": ("data.num_workers",),
@@ -116,7 +117,7 @@ def train(
 def seed_config(given: Mapping[str, Any]) -> TrainConfig:
     """The configuration that the keywords mean, but for the data's and the cache's place and the number of
     steps, which takes counting clips."""
-    if given["masking_strategy"] not in STRATEGIES:
+    if given["masking_strategy"] not in tuple(STRATEGIES):
         raise ConfigError(
             f"masking_strategy={given['masking_strategy']!r} is neither 'random' nor 'multiblock' (blocks "
             "topped up to the ratio); V-JEPA's own masks are those of recipes such as salt_vitb"
@@ -149,6 +150,9 @@ def _require_known(given: Mapping[str, Any], unknown: Mapping[str, object]) -> N
         close = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
         hint = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(known)}"
         raise ConfigError(f"train has no keyword {name!r}; {hint}")
+    for name in SWITCHES:
+        if type(given[name]) is not bool:
+            raise ConfigError(f"{name} must be True or False, not {given[name]!r}")
     if given["split"] != "train":
         raise ConfigError(
             f"split={given['split']!r}: only 'train' is learned from; others are for evaluation"

@@ -197,7 +197,12 @@ def _batches(
 
 
 def with_paths(config: TrainConfig, data: str | None, cache: str | None) -> TrainConfig:
-    """The configuration with --data and --cache filled in; None leaves the recipe's own."""
+    """The configuration with --data and --cache filled in; None leaves the recipe's own.
+
+    Raises `ConfigError` for an empty one, which would be the current folder with all that lies below it."""
+    for option, given in (("--data", data), ("--cache", cache)):
+        if given is not None and not given.strip():
+            raise ConfigError(f"{option} is empty, as of a variable that is not set; give it or leave it out")
     if data is not None:
         table = data if data == EMBEDDED else str(Path(data).resolve())
         config = replace(config, data=replace(config.data, table=table))
