@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from cells import Cell, finished, folder_of, on_record, side_by_side
+from cells import Cell, folder_of, on_record, side_by_side
 from joined import (
     Joined,
     difference,
@@ -119,9 +119,9 @@ def joined_cells(cells: Sequence[Cell]) -> dict[tuple[str, str], Joined]:
     """(teacher, name) → what is on record of the cell, over its seeds."""
     found: dict[tuple[str, str], list[Cell]] = {}
     for cell in cells:
-        if finished(cell) is not None:
-            found.setdefault((cell.teacher, cell.name), []).append(cell)
-    return {key: join(key[1], some) for key, some in found.items()}
+        found.setdefault((cell.teacher, cell.name), []).append(cell)
+    joined = {key: join(key[1], some) for key, some in found.items()}
+    return {key: some for key, some in joined.items() if some.records}
 
 
 def tables(cells: Sequence[Cell], facts: dict[str, LatentFacts], baselines: Joined) -> str:

@@ -264,6 +264,7 @@ def join_baselines(study: str, seeds: int) -> Joined:
 
 
 def join(name: str, cells: Sequence[Cell]) -> Joined:
-    """Finished cells that differ in their seed alone."""
-    records = tuple(result for cell in cells if (result := finished(cell)) is not None)
-    return Joined(name, records, tuple(read_sums(cell.run.name, cell.study) for cell in cells))
+    """Those of some cells that are finished; they differ in their seed alone."""
+    done = [(cell, result) for cell in cells if (result := finished(cell)) is not None]
+    sums = tuple(read_sums(cell.run.name, cell.study) for cell, _ in done)
+    return Joined(name, tuple(result for _, result in done), sums)

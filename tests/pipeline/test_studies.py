@@ -68,7 +68,8 @@ def test_a_cell_is_scored_as_its_run_says_and_kept(
         with pytest.raises(UserError, match="of other settings"):
             cells.finished(other)
 
-        joined = scoring.join("good", [cell])
+        not_yet = replace(cell, config=replace(cell.config, seed=4))
+        joined = scoring.join("good", [cell, not_yet])
         assert joined.seeds == [3] and joined.mean("own", "channel_mean") == record["own"]["channel_mean"]
         (sums,) = joined.probe("student", "action_mean")
         assert np.isfinite(sums.value) and len(sums.episodes) == 2
