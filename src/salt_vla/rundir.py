@@ -25,7 +25,8 @@ from salt_vla.errors import ResourceError, RunError
 T = TypeVar("T")
 DECODER = "SALT_VLA_DECODER"
 ROOT = "SALT_VLA_ROOT"
-_NAME = re.compile(r"(?=.{1,100}\Z)[A-Za-z0-9][A-Za-z0-9._-]*")
+LONGEST_NAME = 100
+_NAME = re.compile(rf"(?=.{{1,{LONGEST_NAME}}}\Z)[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 def root() -> Path:
@@ -50,7 +51,12 @@ def wanted_decoder() -> str:
 def require_name(name: str, what: str) -> None:
     """A name becomes a folder's or a file's: a `RunError` for one that could lead elsewhere."""
     if not _NAME.fullmatch(name):
-        raise RunError(f"{what} name {name!r} may hold only letters, digits, '.', '_' and '-'")
+        shown = repr(name) if len(name) <= LONGEST_NAME else f"{name[:20]!r}… ({len(name)} characters)"
+        raise RunError(
+            f"{what} name {shown} may hold only letters, digits, '.', '_' and '-', at most {LONGEST_NAME} of "
+            f"them, the first a letter or digit; a new {what} takes another name with "
+            f"{'--as' if what == 'recipe' else '--name'}"
+        )
 
 
 @dataclass(frozen=True)

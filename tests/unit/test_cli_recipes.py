@@ -167,6 +167,54 @@ def test_a_damaged_file_is_named_and_hides_no_other(
     assert sentence in refused("show", "bad")
 
 
+def test_what_is_no_file_hides_no_other(root: Path, said: Any, refused: Any) -> None:
+    store(MINE)
+    recipe_file("gone").symlink_to(root / "nowhere")
+    recipe_file("folder").mkdir()
+    rows = {row["name"]: row["summary"] for row in json.loads(said("ls", "--json"))}
+    assert rows["mine"] == "my own"
+    assert "cannot be read: No such file" in rows["gone"] and "Is a directory" in rows["folder"]
+    assert "gone.json cannot be read" in refused("diff", "gone")
+
+
+def test_a_recipe_gives_the_terminal_no_orders(said: Any) -> None:
+    store(replace(MINE, summary="red \x1b[31mand\rover, \x9b1m"))
+    for arguments in (("ls",), ("show", "mine")):
+        assert not set("\x1b\r\x9b") & set(said(*arguments))
+    assert r"red \x1b[31mand\rover, \x9b1m" in " ".join(said("show", "mine").split())
+
+
+def test_a_recipe_called_as_a_column_hides_none(said: Any) -> None:
+    store(replace(MINE, name="field", config=replace(MINE.config, steps=7)))
+    rows = json.loads(said("diff", "demo_student", "field", "--json"))["fields"]
+    assert rows == [{"field": "steps", "demo_student": 1000, "recipe field": 7}]
+    store(replace(MINE, name="child", parent="field"))
+    lines = {line.split()[0]: line.split()[1:] for line in said("show", "child").splitlines() if line}
+    assert lines["steps"] == ["1000", "7"]
+
+
+def test_epochs_are_no_fewer_than_none() -> None:
+    with pytest.raises(ConfigError, match="epochs must be at least 0, not -3"):
+        replace(MINE, epochs=-3)
+
+
+@pytest.mark.parametrize(
+    ("words", "is_told"),
+    [
+        (["show", "mine", "seed=1", "--json", "steps=7"], True),
+        (["show", "mine", "steps=7", "--jsno"], False),
+        (["show", "mine", "--jsno", "more"], False),
+    ],
+)
+def test_fields_behind_an_option_are_told_their_place(
+    words: list[str], is_told: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store(MINE)
+    with pytest.raises(SystemExit, match="2"):
+        main(["recipes", *words])
+    assert ("put all field=value together" in capsys.readouterr().err) == is_told
+
+
 def test_a_file_that_holds_another_name_is_refused(refused: Any) -> None:
     store(MINE)
     recipe_file("mine").rename(recipe_file("yours"))

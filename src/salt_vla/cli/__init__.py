@@ -9,6 +9,7 @@ import errno
 import importlib
 import io
 import os
+import re
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack, redirect_stderr, redirect_stdout, suppress
@@ -20,6 +21,7 @@ from salt_vla.errors import UserError
 from salt_vla.interrupts import Stopped
 from salt_vla.rundir import launched
 
+_ASSIGNMENT = re.compile(r"[a-z]\w*(\.\w+)*=")
 CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # noun → verb → "module:function" (verb "" for nouns that are commands themselves), and one line of help.
 COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
@@ -174,8 +176,21 @@ def _dispatch(args: list[str]) -> int:
     target, _ = verbs[verb]
     module, _, function = target.partition(":")
     command = getattr(importlib.import_module(f"salt_vla.cli.{module}"), function)
-    result = tyro.cli(command, prog=f"salt-vla {noun} {verb}".strip(), args=rest)
+    try:
+        result = tyro.cli(command, prog=f"salt-vla {noun} {verb}".strip(), args=rest)
+    except SystemExit as end:
+        if end.code and any(_ASSIGNMENT.match(word) for word in _behind_options(rest)):
+            print(
+                "salt-vla: put all field=value together, right after the name, before any --option",
+                file=sys.stderr,
+            )
+        raise
     return int(result or 0)
+
+
+def _behind_options(args: list[str]) -> list[str]:
+    """The words behind the first option, where positional ones are not looked for any more."""
+    return args[next((place for place, word in enumerate(args) if word.startswith("-")), len(args)) :]
 
 
 def usage_of(noun: str) -> str:

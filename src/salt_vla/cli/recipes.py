@@ -76,7 +76,7 @@ def show(
     print_table([{"": key, "about": value} for key, value in about.items() if value], ["", "about"])
     parent = get_recipe(recipe.parent).config if recipe.parent in recipe_names() else config
     others = {each.field: each.after for each in differing_fields(config, parent)}
-    column = recipe.parent or "parent"
+    column = _column(recipe.parent or "parent")
     for section, fields in _sections(config).items():
         print(f"\n{section}")
         rows = [
@@ -105,7 +105,7 @@ def diff(
             raise ConfigError(f"recipe {first!r} has no parent; name a second recipe to compare it with")
         before, after = get_recipe(before.parent), before
     rows = [
-        {"field": each.field, before.name: each.before, after.name: each.after}
+        {"field": each.field, _column(before.name): each.before, _column(after.name): each.after}
         for each in differing_fields(before.config, after.config)
     ]
     if json:
@@ -114,6 +114,11 @@ def diff(
         print_table(rows, list(rows[0]))
     else:
         print(f"{before.name} and {after.name} differ in nothing that is computed")
+
+
+def _column(name: str) -> str:
+    """A recipe's column, which no other column is called."""
+    return f"recipe {name}" if name in ("field", "value") else name
 
 
 def _length(recipe: Recipe, config: TrainConfig) -> str:

@@ -230,5 +230,6 @@ class Recipe:
     criterion: str = field(default="", metadata=ADDED_LATER)
 
     def __post_init__(self) -> None:
+        require(self.epochs >= 0, f"epochs must be at least 0, not {self.epochs}")
         if self.criterion:
             parse_criterion(self.criterion)

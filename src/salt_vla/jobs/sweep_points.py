@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import xxhash
 
 from salt_vla.errors import ConfigError, RunError
-from salt_vla.jobs.sweep_spec import LONGEST_NAME, SEEDS, Axis, SweepSpec, keys_of
+from salt_vla.jobs.sweep_spec import SEEDS, Axis, SweepSpec, keys_of
+from salt_vla.rundir import LONGEST_NAME
 
 if TYPE_CHECKING:
     import optuna

@@ -13,13 +13,13 @@ from typing import Any, Literal
 
 from salt_vla.config import TrainConfig, override, read_value, value_of
 from salt_vla.errors import ConfigError
+from salt_vla.rundir import LONGEST_NAME
 
 Method = Literal["grid", "random", "optuna"]
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 _RANGE = re.compile(rf"(?P<log>log:)?(?P<low>{_NUMBER})\.\.(?P<high>{_NUMBER})")
 _METRIC = re.compile(r"[a-z]+\.\w+")
 LOWER_IS_BETTER = ("loss",)
-LONGEST_NAME = 100  # of a run
 LONGEST_SWEEP_NAME = LONGEST_NAME - 17  # Room for a hash of what differs.
 SEEDS = 2**32  # what Optuna's sampler takes
 

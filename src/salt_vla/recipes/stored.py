@@ -25,10 +25,14 @@ def stored_names() -> list[str]:
 def read_stored(name: str) -> Recipe:
     """The recipe in the file of that name.
 
-    Raises `ConfigError` for a file that is damaged or holds a recipe of another name.
+    Raises `ConfigError` for a file that cannot be read, is damaged or holds a recipe of another name.
     """
     file = recipe_file(name)
-    recipe = from_json(Recipe, file.read_bytes(), str(file))
+    try:
+        text = file.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be read: {error.strerror}; remove it, or mend it") from error
+    recipe = from_json(Recipe, text, str(file))
     if recipe.name != name:
         raise ConfigError(
             f"{file} holds a recipe called {recipe.name!r}; give the file that name, or the recipe this one"
