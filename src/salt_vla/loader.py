@@ -56,6 +56,11 @@ class Loading:
         data, runtime = config.data, config.runtime
         return cls(data.num_workers, data.prefetch, data.masks_in, runtime.device, runtime.watchdog_seconds)
 
+    @property
+    def seconds_to_start(self) -> float:
+        """By which a first batch may come later than another, before those who watch here give up."""
+        return SECONDS_TO_START + self.patience if self.num_workers else 0.0
+
 
 def slots(prefetch: int) -> int:
     """Batches for which each loader process holds shared memory."""

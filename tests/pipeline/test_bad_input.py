@@ -284,6 +284,20 @@ def test_a_disk_that_fills_at_a_checkpoint_keeps_the_one_before(
     assert (run.status().state, run.status().step) == ("finished", 8)
 
 
+def test_a_run_is_not_asked_for_fewer_steps_than_it_has_done(
+    salt: Any, pixels: Command, weights: Any
+) -> None:
+    salt.ok(*pixels("run", "--max-steps", 4))
+    run = salt.at("run")
+    before = weights(run), run.config_file.read_text(), run.status()
+    fewer = pixels("run", "--allow-change", "steps", steps=3)
+    for command in (pixels("run", "--max-steps", 3), fewer):
+        said = salt(*command).sentence
+        assert said.startswith("run 'run' has done 4 steps, and no more than 3 are asked of it")
+        assert (weights(run), run.config_file.read_text(), run.status()) == before
+    salt.ok(*pixels("run", "--max-steps", 4))
+
+
 def test_a_table_that_is_no_clip_table_is_a_sentence(salt: Any, tmp_path: Path) -> None:
     table = tmp_path / "other.parquet"
     pq.write_table(pa.table({"x": [1]}), table)

@@ -23,6 +23,7 @@ from salt_vla.config import BlockSpec, TrainConfig, ViewConfig
 from salt_vla.data.clip_table import Clip, ClipTable
 from salt_vla.data.golden import golden_path
 from salt_vla.data.view_lock import ViewReader
+from salt_vla.data.workers import SECONDS_TO_START
 from salt_vla.errors import ConfigError, DataError, ResourceError
 from salt_vla.geometry import ClipGeometry
 from salt_vla.loader import NOTE_BYTES, Loading, _Note, in_this_process, load_from, one_ahead, slots
@@ -314,3 +315,8 @@ def test_the_settings_decide_how_batches_come():
     assert Loading.of(config) == Loading(0, 2, "loader", "auto", 1800.0)
     data = replace(config.data, num_workers=3, prefetch=5, masks_in="step")
     assert Loading.of(replace(config, data=data)) == Loading(3, 5, "step", "auto", 1800.0)
+
+
+def test_a_start_is_watched_here_before_a_watchdog_ends_it():
+    assert Loading(0, patience=6.0).seconds_to_start == 0.0
+    assert Loading(1, patience=6.0).seconds_to_start > SECONDS_TO_START

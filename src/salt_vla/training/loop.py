@@ -33,7 +33,15 @@ from salt_vla.training.distributed import World
 from salt_vla.training.guards import Hopeless, Setback, look_for_collapse, require_progress
 from salt_vla.training.learner import Learner, build_learner, check_networks
 from salt_vla.training.out_of_memory import memory_explained
-from salt_vla.training.resume import has_another_loss, prepare, record_changes, settle, start_of, trim_metrics
+from salt_vla.training.resume import (
+    has_another_loss,
+    prepare,
+    record_changes,
+    require_ahead,
+    settle,
+    start_of,
+    trim_metrics,
+)
 from salt_vla.training.skipped import SkippedRecords, Tally
 from salt_vla.training.state import RunState
 from salt_vla.training.step import train_step, validate
@@ -61,6 +69,7 @@ def fit(
     run = run if world.is_first else Onlooker(run.path)
     config = settle(run, config, allowed)
     last_step = min(stop_at or config.steps, config.steps)
+    require_ahead(run, last_step)
     check_networks(config, provider.dim)
     deadline = Deadline(config.runtime.time_limit_minutes)
     deadline.require_room()
@@ -209,6 +218,7 @@ def take_steps(t: Training, stop: StopFlag, watchdog: Watchdog) -> None:
     """All that are left. Raises `Setback` when it is time to go back, `Stopped` when it is time to end."""
     runtime, state = t.config.runtime, t.state
     figures = ""
+    watchdog.beat("start", grace=Loading.of(t.config).seconds_to_start)
     bar = progress(f"Training {t.run.name}", t.last_step, "steps", done=state.step)
     with bar if t.world.is_first else nullcontext(_silent) as advance:
         for batch, waited in t.batches():

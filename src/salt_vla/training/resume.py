@@ -99,6 +99,17 @@ def _flag(row: Difference) -> str:
     return f"--allow-change {row.field}"
 
 
+def require_ahead(run: RunDirectory, last_step: int) -> None:
+    """Raises `RunError` where the run has done more steps than are asked of it."""
+    done = max((step for step, _ in step_directories(run.checkpoints)), default=0)
+    if done > last_step:
+        raise RunError(
+            f"run {run.name!r} has done {done} steps, and no more than {last_step} are asked of it (steps, "
+            f"--max-steps); ask for {done} or more, or begin another run from an earlier checkpoint: "
+            f"--branch {run.name}@STEP"
+        )
+
+
 def stored_config(run: RunDirectory) -> TrainConfig:
     return from_json(TrainConfig, run.config_file.read_bytes(), str(run.config_file))
 
