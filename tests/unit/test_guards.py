@@ -144,7 +144,7 @@ SOUND = {"step": 11, "prediction_std": 0.5, "target_std": 1.0, "prediction_rank"
     ("change", "reason"),
     [
         ({"prediction_std": 0.019}, "predictions deviate by 0.019, targets by 1"),
-        ({"prediction_rank": 1.4}, "the predictions' effective rank is 1.4"),
+        ({"prediction_rank": 1.04}, "the predictions' effective rank is 1.04"),
     ],
 )
 def test_predictions_that_say_the_same_everywhere_raise_the_alarm(

@@ -83,7 +83,12 @@ def _write(
     copied = unfinished.checkpoints / checkpoint.name
     shutil.copytree(checkpoint, copied)
     # The best so far was another run's, and no earlier checkpoint comes along to go back to.
-    own = {"best_step": 0, "best_r2": None, "safe_step": step, "planned_step": step}
+    own: dict[str, int | float | None] = {
+        "best_step": 0,
+        "best_r2": None,
+        "safe_step": step,
+        "planned_step": step,
+    }
     if any(map(decides_the_loss, changed)):
         own |= {"mean_loss": 0.0, "losses_seen": 0}
     (copied / STATE).write_text(json.dumps(read_json(copied / STATE, dict) | own))
