@@ -8,12 +8,13 @@ from dataclasses import replace
 
 import pytest
 
-from salt_vla.config import VJEPA_BLOCKS, MaskConfig, differing_fields
+from salt_vla.config import VJEPA_BLOCKS, MaskConfig, differing_fields, parse_criterion
 from salt_vla.errors import UserError
 from salt_vla.geometry import ClipGeometry
 from salt_vla.jobs.teacher_train import require_stage_one
 from salt_vla.models.encoder import SIZES
 from salt_vla.recipes import all_recipes, demo, get_recipe, paper, seed
+from salt_vla.verdicts import TASK
 
 # name: encoder, epochs, steps, batch, lr, lr_final, warm-up, masks, ratio; one row of the table each.
 SEED_TABLE = {
@@ -219,7 +220,18 @@ def test_every_recipe_says_what_it_is_and_what_it_follows(name):
 @pytest.mark.parametrize("name", SEED_TABLE)
 def test_the_earlier_experiments_are_judged_by_r2_and_not_by_their_loss(name):
     recipe = get_recipe(name)
-    assert recipe.criterion == ("val.r2_position_mean > parent" if recipe.parent else "")
+    masks = get_recipe(recipe.parent).config.masks if recipe.parent else None
+    assert recipe.criterion == ("val.r2_position_mean > parent" if recipe.config.masks == masks else "")
+
+
+@pytest.mark.parametrize("name", sorted(all_recipes()))
+def test_no_recipe_promises_a_comparison_that_is_never_made(name):
+    recipe = get_recipe(name)
+    if not recipe.criterion or not parse_criterion(recipe.criterion).of_parent:
+        return
+    fields = [each.field for each in differing_fields(get_recipe(recipe.parent).config, recipe.config)]
+    task = tuple(f"{field}." for field in TASK)
+    assert not [field for field in fields if f"{field}.".startswith(task)]
 
 
 def test_a_mistyped_name_is_answered_with_close_ones():
