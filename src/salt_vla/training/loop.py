@@ -35,9 +35,9 @@ from salt_vla.training.learner import Learner, build_learner, check_networks
 from salt_vla.training.out_of_memory import memory_explained
 from salt_vla.training.resume import (
     has_another_loss,
+    last_step_of,
     prepare,
     record_changes,
-    require_ahead,
     settle,
     start_of,
     trim_metrics,
@@ -68,8 +68,7 @@ def fit(
     world = world or World()
     run = run if world.is_first else Onlooker(run.path)
     config = settle(run, config, allowed)
-    last_step = min(stop_at or config.steps, config.steps)
-    require_ahead(run, last_step)
+    last_step = last_step_of(run, config.steps, stop_at)
     check_networks(config, provider.dim)
     deadline = Deadline(config.runtime.time_limit_minutes)
     deadline.require_room()

@@ -99,15 +99,16 @@ def _flag(row: Difference) -> str:
     return f"--allow-change {row.field}"
 
 
-def require_ahead(run: RunDirectory, last_step: int) -> None:
-    """Raises `RunError` where the run has done more steps than are asked of it."""
+def last_step_of(run: RunDirectory, steps: int, stop_at: int | None) -> int:
+    """The step after which to stop: the last, or `stop_at`, but none that is done already. Raises `RunError`
+    where more than `steps` are done."""
     done = max((step for step, _ in step_directories(run.checkpoints)), default=0)
-    if done > last_step:
+    if done > steps:
         raise RunError(
-            f"run {run.name!r} has done {done} steps, and no more than {last_step} are asked of it (steps, "
-            f"--max-steps); ask for {done} or more, or begin another run from an earlier checkpoint: "
-            f"--branch {run.name}@STEP"
+            f"run {run.name!r} has done {done} steps already, more than steps={steps}; ask for more, or "
+            f"begin another run from an earlier checkpoint: --branch {run.name}@STEP"
         )
+    return max(min(stop_at or steps, steps), done)
 
 
 def stored_config(run: RunDirectory) -> TrainConfig:
