@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -12,12 +13,12 @@ import torch
 
 from salt_vla.batches import Batch
 from salt_vla.config import EncoderConfig, OptimizerConfig, PredictorConfig, RuntimeConfig, TrainConfig
-from salt_vla.errors import RunError
+from salt_vla.errors import ConfigError, RunError
 from salt_vla.geometry import ClipGeometry
 from salt_vla.masks import RandomMasks
 from salt_vla.targets import PixelTargets, TargetSpace, Task
 from salt_vla.training.learner import build_learner
-from salt_vla.training.runtime import apply_runtime, resolve_precision
+from salt_vla.training.runtime import apply_runtime, resolve_device, resolve_precision
 from salt_vla.training.step import train_step
 
 GRID = ClipGeometry(num_frames=4, image_size=64, tubelet_size=2, patch_size=8)  # 128 tokens
@@ -128,3 +129,11 @@ def test_activation_checkpointing_is_really_on() -> None:
     assert again == {"encoder": 6, "predictor": 4}
     assert kept_less < 0.6 * kept
     assert same == loss
+
+
+@pytest.mark.parametrize("device", ["meta", "mps", "vulkan", "abacus"])
+@pytest.mark.skipif(sys.platform == "darwin", reason="of machines without MPS")
+def test_a_device_that_computes_nothing_here_is_one_sentence(device: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^runtime\.device '{device}' cannot be used here") as raised:
+        resolve_device(replace(CONFIG, runtime=replace(CONFIG.runtime, device=device)))
+    assert len(str(raised.value)) < 400 and "\n" not in str(raised.value)

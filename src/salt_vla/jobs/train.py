@@ -57,6 +57,7 @@ def train(
         with world.first_alone():
             plan = _open(config, run, allowed, world)
             if world.is_first and recipe is not None:
+                run.require_idle()  # Checking took a while, and this file is written anew.
                 note_recipe(run, recipe, plan.config)
         status = fit(
             *(run, plan.config, plan.learned, plan.held_out, plan.provider),

@@ -35,7 +35,7 @@ def resolve_device(config: TrainConfig) -> TrainConfig:
         if torch.empty(0, device=device).is_meta:
             raise RuntimeError("it holds shapes and no numbers")
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
+        reason = str(error).splitlines()[0].split(". ")[0].rstrip(".")  # Then backends, for pages.
         raise ConfigError(f"runtime.device {device!r} cannot be used here ({reason}); try auto") from error
     threads = runtime.threads or num_cores()
     return replace(config, runtime=replace(runtime, device=device, threads=threads))
