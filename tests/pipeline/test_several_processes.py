@@ -268,6 +268,23 @@ def test_what_is_wrong_is_said_once_and_ends_all(
     assert not (salt.root / "runs" / "uneven").exists()
 
 
+@pytest.mark.parametrize(
+    ("command", "sentence"),
+    [
+        (("sweep", "run", "demo_teacher", "steps=1,2", "--name", "s"), "a sweep runs in one process"),
+        (("demo",), "the demo runs in one process"),
+    ],
+)
+def test_commands_of_many_runs_are_refused_to_several_processes(
+    salt: Any, ranks: Callable[..., Ranks], command: tuple[str, ...], sentence: str
+) -> None:
+    started = ranks(*command)
+    assert started.end() == [2, 2]
+    assert started.said(0).startswith(f"salt-vla: {sentence}; start it without torchrun")
+    assert started.said(0).count("\n") == 1 and started.said(1) == ""
+    assert not [path for path in salt.root.iterdir() if path.is_dir()]
+
+
 def test_a_signal_to_one_stops_all_at_the_same_step(
     salt: Any, student: Command, ranks: Callable[..., Ranks], curve: Any
 ) -> None:

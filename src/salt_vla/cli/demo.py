@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from salt_vla.errors import ConfigError
+from salt_vla.rundir import launched
 
 
 def demo(seed: int = 0, name: str = "demo", data: str = "metaworld-mini", seeds: int = 1) -> None:
@@ -18,6 +19,8 @@ def demo(seed: int = 0, name: str = "demo", data: str = "metaworld-mini", seeds:
         data: metaworld-mini, or the folder of a LeRobot data set.
         seeds: run seeds 0 to seeds - 1, one after another, and join their tables in runs/NAME_seeds.
     """
+    if launched().size > 1:
+        raise ConfigError("the demo runs in one process; start it without torchrun")
     if seeds < 1:
         raise ConfigError(f"--seeds must be at least 1, not {seeds}")
     if seeds > 1 and seed:
