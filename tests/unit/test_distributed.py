@@ -117,6 +117,27 @@ def test_a_signal_to_one_is_known_to_all() -> None:
     assert together(work) == [(False, True, 15)] * 2
 
 
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_signal_that_comes_while_they_agree_is_not_forgotten(size: int) -> None:
+    class Interrupted(StopFlag):
+        """The first look at it is followed by a signal, before anybody has answered."""
+
+        looks = 0
+
+        def __getattribute__(self, name: str) -> Any:
+            value = super().__getattribute__(name)
+            if name == "signal_number" and not self.looks:
+                self.looks, self.signal_number = 1, 2
+            return value
+
+    def work(world: World) -> tuple[bool, bool, int]:
+        stop = Interrupted()
+        return world.is_stopping(stop), world.is_stopping(stop), stop.signal_number
+
+    answers = [work(ALONE)] if size == 1 else together(work)
+    assert answers == [(False, True, 2)] * size
+
+
 def test_a_process_that_is_gone_is_named_by_its_last_word_or_as_silent() -> None:
     store = dist.HashStore()
     world, torchs = (

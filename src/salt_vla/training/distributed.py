@@ -131,8 +131,11 @@ class World:
 
     def is_stopping(self, stop: StopFlag) -> bool:
         """Whether any process has been asked to stop; then `stop` says so in all of them."""
-        stop.signal_number = self.agree(stop.signal_number)
-        return bool(stop)
+        agreed = self.agree(stop.signal_number)
+        if not agreed:  # A signal that came while they agreed counts from the next time on.
+            return False
+        stop.signal_number = agreed
+        return True
 
     @contextmanager
     def first_alone(self) -> Iterator[None]:
