@@ -66,6 +66,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     "runs": {
         "ls": ("runs:ls", "list the runs"),
         "show": ("runs:show", "one run's state, step and last figures"),
+        "supervise": ("runs_control:supervise", "what --detach and the queue start beside a run"),
     },
     "recipes": {
         "ls": ("recipes:ls", "list the experiments that run by name"),

@@ -8,9 +8,11 @@ from typing import Annotated
 
 import tyro
 
+from salt_vla.cli.detach import start_apart
 from salt_vla.cli.train_plan import Ahead
 from salt_vla.config import override
 from salt_vla.errors import ConfigError
+from salt_vla.operations.session import recorded
 from salt_vla.recipes import get_recipe
 from salt_vla.rundir import RunDirectory, launched
 from salt_vla.verdicts import noted_verdict
@@ -28,6 +30,9 @@ def train(
     allow_change: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
     branch: str | None = None,
     memory_limit: str | None = None,
+    detach: bool = False,
+    restarts: int = 0,
+    track: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
     ahead: Annotated[Ahead, tyro.conf.arg(name="")] = Ahead(),  # noqa: B008
 ) -> None:
     """Run a recipe; the same command with the same --name resumes it.
@@ -48,6 +53,9 @@ def train(
         allow_change: a field or section in which a resume may differ from the run's record; repeatable.
         branch: begin from another run's checkpoint, as RUN@STEP, with other steps or rates.
         memory_limit: what a step may take of the GPU's memory, or of RAM without one, such as 25GB.
+        detach: return at once; the run goes on under a supervisor, without this terminal.
+        restarts: with --detach, how often a run that fails is started again from its last checkpoint.
+        track: a tracker that mirrors the metrics (wandb, trackio, tensorboard); repeatable.
     """
     experiment = get_recipe(recipe)
     config = override(experiment.config, overrides)
@@ -59,20 +67,23 @@ def train(
     if max_steps is not None and max_steps < 1:
         raise ConfigError(f"--max-steps must be at least 1, not {max_steps}")
     ahead.require_meaning(branch, max_steps)
-    from salt_vla.jobs import train as job
+    run = RunDirectory.named(recipe if name is None else name)
+    if detach:
+        return start_apart(run.name, restarts)
+    with recorded(run, track):
+        from salt_vla.jobs import train as job
 
-    run = recipe if name is None else name
-    config = job.with_paths(config, data, cache)
-    if memory_limit is not None:
-        config = override(config, [f"runtime.memory_limit={memory_limit}"])
-    if ahead.is_asked:
-        return ahead.tell(config)
-    if branch is not None and launched().rank == 0:  # The others wait until there is a run.
-        from salt_vla.jobs.branch import branch as make_branch
+        config = job.with_paths(config, data, cache)
+        if memory_limit is not None:
+            config = override(config, [f"runtime.memory_limit={memory_limit}"])
+        if ahead.is_asked:
+            return ahead.tell(config)
+        if branch is not None and launched().rank == 0:  # The others wait until there is a run.
+            from salt_vla.jobs.branch import branch as make_branch
 
-        make_branch(RunDirectory.named(run), config, branch, allow_change)
-    status = job.train(config, run, max_steps, allow_change, experiment)
-    print(f"{run}: {status.state} at step {status.step}")
-    verdict = noted_verdict(RunDirectory.named(run))
+            make_branch(run, config, branch, allow_change)
+        status = job.train(config, run.name, max_steps, allow_change, experiment)
+    print(f"{run.name}: {status.state} at step {status.step}")
+    verdict = noted_verdict(run)
     if verdict:
         print(f"{recipe}'s hypothesis: {verdict['verdict']} ({verdict['reason']})")
