@@ -126,11 +126,11 @@ def _against_parent(
             f"there is no finished run of {noted['parent']} on the same clips{length} whose settings differ "
             "from this run's only as the two recipes do"
         )
-    unlike = _unlike(run, config, parent, criterion)
-    if unlike:
+    why = unlike(run, config, parent, _config_of(parent), criterion.kind, criterion.field)
+    if why:
         return undecided(
             f"{criterion.kind}.{criterion.field} of this run and of {parent.name} measure different things "
-            f"({', '.join(unlike)}); probe both encoders with `salt-vla eval`"
+            f"({', '.join(why)}); probe both encoders with `salt-vla eval`"
         )
     theirs = last_figure(parent, criterion.kind, criterion.field)
     if theirs is None:
@@ -191,21 +191,24 @@ def _is_fair(differing: set[str], noted: dict[str, Any], changed: set[str], crit
     return differing <= explained and not given and (bool(differing) or not explained)
 
 
-def _unlike(run: RunDirectory, config: TrainConfig, parent: RunDirectory, criterion: Criterion) -> list[str]:
-    """Why the two runs' figures do not measure the same thing: fields of the task that differ."""
-    if criterion.kind == "probe":
+def unlike(
+    run: RunDirectory, config: TrainConfig, other: RunDirectory, theirs: TrainConfig, kind: str, field: str
+) -> list[str]:
+    """Why a figure of two runs does not measure the same thing: fields of the task that differ. Empty where
+    it does."""
+    if kind == "probe":
         return []
-    theirs = _config_of(parent)
     if "ema" in (config.target.provider, theirs.target.provider):
         return ["each has targets of its own, which move with it"]
-    task = (*TASK, "objective") if "loss" in criterion.field else TASK
-    unlike = [
-        field
-        for field in _differing(theirs, config)
-        if f"{field}.".startswith(tuple(f"{each}." for each in task))
+    task = (*TASK, "objective") if "loss" in field else TASK
+    differing = [
+        each
+        for each in _differing(theirs, config)
+        if f"{each}.".startswith(tuple(f"{name}." for name in task))
     ]
-    as_before = all(_pin(run, name) == _pin(parent, name) for name in TEACHERS)
-    return unlike + ([] if as_before else ["the teacher or its cached latents"])
+    if any(_pin(run, name) != _pin(other, name) for name in TEACHERS):
+        differing.append("the teacher or its cached latents")
+    return differing + ([] if _pin(run, CLIPS) == _pin(other, CLIPS) else ["the clips"])
 
 
 def _differing(before: TrainConfig, after: TrainConfig) -> list[str]:

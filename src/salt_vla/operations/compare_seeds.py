@@ -1,0 +1,109 @@
+"""What may be said of runs that are one experiment with several seeds: means with intervals, and differences
+between two experiments taken seed by seed.
+
+Knows names, settings and figures, no files.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from salt_vla.config import RuntimeConfig, TrainConfig
+
+CONFIDENCE = 0.95
+FEWEST_SEEDS = 3  # for an interval: two points have a spread, but nobody would believe it
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs whose settings are equal but for the seed. `low` and `high`: Student's 95 % interval of the mean
+    over seeds, None below three seeds; `note` says what the figure is."""
+
+    runs: tuple[str, ...]
+    seeds: tuple[int, ...]
+    values: tuple[float | None, ...]
+    mean: float | None
+    low: float | None
+    high: float | None
+    note: str
+
+    @property
+    def name(self) -> str:
+        return self.runs[0]
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """`first` − `against` over the seeds that both have. `apart`: the interval does not hold zero."""
+
+    first: str
+    against: str
+    seeds: tuple[int, ...]
+    differences: tuple[float, ...]
+    mean: float
+    low: float | None
+    high: float | None
+    apart: bool
+    note: str
+
+
+def group_runs(runs: Sequence[tuple[str, TrainConfig | None, float | None]]) -> tuple[Group, ...]:
+    """(name, settings, figure) of runs as groups, in the order of their first runs."""
+    found: dict[Any, list[tuple[str, int, float | None]]] = {}
+    for name, config, value in runs:
+        key = _experiment(config) if config else name
+        found.setdefault(key, []).append((name, config.seed if config else 0, value))
+    return tuple(_group(each) for each in found.values())
+
+
+def paired_differences(groups: Sequence[Group], alike: set[frozenset[str]]) -> tuple[PairedDifference, ...]:
+    """Each group against the first, where they share seeds and `alike` has the pairs of runs."""
+    found = []
+    for group in groups[1:]:
+        first = groups[0]
+        pairs = []
+        for name, seed, value in zip(group.runs, group.seeds, group.values, strict=True):
+            for other, same, theirs in zip(first.runs, first.seeds, first.values, strict=True):
+                fits = seed == same and frozenset((name, other)) in alike
+                if fits and value is not None and theirs is not None:
+                    pairs.append((seed, value - theirs))
+        if pairs:
+            seeds, differences = zip(*sorted(pairs), strict=True)
+            mean, low, high, note = interval(differences)
+            apart = low is not None and high is not None and (low > 0 or high < 0)
+            found.append(
+                PairedDifference(group.name, first.name, seeds, differences, mean, low, high, apart, note)
+            )
+    return tuple(found)
+
+
+def interval(values: Sequence[float]) -> tuple[float, float | None, float | None, str]:
+    """(mean, low, high, what that is): Student's t over seeds with n − 1 degrees of freedom, which takes them
+    for draws of a normal distribution; no interval below three."""
+    count, mean = len(values), sum(values) / len(values)
+    if count < FEWEST_SEEDS:
+        return mean, None, None, "one seed" if count == 1 else f"{count} seeds, too few for an interval"
+    from scipy.stats import t as student_t  # Takes longer to import than all the rest.
+
+    spread = math.sqrt(sum((value - mean) ** 2 for value in values) / (count - 1))
+    half = float(student_t.ppf((1 + CONFIDENCE) / 2, count - 1)) * spread / math.sqrt(count)
+    return mean, mean - half, mean + half, f"95 %, Student's t over {count} seeds"
+
+
+def _group(runs: Sequence[tuple[str, int, float | None]]) -> Group:
+    names, seeds, values = zip(*sorted(runs, key=lambda run: run[1]), strict=True)
+    there = [value for value in values if value is not None]
+    if not there:
+        return Group(names, seeds, values, None, None, None, "no figure")
+    mean, low, high, note = interval(there)
+    return Group(names, seeds, values, mean, low, high, note)
+
+
+def _experiment(config: TrainConfig) -> str:
+    """What is the same for all seeds of an experiment, and how it was computed left out."""
+    fields = asdict(config) | {"seed": 0, "runtime": asdict(RuntimeConfig())}
+    return json.dumps(fields, sort_keys=True)

@@ -1,0 +1,110 @@
+"""A run's `metrics.jsonl` as it grows: only what was appended is read, and only the end where that is enough.
+
+Never complains of a damaged line: whoever looks on shows what can be read; a resume says what cannot.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+Points = tuple[list[float], list[float]]  # (x, values), in order
+BLOCK = 64 * 1024  # bytes read at once from a file's end
+
+
+def read_rows(lines: Iterable[bytes]) -> tuple[list[Row], int]:
+    """The rows of metrics among `lines`, and how many of them are none."""
+    rows: list[Row] = []
+    damaged = 0
+    for line in lines:
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+        if isinstance(row, dict) and isinstance(row.get("kind"), str) and type(row.get("step")) is int:
+            rows.append(row)
+        else:
+            damaged += 1
+    return rows, damaged
+
+
+class Follower:
+    """Reads a file of metrics from where it stopped; begins again where the file is another one or shorter
+    (a resume trims it). `rows` holds all that is there now, `damaged` counts lines that are no rows."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.rows: list[Row] = []
+        self.damaged = 0
+        self.bytes_read = 0  # since the beginning of this object, over all beginnings of the file
+        self._inode = -1
+        self._place = 0
+
+    def poll(self) -> list[Row]:
+        """Rows that came since the last call; all of them after a new beginning."""
+        try:
+            file = self.file.open("rb")
+        except FileNotFoundError:
+            self._restart(-1)
+            return []
+        with file:
+            about = os.fstat(file.fileno())
+            if about.st_ino != self._inode or about.st_size < self._place:
+                self._restart(about.st_ino)
+            file.seek(self._place)
+            fresh = file.read()
+        whole = fresh.rfind(b"\n") + 1  # A line that is still being written is for the next time.
+        self.bytes_read += len(fresh)
+        self._place += whole
+        rows, damaged = read_rows(fresh[:whole].splitlines())
+        self.rows += rows
+        self.damaged += damaged
+        return rows
+
+    def _restart(self, inode: int) -> None:
+        self.rows, self.damaged, self._inode, self._place = [], 0, inode, 0
+
+
+def last_rows(file: str | Path, train: int = 1, most_bytes: int = 4 * BLOCK) -> tuple[list[Row], list[Row]]:
+    """(the last `train` rows of kind train, the last of kind val) of a file of metrics, each in order, read
+    from its end; what lies more than `most_bytes` before the end is not looked for."""
+    try:
+        descriptor = os.open(file, os.O_RDONLY)
+    except (FileNotFoundError, NotADirectoryError):
+        return [], []
+    found: dict[str, list[Row]] = {"train": [], "val": []}
+    wanted = {"train": train, "val": 1}
+    try:
+        start = end = os.fstat(descriptor).st_size
+        rest, is_last = b"", True
+        while start > 0 and end - start < most_bytes and any(len(found[k]) < n for k, n in wanted.items()):
+            size = min(start, BLOCK if rest or not is_last else 4096)
+            start -= size
+            lines = (os.pread(descriptor, size, start) + rest).split(b"\n")
+            if is_last:
+                lines.pop()  # Empty, or cut off by a crash.
+                is_last = False
+                if not lines:
+                    continue
+            rest = lines.pop(0) if start else b""
+            for row in reversed(read_rows(line for line in lines if line)[0]):
+                if len(found.get(row["kind"], ())) < wanted.get(row["kind"], 0):
+                    found[row["kind"]].append(row)
+    finally:
+        os.close(descriptor)
+    return found["train"][::-1], found["val"][::-1]
+
+
+def points(rows: Sequence[Row], kind: str, column: str) -> tuple[list[int], list[float]]:
+    """(steps, values) of one column of the rows of one kind; what is no finite number is left out."""
+    found = [(row["step"], row[column]) for row in rows if row["kind"] == kind and is_number(row.get(column))]
+    return [step for step, _ in found], [float(value) for _, value in found]
+
+
+def is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)

@@ -1,0 +1,213 @@
+"""What a person wants to know of a run at a glance, read from its directory, whatever state that is in.
+
+Knows files of runs, not how they are shown; one damaged run never hides the others.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from salt_vla.config import TrainConfig, from_json
+from salt_vla.errors import UserError
+from salt_vla.operations.curves import Follower, Row, is_number, last_rows, points
+from salt_vla.rundir import RunDirectory, Status, all_runs, read_json
+from salt_vla.verdicts import noted_recipe, noted_verdict
+
+COST, MASKS, PROBES = "cost.json", "masks.json", "probes.json"
+MINIMA = (
+    ("train", "loss"), ("val", "loss"),
+    ("val", "r2_position_mean"), ("val", "r2_channel_mean"), ("val", "r2_copy_nearest"),
+)  # fmt: skip
+HIGHER_IS_BETTER = "r2_"
+ROWS_OF_PACE = 20  # lines of metrics that a rate is taken over: validations and checkpoints fall among them
+WAITS_TOO_LONG = 0.2  # share of the time that a loop waits for its data, from which on it is said
+
+
+@dataclass(frozen=True)
+class Overview:
+    """A run as it is now. `status.state` is `damaged` where its files cannot be read, `exit_reason` says why.
+
+    `recipe`, `verdict`, `masks`, `cost` are what its files hold, empty where there are none. `best` has, for
+    `kind.column`, the best value and its step: the lowest, or of an R² the highest; it is read of one run
+    alone, not for lists. `rate` in steps a second, over the last lines; `updated` is when the run last gave a
+    sign of life, in seconds since the epoch."""
+
+    name: str
+    status: Status
+    recipe: dict[str, Any] = field(default_factory=dict)
+    verdict: dict[str, Any] = field(default_factory=dict)
+    masks: dict[str, Any] = field(default_factory=dict)
+    cost: dict[str, Any] = field(default_factory=dict)
+    last_train: Row = field(default_factory=dict)
+    last_val: Row = field(default_factory=dict)
+    best: dict[str, tuple[float, int]] = field(default_factory=dict)
+    clips_per_s: float | None = None
+    rate: float | None = None
+    warnings: tuple[str, ...] = ()
+    updated: float = 0.0
+
+    @property
+    def state(self) -> str:
+        return self.status.state
+
+    @property
+    def is_running(self) -> bool:
+        return self.status.state == "running"
+
+    @property
+    def step(self) -> int:
+        """The last step that is known of: status.json is written at checkpoints, metrics more often."""
+        return max(self.status.step, self.last_train.get("step", 0))
+
+    @property
+    def total_steps(self) -> int:
+        return self.status.total_steps
+
+    @property
+    def share(self) -> float:
+        """Of its steps that are done, from 0 to 1."""
+        return min(1.0, self.step / self.total_steps) if self.total_steps else 0.0
+
+    @property
+    def eta_seconds(self) -> float | None:
+        """Until the last step, of a run at work."""
+        if not self.is_running or not self.rate:
+            return None
+        return max(0, self.total_steps - self.step) / self.rate
+
+    @property
+    def data_wait_share(self) -> float | None:
+        return _number(self.last_train, "data_wait_share")
+
+    @property
+    def memory_gb(self) -> float | None:
+        return _number(self.last_train, "memory_gb")
+
+    def figure(self, kind: str, column: str) -> float | None:
+        """Of the last row of that kind, `train` or `val`."""
+        return _number(self.last_train if kind == "train" else self.last_val, column)
+
+    def to_json(self) -> dict[str, Any]:
+        """One flat object, as `runs show --json` prints it: the status' fields among the others."""
+        row = {"name": self.name, **asdict(self.status), "recipe": self.recipe, "verdict": self.verdict}
+        row |= {"masks": self.masks, "cost": self.cost, "current_step": self.step, "rate": self.rate}
+        row |= {"eta_seconds": self.eta_seconds, "clips_per_s": self.clips_per_s}
+        row |= {"data_wait_share": self.data_wait_share, "memory_gb": self.memory_gb}
+        row |= {"best": {k: {"value": v, "step": s} for k, (v, s) in self.best.items()}}
+        row |= {"warnings": list(self.warnings), "updated": self.updated}
+        for kind, last in (("train", self.last_train), ("val", self.last_val)):
+            row |= {f"last_{kind}": last} if last else {}
+        return row
+
+
+def overview(run: RunDirectory, rows: list[Row] | None = None) -> Overview:
+    """All of it, the best figures too; `rows`: the run's metrics, where somebody has them already."""
+    if rows is None:
+        follower = Follower(run.metrics_file)
+        follower.poll()
+        rows = follower.rows
+    train = [row for row in rows if row["kind"] == "train"][-ROWS_OF_PACE:]
+    seen = _glance(run, train, [row for row in rows if row["kind"] == "val"][-1:])
+    return replace(seen, best=best_of(rows))
+
+
+def overviews() -> list[Overview]:
+    """Of every run under the root, by name, without the best figures: what a list shows, of 10,000 too."""
+    return [glance(run) for run in all_runs()]
+
+
+def glance(run: RunDirectory) -> Overview:
+    """As `overview`, from the end of the metrics alone: without the best figures."""
+    return _glance(run, *last_rows(run.metrics_file, ROWS_OF_PACE))
+
+
+def _glance(run: RunDirectory, train: list[Row], val: list[Row]) -> Overview:
+    try:
+        about = {"recipe": noted_recipe(run), "verdict": noted_verdict(run)}
+        about |= {"masks": noted(run, MASKS), "cost": noted(run, COST)}
+        status = run.status()
+    except UserError as error:
+        return Overview(run.name, Status("damaged", exit_reason=str(error)))
+    last_train, last_val = (rows[-1] if rows else {} for rows in (train, val))
+    pace = [row["clips_per_s"] for row in train if is_number(row.get("clips_per_s")) and row["clips_per_s"]]
+    clips_per_s = len(pace) / sum(1 / each for each in pace) if pace else None
+    clips = _clips_a_step(run, about["cost"]) if clips_per_s and status.state == "running" else None
+    return Overview(
+        run.name, status, **about,
+        last_train=last_train,
+        last_val=last_val,
+        clips_per_s=clips_per_s,
+        rate=clips_per_s / clips if clips_per_s and clips else None,
+        warnings=tuple(_warnings(last_train, last_val)),
+        updated=max(_changed(run.metrics_file), _changed(run.path / "status.json")),
+    )  # fmt: skip
+
+
+def curve(run: RunDirectory, kind: str, column: str) -> tuple[list[int], list[float]]:
+    """(steps, values) of a column of the run's metrics; what is no finite number is left out."""
+    follower = Follower(run.metrics_file)
+    follower.poll()
+    return points(follower.rows, kind, column)
+
+
+def best_of(rows: list[Row]) -> dict[str, tuple[float, int]]:
+    """`kind.column` → (best value, its step) of the columns that runs are judged by."""
+    best: dict[str, tuple[float, int]] = {}
+    for kind, column in MINIMA:
+        steps, values = points(rows, kind, column)
+        if values:
+            value = max(values) if column.startswith(HIGHER_IS_BETTER) else min(values)
+            best[f"{kind}.{column}"] = (value, steps[values.index(value)])
+    return best
+
+
+def noted(run: RunDirectory, name: str) -> dict[str, Any]:
+    """What one of the run's files holds; empty where it has none. Raises `RunError` for a damaged one."""
+    file = run.path / name
+    return read_json(file, dict) if file.is_file() else {}
+
+
+def config_of(run: RunDirectory) -> TrainConfig | None:
+    """None where the run ended before it had one. Raises `ConfigError` for a damaged one."""
+    if not run.config_file.is_file():
+        return None
+    return from_json(TrainConfig, run.config_file.read_bytes(), str(run.config_file))
+
+
+def _clips_a_step(run: RunDirectory, cost: dict[str, Any]) -> int | None:
+    if is_number(cost.get("clips_a_step")):
+        return int(cost["clips_a_step"])
+    try:
+        config = config_of(run)
+    except UserError:  # A rate is not worth hiding the rest for.
+        return None
+    return config.batch_size if config else None
+
+
+def _warnings(train: Row, val: Row) -> list[str]:
+    said = []
+    wait = _number(train, "data_wait_share") or 0.0
+    if wait > WAITS_TOO_LONG:
+        said.append(f"waits for its data {wait:.0%} of the time")
+    if train.get("collapse"):
+        said.append(f"predictions have collapsed (step {train['step']})")
+    for row, what in ((train, "train"), (val, "val")):
+        if row.get("corrupt_records"):
+            said.append(f"{row['corrupt_records']} damaged records skipped ({what})")
+    if train.get("bad_steps"):
+        said.append(f"{train['bad_steps']} bad steps left the weights as they were")
+    return said
+
+
+def _number(row: Row, column: str) -> float | None:
+    value = row.get(column)
+    return float(value) if is_number(value) and value is not None else None
+
+
+def _changed(file: Path) -> float:
+    try:
+        return file.stat().st_mtime
+    except OSError:
+        return 0.0
