@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,6 +28,11 @@ from salt_vla.data.lerobot_writer import DatasetLayout, Episode, Feature, writin
 from salt_vla.data.segments import Cutting
 from salt_vla.data.video_writer import EpisodeVideoFile
 from salt_vla.jobs.data_index import index_data
+
+def pytest_configure() -> None:
+    """Signals act on this process and its children as in a terminal, also where the tests run under nohup."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
 
 LENGTHS = (34, 40, 32, 37, 33, 36)
 FIRST_VALIDATION_EPISODE = 4
