@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,50 @@ def test_namesakes_are_told_apart_by_the_run(workshop: Any, tmp_path: Path) -> N
     assert encoder_names([f"{paths[0]}/"]) == ["best"]
 
 
-def test_eval_leaves_nothing_behind(workshop: Any, rows: list[dict[str, Any]]) -> None:
+def test_a_runs_figures_are_kept_beside_it_once_a_suite_and_data_set(
+    workshop: Any, rows: list[dict[str, Any]]
+) -> None:
+    def kept() -> dict[str, Any]:
+        return json.loads((workshop.teacher / "probes.json").read_text())
+
+    own = [row for row in rows if row["encoder"] == "teacher"]
+    assert [row for suite in kept()["suites"] for row in suite["rows"]] == own
+    assert {suite["step"] for suite in kept()["suites"]} == {6}
+    pairs = [pair for suite in kept()["suites"] for pair in suite["comparisons"]]
+    assert {(pair["encoder"], pair["against"]) for pair in pairs} == {
+        ("teacher", "random"),
+        ("teacher", "pixels"),
+    }
+    before = kept()
+    workshop.salt.ok("eval", workshop.teacher, "--data", workshop.dataset)
+    assert kept() == before
+    other = before["suites"][0] | {"clip_table": "another"}
+    (workshop.teacher / "probes.json").write_text(json.dumps({"suites": [other]}))
+    workshop.salt.ok("eval", "teacher", "--data", workshop.dataset)
+    assert kept() == {"suites": [other, *before["suites"]]}
+
+
+def test_figures_that_cannot_be_kept_are_given_all_the_same(
+    workshop: Any, rows: list[dict[str, Any]]
+) -> None:
+    kept = workshop.teacher / "probes.json"
+    before = kept.read_bytes()
+    kept.write_text("no JSON")
+    answer = workshop.salt("eval", "teacher", "--data", workshop.dataset, "--json")
+    kept.write_bytes(before)
+    assert answer.code == 0 and json.loads(answer.out) == rows
+    assert "not kept" in answer.err and "probes.json is damaged" in answer.err
+
+
+def test_a_checkpoint_is_not_taken_for_its_run(workshop: Any, salt: Any) -> None:
+    checkpoint = workshop.teacher / "checkpoints" / "step_00000006"
+    copied = salt.root / "runs" / "copy"
+    shutil.copytree(checkpoint, copied / "checkpoints" / "step_00000006")
+    salt.ok("eval", checkpoint, copied, "--data", workshop.table, "--frame-stride", 2)
+    assert not list(salt.root.rglob("probes.json")), "neither is a run with settings"
+
+
+def test_eval_leaves_nothing_else_behind(workshop: Any, rows: list[dict[str, Any]]) -> None:
     before = workshop.salt.files()
     workshop.salt.ok("eval", "teacher", "--data", workshop.table, "--json")
     assert workshop.salt.files() == before

@@ -1,4 +1,5 @@
-"""What a run's masks are like is counted at its first start, once, and can be read where the run is shown."""
+"""What a run's masks are like and what its steps cost is counted at its first start, once, and can be read
+where the run is shown."""
 
 from __future__ import annotations
 
@@ -11,9 +12,11 @@ import pytest
 from salt_vla.cli import main
 from salt_vla.config import EncoderConfig, MaskConfig, TrainConfig
 from salt_vla.geometry import ClipGeometry
-from salt_vla.jobs.start import note_masks, noted_masks
+from salt_vla.jobs.start import note_cost, note_masks, noted_masks
 from salt_vla.masks import build_masks, mask_statistics
 from salt_vla.rundir import RunDirectory, Status
+from salt_vla.training.flops import mean_step_flops
+from salt_vla.training.learner import build_learner
 
 GRID = ClipGeometry(num_frames=4, image_size=48, tubelet_size=2, patch_size=8)
 CONFIG = TrainConfig(
@@ -67,3 +70,22 @@ def test_runs_show_says_it(run: RunDirectory, capsys: pytest.CaptureFixture[str]
     assert main(["runs", "show", "some"]) == 0
     said = capsys.readouterr().out
     assert "masked; context" in said and "padding" in said
+
+
+def test_the_first_start_writes_what_a_step_costs(run: RunDirectory) -> None:
+    note_cost(run, CONFIG, 24, clips=100)
+    cost = json.loads((run.path / "cost.json").read_text())
+    learner = build_learner(CONFIG, 24, "cpu")
+    for part in ("encoder", "predictor"):
+        there = sum(each.numel() for each in getattr(learner.networks, part).parameters())
+        assert cost["parameters"][part] == there
+    counted = mean_step_flops(CONFIG, 24, build_masks(CONFIG.masks, GRID)).total
+    assert cost["flops_a_step"] == counted * 8 == cost["flops_a_clip"]["total"] * 8 > 0
+    assert (cost["clips_a_step"], cost["clips_an_epoch"], cost["tokens_a_clip"]) == (8, 100, 72)
+
+
+def test_what_a_step_cost_at_the_first_start_stays_on_record(run: RunDirectory) -> None:
+    note_cost(run, CONFIG, 24, clips=100)
+    before = (run.path / "cost.json").read_bytes()
+    note_cost(run, replace(CONFIG, batch_size=16), 24, clips=50)
+    assert (run.path / "cost.json").read_bytes() == before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import tyro
@@ -20,6 +21,8 @@ def evaluate(
 ) -> None:
     """Probe encoders on held-out episodes, beside a random encoder, pixels and the constant predictor.
 
+    Figures of a run's last checkpoint are kept in the run's probes.json, for `runs compare` and reports.
+
     Example: salt-vla eval demo_student demo_teacher --suite probes --json
 
     Args:
@@ -36,7 +39,7 @@ def evaluate(
 
     from salt_vla.evaluation.suites import to_objects
     from salt_vla.jobs.data import open_table
-    from salt_vla.jobs.evaluate import encoder_names, evaluate_encoders
+    from salt_vla.jobs.evaluate import encoder_names, evaluate_encoders, leave_probes
     from salt_vla.jobs.teacher import teacher_and_data
     from salt_vla.reports.tables import difference_table, score_table, to_rich
 
@@ -49,6 +52,11 @@ def evaluate(
         data_config = replace(data_config, view=replace(data_config.view, frame_stride=frame_stride))
     table = open_table(data, data_config.view, first.geometry)
     results = evaluate_encoders(list(encoders), suite, data_config, table, seed)
+    names = encoder_names(encoders)
+    try:
+        leave_probes(results, dict(zip(names, encoders, strict=True)), table)
+    except UserError as error:  # The figures are what was asked for.
+        print(f"salt-vla: these figures are not kept beside the run: {error}", file=sys.stderr)
     if json:
         print_json([row for result in results for row in to_objects(result.rows)])
         return
@@ -56,5 +64,5 @@ def evaluate(
         rows, pairs = to_objects(result.rows), to_objects(result.comparisons)
         console = Console()
         console.print(to_rich(score_table(rows, pairs, result.suite, title=result.suite)))
-        for name in encoder_names(encoders):
+        for name in names:
             console.print(to_rich(difference_table(pairs, name, result.suite)))

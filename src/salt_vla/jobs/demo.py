@@ -14,7 +14,7 @@ from salt_vla.jobs.build_cache import build_cache, canonical_only
 from salt_vla.jobs.data import open_table, open_views, split_table
 from salt_vla.jobs.demo_plan import Demo, demo_models, stage
 from salt_vla.jobs.demo_report import write_report
-from salt_vla.jobs.evaluate import RESULTS, evaluate, write_results
+from salt_vla.jobs.evaluate import RESULTS, evaluate, leave_probes, write_results
 from salt_vla.jobs.train import train
 from salt_vla.rundir import RunDirectory, read_json, write_text
 from salt_vla.teachers import load_teacher
@@ -64,4 +64,5 @@ def evaluate_demo(demo: Demo, table: ClipTable) -> None:
         return
     results = evaluate(models, table, demo.student.data, demo.student.geometry, demo.student.seed)
     write_results(results, demo.folder)
+    leave_probes(results, {"student": demo.student_run.path, "teacher": demo.teacher_run.path}, table)
     write_text(record, json.dumps(wanted, indent=2))

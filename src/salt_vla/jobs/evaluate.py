@@ -21,10 +21,10 @@ from salt_vla.evaluation.targets import build_targets
 from salt_vla.geometry import ClipGeometry
 from salt_vla.jobs.data import open_views, split_table
 from salt_vla.models import build_encoder
-from salt_vla.models.loading import load_encoder
+from salt_vla.models.loading import encoder_directory, load_encoder
 from salt_vla.progress import progress
 from salt_vla.registry import SIGNALS, resolve
-from salt_vla.rundir import run_or_directory, write_atomically, write_text
+from salt_vla.rundir import RunDirectory, read_json, root, run_or_directory, write_atomically, write_text
 from salt_vla.teachers.pixel import EncoderTeacher
 from salt_vla.view_store import ViewSource
 
@@ -35,6 +35,7 @@ BATCH_SIZE = 64
 POOLINGS = ("grid", "step", "mean")
 SUITES = ("probes",)
 RESULTS = ("report.json", "comparisons.json", "scores.npz")
+PROBES = "probes.json"
 
 
 def load_model(path: str, name: str) -> EncoderTeacher:
@@ -131,6 +132,35 @@ def write_results(results: list[SuiteResult], folder: Path) -> None:
 def _save_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
     with path.open("wb") as file:
         np.savez_compressed(file, allow_pickle=False, **arrays)
+
+
+def leave_probes(
+    results: Sequence[SuiteResult], paths: Mapping[str, str | Path], table: ClipTable
+) -> list[RunDirectory]:
+    """Write each encoder's own rows and comparisons into `probes.json` of the run that it is the last
+    checkpoint of, in place of what that said of the same suite and clips; those runs. `paths`: where each
+    encoder was read from, by its name in the results."""
+    left = []
+    for name, path in paths.items():
+        place = run_or_directory(path)
+        run = RunDirectory(root() / "runs" / place.absolute().name)
+        if not run.config_file.is_file() or not place.samefile(run.path):
+            continue  # A checkpoint or an export: whether it is some run's last, nobody says.
+        about = {"clip_table": table.hash, "step": int(encoder_directory(place).name.removeprefix("step_"))}
+        now = [
+            {"suite": result.suite}
+            | about
+            | {"rows": to_objects(row for row in result.rows if row.encoder == name)}
+            | {"comparisons": to_objects(pair for pair in result.comparisons if pair.encoder == name)}
+            for result in results
+        ]
+        replaced = {(each["suite"], each["clip_table"]) for each in now}
+        file = run.path / PROBES
+        before = read_json(file, dict).get("suites", []) if file.is_file() else []
+        kept = [each for each in before if (each["suite"], each["clip_table"]) not in replaced]
+        write_text(file, json.dumps({"suites": kept + now}, indent=1))
+        left.append(run)
+    return left
 
 
 def encoder_names(paths: Sequence[str]) -> list[str]:

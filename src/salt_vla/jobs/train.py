@@ -20,7 +20,7 @@ from salt_vla.jobs.data import Splits, open_table, open_views, split_table, trai
 from salt_vla.jobs.data_index import EMBEDDED
 from salt_vla.jobs.left_out import pin_left_out, usable_as_before
 from salt_vla.jobs.resources import require_memory
-from salt_vla.jobs.start import note_masks
+from salt_vla.jobs.start import note_cost, note_masks
 from salt_vla.masks import build_masks
 from salt_vla.models.inflate import provenance_of_start, starting_weights
 from salt_vla.objectives import check_objective
@@ -110,6 +110,7 @@ def _open(config: TrainConfig, run: RunDirectory, allowed: Sequence[str], world:
     lacking = pin_left_out(run, splits.train, learned.clip_ids)
     pin_left_out(run, splits.validation, held_out.clip_ids)
     note_masks(run, config)
+    note_cost(run, config, targets.provider.dim, len(learned.clip_ids))
     several = f"; one of {world.size} processes ({config.runtime.parallel})" if world.size > 1 else ""
     without = f"; without {lacking} of {len(splits.train)} clips to learn from" if lacking else ""
     note = f"held-out clips: {splits.note}{without}{begins}{several}"

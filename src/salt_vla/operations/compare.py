@@ -172,10 +172,11 @@ def _read(run: RunDirectory) -> Compared:
                 means.setdefault((step * clips - 1) // an_epoch, []).append(value)
         last, found = values[-LAST_LINES:], best.get(column)
         epochs = tuple(sum(each) / len(each) for _, each in sorted(means.items()))
-        value, step = found or (None, 0)
-        figures[column] = Figures(values[-1], value, step, sum(last) / len(last), epochs)
+        figures[column] = Figures(
+            values[-1], *(found or (values[-1], steps[-1])), sum(last) / len(last), epochs
+        )
     flops = seen.cost.get("flops_a_step")
-    probed = tuple(row for suite in probes.get("suites", {}).values() for row in suite.get("rows", []))
+    probed = tuple(row for suite in probes.get("suites", []) for row in suite["rows"])
     return Compared(seen, config, tuple(rows), figures, clips, flops, probed)
 
 
