@@ -24,6 +24,7 @@ from salt_vla.errors import ResourceError, RunError
 
 T = TypeVar("T")
 DECODER = "SALT_VLA_DECODER"
+DASHBOARD_TOKEN = "SALT_VLA_DASHBOARD_TOKEN"
 ROOT = "SALT_VLA_ROOT"
 LONGEST_NAME = 100
 _NAME = re.compile(rf"(?=.{{1,{LONGEST_NAME}}}\Z)[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -46,6 +47,11 @@ def num_cores() -> int:
 def wanted_decoder() -> str:
     """Which library reads video: the variable `DECODER`, or `auto`."""
     return os.environ.get(DECODER) or "auto"
+
+
+def dashboard_token() -> str:
+    """What lets a page act: the variable `DASHBOARD_TOKEN`; empty where it is not set."""
+    return os.environ.get(DASHBOARD_TOKEN, "")
 
 
 def require_name(name: str, what: str) -> None:
@@ -230,6 +236,7 @@ class RunDirectory:
         self.metrics_file = path / "metrics.jsonl"
         self.log_file = path / "log.txt"
         self.checkpoints = path / "checkpoints"
+        self.pictures = path / "pictures"
 
     @classmethod
     def named(cls, name: str) -> RunDirectory:
