@@ -1,32 +1,49 @@
-"""A run's directory: who is running it, what it measured, and files that appear only whole.
+"""A run's directory: who is running it, what it measured, and how it ended.
 
 Knows nothing of models or training; `operations` reads runs through this module alone.
 """
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import json
 import math
 import os
 import re
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import psutil
+from salt_vla.errors import RunError
+from salt_vla.files import flush_folder as flush_folder
+from salt_vla.files import is_in_work
+from salt_vla.files import read_json as read_json
+from salt_vla.files import require_place as require_place
+from salt_vla.files import to_json_line as to_json_line
+from salt_vla.files import void as void
+from salt_vla.files import write_atomically as write_atomically
+from salt_vla.files import write_text as write_text
+from salt_vla.files import writing_to as writing_to
+from salt_vla.identity import ProcessId, boot_id, identity
 
-from salt_vla.errors import ResourceError, RunError
-
-T = TypeVar("T")
 DECODER = "SALT_VLA_DECODER"
 DASHBOARD_TOKEN = "SALT_VLA_DASHBOARD_TOKEN"
 ROOT = "SALT_VLA_ROOT"
 LONGEST_NAME = 100
+ENDINGS = (
+    "finished",
+    "stopped",  # by `salt-vla runs stop`
+    "signal",
+    "exception",
+    "watchdog",
+    "time_limit",
+    "killed",
+    "out_of_memory",
+    "machine",
+)
+BEFORE_CONFIG = ("status.json", "launch.json")
 _NAME = re.compile(rf"(?=.{{1,{LONGEST_NAME}}}\Z)[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -99,108 +116,12 @@ def run_or_directory(name: str | os.PathLike[str]) -> Path:
     return path if path.is_dir() else root() / "runs" / path
 
 
-@contextmanager
-def writing_to(path: Path) -> Iterator[None]:
-    """Turn the operating system's refusals into a sentence that names the place and the cure."""
-    try:
-        yield
-    except PermissionError as error:
-        raise ResourceError(
-            f"cannot write {_named(error, path)}: permission denied; choose another folder"
-        ) from error
-    except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else str(error)
-        raise ResourceError(
-            f"cannot write {_named(error, path)}: {reason}; make space or choose another folder"
-        ) from error
-
-
-def _named(error: OSError, path: Path) -> str | Path:
-    """The place that the system names, unless it is a temporary file, which nobody asked for."""
-    said = str(error.filename or path)
-    return path if said.endswith(".part") else said
-
-
-def require_place(path: Path) -> None:
-    """Refuse to write a file where a folder, a device or a pipe is: a rename would take its place."""
-    folder = os.path.realpath(path.parent)
-    if path.is_dir():
-        raise ResourceError(f"cannot write {path}: it is a folder; give the name of a file in it")
-    is_device = folder == "/dev" or f"{folder}/".startswith("/proc/")  # Their links may lead to files.
-    if is_device or (path.exists() and not path.is_file()):
-        raise ResourceError(f"cannot write {path}: it is a device or a pipe; give the name of a file")
-
-
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary file beside `path`, flush it to disk and rename it into place."""
-    with writing_to(path):
-        require_place(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        prefix = f".{path.name}.{os.getpid()}-"
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=prefix, suffix=".part")
-        os.close(handle)
-        temporary = Path(name)
-        try:
-            write(temporary)
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
-            temporary.chmod(0o644)
-            temporary.replace(path)
-            flush_folder(path.parent)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-
-def _is_in_work(part: Path) -> bool:
-    """Whether the process lives that writes this file, one of `write_atomically`."""
-    writer = re.search(r"\.(\d{1,9})-[^.]*\.part\Z", part.name)
-    return writer is not None and psutil.pid_exists(int(writer[1]))
-
-
-def flush_folder(folder: Path) -> None:
-    """Only then does a rename survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # Some network file systems flush no folders.
-            raise
-    finally:
-        os.close(descriptor)
-
-
-def write_text(path: Path, text: str) -> None:
-    write_atomically(path, lambda temporary: void(temporary.write_text(text)))
-
-
-def void(_: object) -> None:
-    """Drop a value, for callbacks that must return None."""
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no NaN: what was not a number is written as null."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def to_json_line(row: dict[str, Any]) -> str:
-    return json.dumps({key: _finite(value) for key, value in row.items()}, allow_nan=False)
-
-
-def read_json(path: Path, kind: type[T], cure: str = "remove it and run the same command again") -> T:
-    """A JSON file that holds a `kind` (dict or list); a damaged one is a sentence with its cure."""
-    try:
-        value = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise RunError(f"{path} is damaged ({error}); {cure}") from error
-    if not isinstance(value, kind):
-        raise RunError(f"{path} is damaged (no {kind.__name__}); {cure}")
-    return value
-
-
 @dataclass(frozen=True)
 class Status:
-    """What `status.json` holds. `pid` and `started` (process start, seconds since the epoch) name a process
-    beyond doubt, since a pid alone is used again."""
+    """What `status.json` holds. `pid`, `started` (process start, seconds since the epoch), `boot` and `ticks`
+    name a process beyond doubt, since a pid alone is used again. `ending` is one word for how it ended, one
+    of `ENDINGS`, and `exit_reason` a sentence; `ended` is when, in seconds since the epoch. All three are
+    empty while it runs."""
 
     state: str
     step: int = 0
@@ -211,20 +132,28 @@ class Status:
     exit_reason: str = ""
     seconds: float = 0.0
     branched_from: str = ""
+    ending: str = ""
+    ended: float = 0.0
+    boot: str = ""
+    ticks: int = 0
+
+    @property
+    def process(self) -> ProcessId:
+        """Who wrote it."""
+        return ProcessId(self.pid, self.started, self.boot, self.ticks)
 
 
 def _is_count(value: Any) -> bool:
     return type(value) in (int, float) and 0 <= value < math.inf
 
 
-def _is_alive(status: Status) -> bool:
-    """Whether the very process that wrote `status` still works; a dead one nobody has waited for does not."""
-    try:
-        process = psutil.Process(status.pid)
-        is_same = abs(process.create_time() - status.started) < 1.0
-        return is_same and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
+def _lost(status: Status) -> Status:
+    """What there is to say of a run whose process is gone without a word."""
+    if status.boot and status.boot != boot_id():
+        reason = "the machine was restarted or lost its power while the run worked"
+        return replace(status, state="killed", ending="machine", exit_reason=reason)
+    reason = "killed without a word (the process is gone)"
+    return replace(status, state="killed", ending="killed", exit_reason=reason)
 
 
 class RunDirectory:
@@ -248,7 +177,8 @@ class RunDirectory:
         return self.path.name
 
     def exists(self) -> bool:
-        return self.config_file.is_file()
+        """Whether anything ever worked or shall work here, also what failed before it had settings."""
+        return self.config_file.is_file() or any((self.path / name).is_file() for name in BEFORE_CONFIG)
 
     def require(self) -> RunDirectory:
         if not self.exists():
@@ -264,14 +194,12 @@ class RunDirectory:
             return Status(state="queued")
         except TypeError as error:
             raise RunError(f"{path} is damaged ({error}); remove it to let the run resume") from error
-        names = ("pid", "started", "step", "total_steps", "seconds")
+        names = ("pid", "started", "step", "total_steps", "seconds", "ended", "ticks")
         wrong = [name for name in names if not _is_count(getattr(recorded, name))]
         if wrong:
             raise RunError(f"{path} is damaged ({', '.join(wrong)}); remove it to let the run resume")
-        if recorded.state == "running" and not _is_alive(recorded):
-            return replace(
-                recorded, state="killed", exit_reason="killed without a word (the process is gone)"
-            )
+        if recorded.state == "running" and not recorded.process.is_alive():
+            return _lost(recorded)
         return recorded
 
     def set_status(self, status: Status) -> None:
@@ -286,18 +214,22 @@ class RunDirectory:
 
     def claim(self, total_steps: int) -> Status:
         """Take the run for this process; refuse while another works on it. Of several at once one wins."""
-        pid, started = os.getpid(), psutil.Process().create_time()
+        me = identity()
         with self._one_at_a_time():
             status = replace(
                 self.require_idle(),
                 state="running",
                 total_steps=total_steps,
-                pid=pid,
-                started=started,
+                pid=me.pid,
+                started=me.started,
+                boot=me.boot,
+                ticks=me.ticks,
                 exit_reason="",
+                ending="",
+                ended=0.0,
             )
             for leftover in self.path.glob(".*.part"):
-                if not _is_in_work(leftover):  # Else of a process that is about to be refused.
+                if not is_in_work(leftover):  # Else of a process that is about to be refused.
                     leftover.unlink(missing_ok=True)
             self.set_status(status)
         return status

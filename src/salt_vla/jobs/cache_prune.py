@@ -211,15 +211,23 @@ def _require_known_runs() -> None:
     for path in sorted(runs.iterdir()):
         is_away = path.is_symlink() and not path.exists()
         is_run = any((path / name).exists() for name in OF_RUNS)
-        if is_away or (is_run and not RunDirectory(path).exists()):
+        run = RunDirectory(path)
+        if is_away or (is_run and not run.config_file.is_file() and not _never_began(run)):
             raise RunError(
                 f"{path} is a run without a config.json, so nobody knows which caches it needs: mend or "
                 "remove it"
             )
 
 
+def _never_began(run: RunDirectory) -> bool:
+    """Whether it ended before it had settings, so that it uses nothing."""
+    status = run.status()
+    has_worked = any((run.path / name).exists() for name in OF_RUNS if name != "status.json")
+    return status.state in ("failed", "killed", "stopped") and status.step == 0 and not has_worked
+
+
 def _users() -> list[_User]:
-    return [_user(run) for run in all_runs()]
+    return [_user(run) for run in all_runs() if run.config_file.is_file()]
 
 
 def _user(run: RunDirectory) -> _User:

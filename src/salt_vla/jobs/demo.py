@@ -45,9 +45,9 @@ def run_demo(demo: Demo) -> Path:
 def train_unless_finished(run: RunDirectory, config: TrainConfig) -> None:
     """Train or resume; a run that has reached its last step is left alone, unless it was another one."""
     status = run.status()
-    if run.exists():
+    if run.config_file.is_file():
         same_config(run, config)
-    if status.state == "finished" and status.step >= config.steps and run.exists():
+    if status.state == "finished" and status.step >= config.steps and run.config_file.is_file():
         print(f"{run.name}: finished at step {status.step} already")
         return
     train(config, run.name)

@@ -54,7 +54,7 @@ def data_settings(name: str, data: str = "") -> DataConfig:
     if checkpoint.parent.name == "checkpoints":
         folder = checkpoint.parent.parent  # A checkpoint's settings are its run's.
     run = RunDirectory(folder)
-    if not run.exists():
+    if not run.config_file.is_file():
         return _as_cut(data)
     return from_json(TrainConfig, run.config_file.read_bytes(), str(run.config_file)).data
 

@@ -64,7 +64,7 @@ def export_teacher(name: str, out: Path) -> ExportFacts:
     folder = encoder_directory(source).resolve()
     checkpoint = checkpoint_of(folder)
     run = RunDirectory(checkpoint.parent.parent)
-    if checkpoint.parent.name != "checkpoints" or not run.exists():
+    if checkpoint.parent.name != "checkpoints" or not run.config_file.is_file():
         raise RunError(f"{source} is neither a run nor a checkpoint of one: nothing says how it was trained")
     facts = _facts(run, folder)
     with writing_to(out):
