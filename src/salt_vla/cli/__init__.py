@@ -66,7 +66,23 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     "runs": {
         "ls": ("runs:ls", "list the runs"),
         "show": ("runs:show", "one run's state, step and last figures"),
+        "report": ("runs_report:report", "write PROGRESS.md and .html: what was learned, what comes next"),
         "supervise": ("runs_control:supervise", "what --detach and the queue start beside a run"),
+    },
+    "dashboard": {
+        "": ("dashboard:dashboard", "a live page of runs, queue and caches for a browser (extra: dashboard)")
+    },
+    "queue": {
+        "add": ("queue_add:add", "a command that starts when its conditions hold and a device is free"),
+        "ls": ("queue:ls", "what runs, what waits and for what, what ended"),
+        "show": ("queue:show", "one job: its conditions, and all that happened to it"),
+        "history": ("queue:history", "all that ever happened in the queue, and why"),
+        "cancel": ("queue:cancel", "take waiting jobs out"),
+        "move": ("queue:move", "change the order of those that wait"),
+        "retry": ("queue:retry", "put a job that did not end well into the line again"),
+        "pause": ("queue:pause", "start no further job"),
+        "resume": ("queue:resume", "undo `queue pause`"),
+        "run": ("queue:run", "run the jobs in one device slot; may be killed at any moment"),
     },
     "recipes": {
         "ls": ("recipes:ls", "list the experiments that run by name"),

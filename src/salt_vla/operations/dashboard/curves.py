@@ -1,0 +1,59 @@
+"""From names of runs to their curves, as charts want them; knows metrics and costs, nothing of pages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from salt_vla.errors import UserError
+from salt_vla.operations.curves import is_number, points
+from salt_vla.operations.dashboard.charts import Curves
+from salt_vla.operations.dashboard.live import Live
+from salt_vla.operations.overview import Overview, config_of
+from salt_vla.rundir import RunDirectory
+
+FIRST_COLUMNS = ("train.loss", "val.r2_position_mean")
+
+
+def curves_of(live: Live, names: Sequence[str], columns: Sequence[str]) -> list[Curves]:
+    """Of the runs that are (still) there, in the order of the names."""
+    overviews = live.overviews()
+    found = []
+    for name in names:
+        if name not in overviews:
+            continue
+        run = RunDirectory.named(name)
+        rows = live.metrics(run)
+        by_column = {each: points(rows, *each.split(".", 1)) for each in columns}
+        found.append(Curves(name, by_column, per_step(run, overviews[name])))
+    return found
+
+
+def per_step(run: RunDirectory, seen: Overview) -> dict[str, float]:
+    """What a step is in clips and in FLOPs, where the run says so."""
+    known = {"clips": seen.cost.get("clips_a_step"), "flops": seen.cost.get("flops_a_step")}
+    if not is_number(known["clips"]):
+        known["clips"] = _batch_size(run)
+    return {axis: float(value) for axis, value in known.items() if is_number(value) and value}
+
+
+def _batch_size(run: RunDirectory) -> int | None:
+    try:
+        config = config_of(run)
+    except UserError:  # The page says elsewhere what is wrong with it.
+        return None
+    return config.batch_size if config else None
+
+
+def columns_of(live: Live, names: Sequence[str], chosen: Sequence[str]) -> list[dict[str, str]]:
+    """What can be drawn of the runs: columns of numbers, and those that are chosen already."""
+    known = {*FIRST_COLUMNS, *chosen}
+    there = live.overviews()
+    for name in names:
+        for row in (there[name].last_train, there[name].last_val) if name in there else ():
+            known |= {
+                f"{row['kind']}.{column}"
+                for column, value in row.items()
+                if is_number(value) and column != "step"
+            }
+    ordered = sorted(known, key=lambda column: (column not in FIRST_COLUMNS, column))
+    return [{"label": column.replace(".", ": ", 1), "value": column} for column in ordered]

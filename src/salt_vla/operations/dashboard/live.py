@@ -1,0 +1,135 @@
+"""What the pages know of the runs: read anew where files have changed, once for all who look.
+
+Knows run directories, not what a page looks like. Ten thousand runs cost two looks at the disk each.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import Any
+
+from salt_vla.operations.curves import Follower, Row
+from salt_vla.operations.overview import Overview, glance
+from salt_vla.rundir import RunDirectory, all_runs
+
+OLDEST = 1.0  # Seconds: what was read since then is not read again.
+SHARE = 0.1  # of a core, at most, that reading may take however many runs there are
+FOLLOWED = 32  # files of metrics that are kept in memory
+Mark = list[Any]  # What somebody has seen: whose counting, and how far.
+
+
+@dataclass
+class _Seen:
+    """One run: how its files looked when it was read, and when its row last changed."""
+
+    files: tuple[int, ...]
+    overview: Overview
+    row: dict[str, Any]
+    changed: int
+
+
+@dataclass
+class Changes:
+    """What somebody who had seen `mark` has to know: `all_rows` anew, or only those that are others now."""
+
+    mark: Mark
+    all_rows: list[dict[str, Any]] | None = None
+    updates: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Live:
+    """The runs below the root, for any number of pages at once."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._seen: dict[str, _Seen] = {}
+        self._followers: OrderedDict[str, Follower] = OrderedDict()
+        self._counting = secrets.token_hex(4)  # Another one when runs come or go.
+        self._count = 0
+        self._next_look = 0.0
+
+    def overviews(self) -> dict[str, Overview]:
+        """Of every run, by name."""
+        with self._lock:
+            self._look()
+            return {name: seen.overview for name, seen in self._seen.items()}
+
+    def changes(self, mark: Mark | None) -> Changes:
+        """Since `mark`; None: everything."""
+        with self._lock:
+            self._look()
+            now = [self._counting, self._count]
+            if not mark or mark[0] != self._counting:
+                return Changes(now, [seen.row for seen in self._seen.values()])
+            return Changes(now, None, [s.row for s in self._seen.values() if s.changed > mark[1]])
+
+    def metrics(self, run: RunDirectory) -> list[Row]:
+        """All rows of the run's metrics."""
+        with self._lock:
+            key = str(run.metrics_file)
+            follower = self._followers.pop(key, None) or Follower(run.metrics_file)
+            self._followers[key] = follower
+            if len(self._followers) > FOLLOWED:
+                self._followers.popitem(last=False)
+            follower.poll()
+            return list(follower.rows)
+
+    def _look(self) -> None:
+        began = time.monotonic()
+        if began < self._next_look:
+            return
+        runs = {run.name: run for run in all_runs()}
+        self._count += 1
+        if runs.keys() != self._seen.keys():
+            self._counting = secrets.token_hex(4)
+        seen = {}
+        for name, run in runs.items():
+            before = self._seen.get(name)
+            files = _looks(run)
+            # A process that ends without a word changes no file.
+            if before is None or before.files != files or before.overview.is_running:
+                overview = glance(run)
+                row = row_of(overview)
+                changed = before.changed if before is not None and before.row == row else self._count
+                before = _Seen(files, overview, row, changed)
+            seen[name] = before
+        self._seen = seen
+        ended = time.monotonic()
+        self._next_look = ended + max(OLDEST, (ended - began) / SHARE)
+
+
+def _looks(run: RunDirectory) -> tuple[int, ...]:
+    """Files that appear whole change their folder; metrics alone grow."""
+    sizes = []
+    for path in (run.path, run.metrics_file):
+        try:
+            about = path.stat()
+            sizes += [about.st_mtime_ns, about.st_size]
+        except OSError:
+            sizes += [0, 0]
+    return tuple(sizes)
+
+
+def row_of(run: Overview) -> dict[str, Any]:
+    """A line of the table of runs: plain values alone, for a browser to sort and filter."""
+    return {
+        "name": run.name,
+        "state": run.state,
+        "step": run.step,
+        "steps": f"{run.step:,} of {run.total_steps:,}" if run.total_steps else f"{run.step:,}",
+        "share": round(run.share, 4),
+        "eta": run.eta_seconds,
+        "loss": run.figure("train", "loss"),
+        "val_loss": run.figure("val", "loss"),
+        "r2": run.figure("val", "r2_position_mean"),
+        "clips_per_s": run.clips_per_s,
+        "recipe": str(run.recipe.get("name", "")),
+        "verdict": str(run.verdict.get("verdict", "")),
+        "reason": run.status.exit_reason,
+        "warnings": "; ".join(run.warnings),
+        "updated": run.updated or None,
+    }
