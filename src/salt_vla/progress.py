@@ -83,7 +83,7 @@ def progress(title: str, total: int, unit: str, done: int = 0) -> Iterator[Advan
     yield _log_lines(title, total, unit, done)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """ "40 s", "12 min", "9 h 5 min"."""
     minutes = round(seconds / 60)
     if minutes < 60:
@@ -107,7 +107,7 @@ def _log_lines(title: str, total: int, unit: str, done: int) -> Advance:
         has_said_all = completed >= total
         rate = (completed - done) / max(now - started, 1e-9)
         eta = (total - completed) / rate if rate else 0.0
-        line = f"{title}: {completed}/{total} {unit}, {rate:.1f} {unit}/s, ETA {_duration(eta)} {note}"
+        line = f"{title}: {completed}/{total} {unit}, {rate:.1f} {unit}/s, ETA {duration(eta)} {note}"
         print(line.rstrip(), file=sys.stderr, flush=True)
 
     return advance

@@ -67,6 +67,8 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "ls": ("runs:ls", "list the runs"),
         "show": ("runs:show", "one run's state, step and last figures"),
         "report": ("runs_report:report", "write PROGRESS.md and .html: what was learned, what comes next"),
+        "sync": ("runs_sync:sync", "send trackers what they lack; exit code 1 when some is left"),
+        "send": ("runs_sync:send", "what sync starts for each tracker"),
         "supervise": ("runs_control:supervise", "what --detach and the queue start beside a run"),
     },
     "dashboard": {

@@ -1,0 +1,159 @@
+"""`salt-vla queue add`: a command line that is checked at once, and what it is to wait for."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import shlex
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from salt_vla.cli.printing import print_json
+from salt_vla.config import override
+from salt_vla.errors import ConfigError, RunError
+from salt_vla.operations.conditions import Condition, Kind, figure_condition, parse_free, parse_time
+from salt_vla.operations.launch import LAUNCH, Launch
+from salt_vla.operations.queue import Job, Queue, Wanted
+from salt_vla.operations.slots import require_wish, suits
+from salt_vla.recipes import get_recipe
+from salt_vla.rundir import RunDirectory, require_name, root
+
+Repeated = tyro.conf.UseAppendAction[tuple[str, ...]]
+NOT_QUEUED = ("queue", "runs", "dashboard")
+
+
+def add(
+    command: Annotated[tuple[str, ...], tyro.conf.Positional],
+    after: Repeated = (),
+    after_any: Repeated = (),
+    after_cache: Repeated = (),
+    at: str | None = None,
+    when_free: Repeated = (),
+    if_: Annotated[Repeated, tyro.conf.arg(name="if")] = (),
+    unless: Repeated = (),
+    slot: str = "any",
+    name: str | None = None,
+    restarts: int = 0,
+    json: bool = False,
+) -> None:
+    """Put a command of salt-vla into the queue; it starts when every condition holds and a slot is free.
+
+    A job that waits for what cannot come any more, since the other one failed or the figure says no, is
+    skipped, with the reason. Relative paths are those of the folder that this is called in.
+
+    Example: salt-vla queue add --after-cache caches/ssv2 -- train exp1_higher_lr --name e1
+
+    Args:
+        command: everything behind --, as one would give it to salt-vla.
+        after: a job or run that must have ended well; repeatable.
+        after_any: a job or run that must have ended, however; repeatable.
+        after_cache: the folder of a cache that must be complete; repeatable.
+        at: not before this time, as '2026-11-24 03:00' or +2h.
+        when_free: gpu:20GB, ram:8GB or disk:50GB that must be free; repeatable.
+        if_: a figure of a finished run, as 'e1.val.loss < 10.76' or 'min(e1.train.loss) < 10.76'; repeatable.
+        unless: as --if, and the opposite of it; repeatable.
+        slot: any, cpu, gpu, or one GPU: gpu0, gpu1, …
+        name: the job's name; default: the run's, or the command's with a number.
+        restarts: how often it is started again when it fails; a run goes on from its last checkpoint.
+        json: print the job as JSON.
+    """
+    if restarts < 0:
+        raise ConfigError(f"--restarts must be at least 0, not {restarts}")
+    queue = Queue()
+    run_name = _checked(command)
+    if run_name and name not in (None, run_name):
+        raise ConfigError(
+            f"--name {name} before the -- and the run's name {run_name} differ; give one of them"
+        )
+    name = run_name or name or ""
+    conditions = [
+        *(_condition("after", text, queue) for text in after),
+        *(_condition("after_any", text, queue) for text in after_any),
+        *(Condition("after_cache", str(Path(text).resolve())) for text in after_cache),
+        *([Condition("at", at, number=parse_time(at, time.time()))] if at is not None else []),
+        *(parse_free(text) for text in when_free),
+        *(figure_condition("if", text, lambda run: _number_of(run, queue)) for text in if_),
+        *(figure_condition("unless", text, lambda run: _number_of(run, queue)) for text in unless),
+    ]
+    wish = require_wish(slot)
+    job = queue.add(Wanted(command, str(Path.cwd()), name, wish, restarts, tuple(conditions)))
+    if json:
+        print_json(job.to_json())
+        return
+    waits = "; ".join(f"waits for {condition}" for condition in job.conditions)
+    print(f"{job.name}: in the queue; {waits or 'waits for its turn'}")
+    _say_who_works(queue, job)
+
+
+def _checked(command: tuple[str, ...]) -> str:
+    """A command line that can be read, and whose recipe and fields there are; the name of the run that it
+    means, empty for one that means none."""
+    from salt_vla.cli import COMMANDS
+
+    if not command:
+        raise ConfigError("give the command behind --, as in `salt-vla queue add -- train demo_student`")
+    noun, rest = command[0], list(command[1:])
+    verbs = {} if noun in NOT_QUEUED else COMMANDS.get(noun, {})
+    verb = "" if "" in verbs or not rest else rest.pop(0)
+    if verb not in verbs:
+        raise ConfigError(
+            f"`{shlex.join(command[:2])}` is no command for the queue; `salt-vla --help` lists them all"
+        )
+    module, _, function = verbs[verb][0].partition(":")
+    target = getattr(importlib.import_module(f"salt_vla.cli.{module}"), function)
+    if {"-h", "--help"} & set(rest):
+        raise ConfigError("--help answers at once: leave the queue out of it")
+    given = tyro.cli(_recorded(target), prog=f"salt-vla {noun} {verb}".strip(), args=rest)
+    if given.get("detach") or given.get("restarts"):
+        raise ConfigError(
+            "the queue starts every job on its own, without a terminal: leave out --detach, and give "
+            "--restarts in front of the --"
+        )
+    if "recipe" in given and "overrides" in given:
+        override(get_recipe(given["recipe"]).config, given["overrides"])
+    if noun != "train":
+        return given["name"] or "" if Launch("x", command, "").is_run else ""
+    run = given["name"] if given["name"] is not None else given["recipe"]
+    require_name(run, "run")
+    return str(run)
+
+
+def _recorded(function: Callable[..., Any]) -> Callable[..., dict[str, Any]]:
+    """The same command line, which gives back its arguments instead of working."""
+
+    @functools.wraps(function)
+    def record(*args: Any, **kwargs: Any) -> dict[str, Any]:
+        bound = inspect.signature(function).bind(*args, **kwargs)
+        bound.apply_defaults()
+        return dict(bound.arguments)
+
+    return record
+
+
+def _condition(kind: Kind, text: str, queue: Queue) -> Condition:
+    return Condition(kind, text, job=_number_of(text, queue))
+
+
+def _number_of(name: str, queue: Queue) -> int:
+    """Of the last job of that name; 0 for a run that the queue does not know. A `RunError` for neither."""
+    require_name(name, "run")
+    found = [job.id for job in queue.jobs() if job.name == name]
+    if found:
+        return max(found)
+    launched = root() / "jobs" / name / LAUNCH
+    if not RunDirectory.named(name).exists() and not launched.is_file():
+        raise RunError(f"there is no job and no run {name!r} to wait for; add that one first")
+    return 0
+
+
+def _say_who_works(queue: Queue, job: Job) -> None:
+    at_work = [r.slot for r in queue.runners() if r.process.is_alive()]
+    if not any(suits(job.slot, slot) for slot in at_work):
+        slot = job.slot if job.slot.removeprefix("gpu").isdigit() or job.slot == "cpu" else ""
+        option = f" --slot {slot}" if slot else ""
+        print(f"No runner is at work for it; `salt-vla queue run{option} --detach` starts one.")
