@@ -61,8 +61,15 @@ class Folded:
     text: str
 
 
+@dataclass(frozen=True)
+class Code:
+    """Commands, one a line, to be taken as they are."""
+
+    text: str
+
+
 # A plain string is a paragraph.
-Block = str | Figure | Figures | Table | Facts | Checks | Folded
+Block = str | Figure | Figures | Table | Facts | Checks | Folded | Code
 
 
 @dataclass(frozen=True)
@@ -168,6 +175,8 @@ def _block(block: Block) -> str:
             return _facts(block)
         case Checks():
             return _checks(block)
+        case Code():
+            return f"<pre>{escape(block.text)}</pre>"
         case Folded():
             summary = f"<summary>{escape(block.summary)}</summary>"
             return f"<details>{summary}<pre>{escape(block.text)}</pre></details>"

@@ -1,0 +1,346 @@
+"""The page's sections: what is known of a project as headings, sentences, tables and commands.
+
+Knows neither Markdown nor HTML.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from salt_vla.operations.handoff.commands import has_changes, make_again
+from salt_vla.operations.handoff.effects import Effect
+from salt_vla.operations.handoff.facts import RunFacts
+from salt_vla.operations.handoff.next_steps import UNFINISHED, Step, open_hypotheses
+from salt_vla.operations.handoff.project import CacheFacts, TableFacts
+from salt_vla.operations.queue import Job
+from salt_vla.reports.html import Block, Checks, Code, Facts, Section
+from salt_vla.reports.tables import Cell, Mark, Table
+
+LONGEST_REASON = 200
+MOST_OVER = 20  # jobs that are over and still named
+
+
+@dataclass(frozen=True)
+class Project:
+    """All that the page is made of. `others`: runs that it does not look into."""
+
+    runs: Sequence[RunFacts]
+    others: int
+    jobs: Sequence[Job]
+    caches: Sequence[CacheFacts]
+    tables: Sequence[TableFacts]
+    machine: Sequence[tuple[str, str]]
+    effects: Sequence[Effect]
+    steps: Sequence[Step]
+    written: float
+    queue_problem: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        said: dict[str, Any] = {"written": self.written, "other_runs": self.others}
+        said["runs"] = [run.to_json() for run in self.runs]
+        said["jobs"] = [job.to_json() for job in self.jobs]
+        for name in ("caches", "tables", "effects", "steps"):
+            said[name] = [asdict(each) for each in getattr(self, name)]
+        return said | {"machine": dict(self.machine), "queue_problem": self.queue_problem}
+
+
+def sections(project: Project) -> dict[str, Section]:
+    """By the name that stands in the page's marks, in the page's order."""
+    return {
+        "state": Section("Where it stands", conclusions(project)),
+        "next": Section("Next steps", _next(project)),
+        "now": Section("Running now", _now(project)),
+        "queue": Section("Queue", _queue(project)),
+        "experiments": Section("Finished experiments", _experiments(project)),
+        "learned": Section("What was learned", _learned(project)),
+        "failures": Section("What broke off", _failures(project)),
+        "hypotheses": Section("Open hypotheses", _hypotheses(project)),
+        "data": Section("Data", _data(project)),
+        "machine": Section("Hardware", [Facts(project.machine)]),
+        "commands": Section("Commands to reproduce", _commands(project)),
+    }
+
+
+def conclusions(project: Project) -> list[str]:
+    """One sentence of where the project stands; others on what is best and what comes next."""
+    runs = project.runs
+    counts = [(sum(run.state == state for run in runs), state) for state in ("running", *UNFINISHED)]
+    finished = sum(run.state == "finished" for run in runs)
+    waiting = sum(job.state == "waiting" for job in project.jobs)
+    parts = [f"{finished} finished", *(f"{count} {state}" for count, state in counts if count)]
+    parts += [f"{waiting} waiting in the queue"] * bool(waiting)
+    when = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(project.written))
+    said = [f"As of {when}: runs: {', '.join(parts)}."]
+    r2 = {run.name: run.r2["r2_position_mean"] for run in runs if run.r2 and "r2_position_mean" in run.r2}
+    if r2:
+        best = max(r2, key=lambda name: r2[name])
+        above = sum(value > 0 for value in r2.values())
+        said.append(
+            f"{above} of {len(r2)} runs explain more of held-out clips than each place's mean does; the "
+            f"highest R² against it is {r2[best]:+.3f} ({best}). R² of different targets or masks are no "
+            "ranking; a loss without its baseline says nothing."
+        )
+    if project.steps:
+        said.append(f"Next: {project.steps[0].what.removesuffix('.')}.")
+    return said
+
+
+def _next(project: Project) -> list[Block]:
+    if not project.steps:
+        return ["Nothing is left to do that the runs, the queue and the recipes know of."]
+    blocks: list[Block] = ["The most pressing first; commands are given in this folder."]
+    for number, step in enumerate(project.steps, start=1):
+        blocks.append(f"{number}. {step.what.removesuffix('.')}.")
+        if step.command:
+            blocks.append(Code(step.command))
+    return blocks
+
+
+def _now(project: Project) -> list[Block]:
+    running = [run for run in project.runs if run.state == "running"]
+    if not running:
+        return ["No run is at work."]
+    columns = ("step", "time left", "loss", "R², place mean", "clips/s", "warnings")
+    cells = []
+    for run in running:
+        seen = run.seen
+        warnings = "; ".join([*seen.warnings, *run.alarms])
+        texts = (
+            f"{seen.step} of {seen.total_steps}", _duration(seen.eta_seconds),
+            _number(seen.figure("train", "loss")), _signed(seen.figure("val", "r2_position_mean")),
+            _number(seen.clips_per_s), warnings,
+        )  # fmt: skip
+        cells.append(tuple(Cell(_brief(text)) for text in texts))
+    return [Table("At work", "run", columns, _names(running), tuple(cells))]
+
+
+def _queue(project: Project) -> list[Block]:
+    if project.queue_problem:
+        return [project.queue_problem]
+    active = [job for job in project.jobs if not job.is_over]
+    over = [job for job in project.jobs if job.is_over][:MOST_OVER]
+    blocks: list[Block] = []
+    for title, jobs in (("In the queue, in its order", active), ("Over, the last first", over)):
+        if jobs:
+            cells = tuple((Cell(job.state), Cell(_brief(_why(job))), Cell(_brief(" ".join(job.command))))
+                          for job in jobs)  # fmt: skip
+            names = tuple((job.name, "") for job in jobs)
+            blocks.append(Table(title, "job", ("state", "why", "command"), names, cells))
+    return blocks or ["The queue is empty."]
+
+
+def _why(job: Job) -> str:
+    if job.state != "waiting":
+        return job.reason
+    held = ["is held back by hand"] if job.held else []
+    waits = [f"waits for {condition}" for condition in job.conditions]
+    return "; ".join(held + waits) or "waits for its turn"
+
+
+def _experiments(project: Project) -> list[Block]:
+    finished = [run for run in project.runs if run.state == "finished"]
+    blocks: list[Block] = []
+    spaces: dict[str, list[RunFacts]] = {}
+    for run in finished:
+        spaces.setdefault(run.space_key or f"alone {run.name}", []).append(run)
+    for group in spaces.values():
+        blocks.append(_of_one_space(group))
+    if not finished:
+        blocks.append("No run has finished yet.")
+    elif len(spaces) > 1:
+        blocks.insert(0, "A table for each target space: losses compare within a table, never between two.")
+    blocks += _probes(finished)
+    if project.others:
+        blocks.append(f"{project.others} older runs are not on this page; `salt-vla runs ls` lists all.")
+    return blocks
+
+
+def _of_one_space(runs: Sequence[RunFacts]) -> Table:
+    columns = (
+        "verdict", "lowest loss", "last loss", "R², place mean", "channel mean", "copy nearest", "steps",
+        "clips", "hours", "ended",
+    )  # fmt: skip
+    cells = []
+    for run in runs:
+        r2 = run.r2 or {}
+        lowest = f"{_number(run.min_loss)} at {run.min_step}" if run.min_loss is not None else "–"
+        texts = (
+            run.seen.verdict.get("verdict", "–"), lowest, _number(run.last_loss),
+            _signed(r2.get("r2_position_mean")), _signed(r2.get("r2_channel_mean")),
+            _signed(r2.get("r2_copy_nearest")), f"{run.seen.step}", f"{run.clips or 0:,}",
+            f"{run.seen.status.seconds / 3600:.2f}", run.seen.status.exit_reason,
+        )  # fmt: skip
+        cells.append(tuple(Cell(_brief(str(text))) for text in texts))
+    space = runs[0].space or "settings unknown"
+    note = "Last loss: the mean of the last tenth of the lines, at most 100. R² on held-out clips, last line."
+    return Table(f"Targets: {space}", "run", columns, _names(runs), tuple(cells), note)
+
+
+def _names(runs: Sequence[RunFacts]) -> tuple[tuple[str, str], ...]:
+    return tuple((run.name, str(run.seen.recipe.get("name", ""))) for run in runs)
+
+
+def _probes(runs: Sequence[RunFacts]) -> list[Block]:
+    """A table a suite: each run's own values, and below them how far it is from what it was probed beside."""
+    suites: dict[str, dict[tuple[str, str], dict[str, Cell]]] = {}
+    for run in runs:
+        for row in run.probes:
+            lines = suites.setdefault(str(row.get("suite")), {})
+            target, spread = (
+                str(row.get("target")),
+                f"[{_signed(row.get('low'))}, {_signed(row.get('high'))}]",
+            )
+            if "against" in row:
+                name = (run.name, f"minus {row['against']}")
+                cell = Cell(_signed(row.get("difference")), spread, _mark(row))
+            else:
+                name, cell = (run.name, ""), Cell(_signed(row.get("value")), spread)
+            lines.setdefault(name, {})[target] = cell
+    blocks: list[Block] = []
+    for suite, lines in suites.items():
+        targets = tuple(dict.fromkeys(target for line in lines.values() for target in line))
+        cells = tuple(tuple(line.get(target, Cell("–")) for target in targets) for line in lines.values())
+        note = "R² on held-out episodes, 95 % intervals; differences are paired, ▲ ahead and ▼ behind."
+        blocks.append(Table(f"Probes, {suite}", "run", targets, tuple(lines), cells, note))
+    return blocks
+
+
+def _mark(row: dict[str, Any]) -> Mark:
+    low, high = row.get("low"), row.get("high")
+    if not isinstance(low, float | int) or not isinstance(high, float | int):
+        return ""
+    return "ahead" if low > 0 else "behind" if high < 0 else ""
+
+
+def _learned(project: Project) -> list[Block]:
+    items = [("ok" if each.is_apart else "warn", each.field, each.sentence) for each in project.effects]
+    for run in project.runs:
+        if run.trend is not None and run.state == "finished":
+            items.append(_plateau(run))
+        r2 = (run.r2 or {}).get("r2_position_mean")
+        if r2 is not None and r2 <= 0 and run.state == "finished":
+            items.append(("warn", run.name, f"R² against each place's mean is {r2:+.3f}: it has learned "
+                          "nothing that the mean of its targets does not say"))  # fmt: skip
+        items += [("bad", run.name, alarm) for alarm in run.alarms]
+    if not items:
+        return ["Nothing yet: effects need two runs that differ in one field, plateaus a curve of 40 lines."]
+    return [Checks(tuple((mark, topic, _brief(text)) for mark, topic, text in items))]
+
+
+def _plateau(run: RunFacts) -> tuple[str, str, str]:
+    trend = run.trend
+    assert trend is not None
+    share = [100 * each / abs(trend.level) if trend.level else math.nan for each in
+             (trend.change, trend.low, trend.high)]  # fmt: skip
+    rate = ""
+    if trend.verdict == "stands" and run.config and run.last_lr is not None and run.config.optimizer.lr:
+        left = run.last_lr / run.config.optimizer.lr
+        rate = f"; the rate ended at {left:.0%} of its peak, which flattens any curve" if left < 0.1 else ""
+    return (
+        "ok" if trend.verdict == "still falls" else "warn",
+        run.name,
+        f"loss {trend.verdict}: {share[0]:+.1f} % [{share[1]:+.1f}, {share[2]:+.1f}] over its last half, "
+        f"steps {trend.first} to {trend.last}, level {_number(trend.level)}{rate}",
+    )
+
+
+def _failures(project: Project) -> list[Block]:
+    broken = [run for run in project.runs if run.state in (*UNFINISHED, "damaged") or run.problem]
+    if not broken:
+        return ["No run on this page broke off."]
+    return [
+        Checks(
+            tuple(
+                ("bad" if run.state in ("failed", "killed", "damaged") else "warn", run.name,
+                 _brief(f"{run.state} at step {run.seen.step}: {run.seen.status.exit_reason or run.problem}"))
+                for run in broken
+            )
+        )
+    ]  # fmt: skip
+
+
+def _hypotheses(project: Project) -> list[Block]:
+    recipes = open_hypotheses(project.runs)
+    tried: dict[str, list[str]] = {}
+    for run in project.runs:
+        tried.setdefault(str(run.seen.recipe.get("name")), []).append(f"{run.name} ({run.state})")
+    cells = tuple(
+        (Cell(recipe.hypothesis), Cell(recipe.criterion or recipe.target),
+         Cell(", ".join(tried.get(recipe.name, ())[:4]) or "not run here"))
+        for recipe in recipes
+    )  # fmt: skip
+    names = tuple((recipe.name, "") for recipe in recipes)
+    table = Table("Without a verdict", "recipe", ("hypothesis", "counts as success", "runs"), names, cells)
+    return [table] if recipes else ["Every recipe's hypothesis has a verdict."]
+
+
+def _data(project: Project) -> list[Block]:
+    blocks: list[Block] = []
+    if project.tables:
+        cells = tuple(
+            tuple(Cell(text) for text in (
+                f"{table.clips:,}" if table.clips else "–", _brief(", ".join(table.used_by)),
+            ))
+            for table in project.tables
+        )  # fmt: skip
+        names = tuple((table.table, "") for table in project.tables)
+        blocks.append(Table("Clip tables", "table", ("clips", "learned from by"), names, cells))
+    if project.caches:
+        columns = ("teacher", "fingerprint", "split", "clips × views", "quarantined", "state", "used by")
+        cells = tuple(
+            tuple(Cell(_brief(text)) for text in (
+                cache.teacher, cache.fingerprint, cache.split, f"{cache.clips:,} × {cache.views}",
+                str(cache.quarantined), cache.problem or ("complete" if cache.complete else "unfinished"),
+                ", ".join(cache.used_by),
+            ))
+            for cache in project.caches
+        )  # fmt: skip
+        names = tuple((cache.path, "") for cache in project.caches)
+        blocks.append(Table("Caches of latents", "cache", columns, names, cells))
+    return blocks or ["No run has data on record, and there is no cache."]
+
+
+def _commands(project: Project) -> list[Block]:
+    """Under other names, so that what is here is not touched."""
+    lines, unknown = [], []
+    for run in project.runs:
+        if run.config is None or run.problem:
+            continue
+        if has_changes(run.run):
+            unknown.append(run.name)
+        lines.append(
+            make_again(run.run, run.config, run.seen.recipe.get("name", ""), run.seen.total_steps,
+                       name=f"{run.name}-again")
+        )  # fmt: skip
+    if not lines:
+        return ["No run has settings on record."]
+    note = "Given in this folder. Without `-again` in its name a command resumes the run itself. Device, "
+    note += "precision and threads are those that were measured; leave them out on another machine."
+    blocks: list[Block] = [note, Code("\n".join(lines))]
+    if unknown:
+        blocks.append(f"Settings changed on the way (config_changes.jsonl says when): {', '.join(unknown)}.")
+    return blocks
+
+
+def _brief(text: str) -> str:
+    line = " ".join(str(text).split())
+    return line if len(line) <= LONGEST_REASON else f"{line[: LONGEST_REASON - 1]}…"
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4g}" if type(value) in (int, float) and math.isfinite(value) else "–"
+
+
+def _signed(value: Any) -> str:
+    return f"{value:+.3f}" if type(value) in (int, float) and math.isfinite(value) else "–"
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "–"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{max(minutes, 1)} min"
