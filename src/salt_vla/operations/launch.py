@@ -8,29 +8,32 @@ import fcntl
 import json
 import os
 import re
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from salt_vla.errors import RunError
-from salt_vla.operations.processes import ProcessId, start_detached
+from salt_vla.errors import ConfigError, RunError
+from salt_vla.operations.processes import ProcessId, salt_vla, start_apart
 from salt_vla.rundir import flush_folder, read_json, require_name, root, write_text, writing_to
 
 LAUNCH, SUPERVISION, EVENTS = "launch.json", "supervision.json", "events.jsonl"
 SUPERVISOR_LOG = "supervisor.log"
-SECONDS_TO_START = 30.0
+SECONDS_BETWEEN_LOOKS = 0.02
+SECONDS_TO_BE_SEEN = 10.0
+SUPERVISED = "SALT_VLA_SUPERVISED"  # In the command's environment: it has no terminal and a log already.
 State = Literal["starting", "running", "waiting", "ended"]
+_SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Launch:
     """What is asked for: `command` are salt-vla's arguments, `token` names this one start of it, whoever asks
     for it however often. `restarts`: how often it may be started again after a failure, the first time after
-    `backoff_seconds`, then after twice as many, and so on. `environment`: variables added to the own."""
+    `backoff_seconds`, then after twice as many, and so on. `environment`: variables added to the own.
+    `directory`: where it works; by default where it is launched. `processes`: so many, by torchrun."""
 
     name: str
     command: tuple[str, ...]
@@ -38,20 +41,38 @@ class Launch:
     restarts: int = 0
     backoff_seconds: float = 10.0
     environment: dict[str, str] = field(default_factory=dict)
+    directory: str = ""
+    processes: int = 1
 
     def __post_init__(self) -> None:
         require_name(self.name, "run")
+        if not self.command:
+            raise RunError(f"{self.name!r} has no command to start; give one of `salt-vla --help`")
+        if self.restarts < 0:
+            raise ConfigError(f"--restarts must be at least 0, not {self.restarts}")
+        if self.processes < 1:
+            raise ConfigError(f"--processes must be at least 1, not {self.processes}")
+        secrets = [name for name in self.environment if _SECRET.search(name)]
+        if secrets:
+            raise RunError(
+                f"{', '.join(secrets)} would be written into {LAUNCH}; set it in the environment of the "
+                "command that launches"
+            )
+
+    @property
+    def is_run(self) -> bool:
+        return self.command[0] == "train" or self.command[:2] == ("teacher", "train")
 
     @property
     def folder(self) -> Path:
         """A run's own directory, or `jobs/NAME` for a command that has none."""
-        return root() / ("runs" if self.command[0] == "train" else "jobs") / self.name
+        return root() / ("runs" if self.is_run else "jobs") / self.name
 
 
 @dataclass(frozen=True)
 class Attempt:
     """One process of a launched command. `code` as the system says it: negative for a signal; None while it
-    works, and where nobody was there to see it end."""
+    works, and where nobody was there to see it end. `ended`: seconds since the epoch."""
 
     process: ProcessId
     code: int | None = None
@@ -61,7 +82,8 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Supervision:
-    """What `supervision.json` holds: how a launch goes."""
+    """What `supervision.json` holds: how a launch goes. `keeper`: the scope of the user's service manager
+    that it lives in; empty for a session of its own alone."""
 
     token: str
     state: State
@@ -69,56 +91,90 @@ class Supervision:
     attempts: tuple[Attempt, ...] = ()
     restarts_left: int = 0
     exit_reason: str = ""
+    keeper: str = ""
 
     @property
     def is_over(self) -> bool:
         return self.state == "ended"
 
     @property
+    def is_at_work(self) -> bool:
+        """Whether somebody carries it out; false for one whose supervisor was lost before its end."""
+        return not self.is_over and self.supervisor.is_alive()
+
+    @property
     def ended_well(self) -> bool:
         return self.is_over and bool(self.attempts) and self.attempts[-1].code == 0
+
+    def living(self) -> ProcessId | None:
+        """The process of the last attempt, while it works."""
+        last = self.attempts[-1].process if self.attempts else None
+        return last if last is not None and last.is_alive() else None
 
 
 def launch(wanted: Launch) -> Supervision:
     """Start `wanted` under a supervisor of its own and return when that is at work. A token that has been
-    started before starts nothing: what became of it is returned. Raises `RunError` while another launch of
-    the name is at work."""
+    started before starts nothing: what became of it is returned, and where its supervisor was lost another
+    one takes over. Raises `RunError` while another launch of the name is at work."""
     folder = wanted.folder
+    wanted = wanted if wanted.directory else replace(wanted, directory=str(Path.cwd()))
     with _one_at_a_time(folder):
         before = supervision(folder)
-        if before is not None and before.token == wanted.token:
+        if before is None or before.token != wanted.token:
+            require_free(wanted.name, before)
+            write_text(folder / LAUNCH, json.dumps(asdict(wanted), indent=2))
+        elif before.is_over or before.is_at_work:
             return before
-        if before is not None and not before.is_over and before.supervisor.is_alive():
-            raise RunError(
-                f"{wanted.name!r} is under way (supervisor {before.supervisor.pid}); "
-                f"stop it first with `salt-vla runs stop {wanted.name}`"
-            )
-        write_text(folder / LAUNCH, json.dumps(asdict(wanted), indent=2))
-        command = [sys.executable, "-m", "salt_vla", "runs", "supervise", str(folder)]
-        environment = os.environ | {"SALT_VLA_ROOT": str(root())}
-        process = start_detached(command, folder / SUPERVISOR_LOG, environment)
-        return _wait_until_at_work(folder, wanted, process)
+        return _start_supervisor(folder, wanted)
 
 
-def _wait_until_at_work(folder: Path, wanted: Launch, process: ProcessId) -> Supervision:
-    until = time.monotonic() + SECONDS_TO_START
-    while time.monotonic() < until:
+def take_over(folder: Path) -> Supervision:
+    """Another supervisor for a launch that has lost its own: it goes on where that one was. Raises `RunError`
+    where nothing was launched."""
+    return launch(wanted_in(folder))
+
+
+def require_free(name: str, before: Supervision | None) -> None:
+    """A `RunError` while a launch is at work, under its supervisor or without."""
+    if before is not None and (before.is_at_work or before.living()):
+        who = before.living() or before.supervisor
+        raise RunError(
+            f"{name!r} is under way (process {who.pid}); stop it first with `salt-vla runs stop {name}`"
+        )
+
+
+def _start_supervisor(folder: Path, wanted: Launch) -> Supervision:
+    """Returns when supervision.json speaks of this launch and its supervisor lives, or has ended already."""
+    command = salt_vla("runs", "supervise", str(folder), "--apart")
+    environment = os.environ | {"SALT_VLA_ROOT": str(root())}
+    environment.pop(SUPERVISED, None)
+    unit = f"salt-vla-{wanted.name}-{wanted.token[:12]}-{time.time_ns():x}.scope"
+    failed: RunError | None = None
+    try:
+        start_apart(command, folder / SUPERVISOR_LOG, environment, unit)
+    except RunError as error:
+        failed = error
+    # A supervisor whose launcher was killed may be about to say so; another one has been refused then.
+    until = time.monotonic() + (SECONDS_TO_BE_SEEN if failed else 0)
+    while True:
         now = supervision(folder)
-        if now is not None and now.token == wanted.token:
+        if now is not None and now.token == wanted.token and (now.is_over or now.supervisor.is_alive()):
             return now
-        if not process.is_alive():
-            break
-        time.sleep(0.02)
-    raise RunError(f"the supervisor of {wanted.name!r} did not start; {folder / SUPERVISOR_LOG} says why")
+        if time.monotonic() >= until:
+            raise failed or RunError(f"the supervisor ended at once; {folder / SUPERVISOR_LOG} says why")
+        time.sleep(SECONDS_BETWEEN_LOOKS)
 
 
 def wanted_in(folder: Path) -> Launch:
-    """What `launch.json` asks for."""
-    held = read_json(folder / LAUNCH, dict, "start it again with --detach")
+    """What `launch.json` asks for. Raises `RunError` where there is none."""
+    cure = "start it again with --detach"
+    if not (folder / LAUNCH).is_file():
+        raise RunError(f"{folder} was not started with --detach or by the queue: it has no {LAUNCH}; {cure}")
+    held = read_json(folder / LAUNCH, dict, cure)
     try:
         return Launch(**held | {"command": tuple(held["command"])})
     except (TypeError, KeyError) as error:
-        raise RunError(f"{folder / LAUNCH} is damaged ({error}); start it again with --detach") from error
+        raise RunError(f"{folder / LAUNCH} is damaged ({error}); {cure}") from error
 
 
 def supervision(folder: Path) -> Supervision | None:
@@ -141,19 +197,28 @@ def record(folder: Path, now: Supervision) -> None:
     write_text(folder / SUPERVISION, json.dumps(asdict(now), indent=2))
 
 
-def changed(now: Supervision, process: ProcessId, **changes: object) -> Supervision:
-    """With the attempt of that process changed."""
-    attempts = (replace(a, **changes) if a.process == process else a for a in now.attempts)  # type: ignore[arg-type]
-    return replace(now, attempts=tuple(attempts))
-
-
-def record_event(folder: Path, what: str, **details: object) -> None:
+def record_event(folder: Path, what: str, **details: Any) -> None:
     """One line of what happened and when, on disk when this returns."""
     line = json.dumps({"time": round(time.time(), 3), "event": what} | details)
-    with writing_to(folder / EVENTS), (folder / EVENTS).open("a") as file:
-        file.write(line + "\n")
+    with writing_to(folder / EVENTS), (folder / EVENTS).open("ab+") as file:
+        if file.tell() and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n":
+            line = f"\n{line}"  # After a line that a crash cut off.
+        file.write(f"{line}\n".encode())
         file.flush()
         os.fsync(file.fileno())
+
+
+def events(folder: Path) -> list[dict[str, Any]]:
+    """What happened there, in order; a line that a crash cut off is left out."""
+    file = folder / EVENTS
+    rows = []
+    for line in file.read_text(errors="replace").splitlines() if file.is_file() else []:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        rows += [row] if isinstance(row, dict) else []
+    return rows
 
 
 @contextmanager
