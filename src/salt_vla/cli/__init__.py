@@ -195,8 +195,11 @@ def _dispatch(args: list[str]) -> int:
     target, _ = verbs[verb]
     module, _, function = target.partition(":")
     command = getattr(importlib.import_module(f"salt_vla.cli.{module}"), function)
+    from salt_vla.cli.detach import typed
+
     try:
-        result = tyro.cli(command, prog=f"salt-vla {noun} {verb}".strip(), args=rest)
+        with typed(args):
+            result = tyro.cli(command, prog=f"salt-vla {noun} {verb}".strip(), args=rest)
     except SystemExit as end:
         if end.code and any(_ASSIGNMENT.match(word) for word in _behind_options(rest)):
             print(

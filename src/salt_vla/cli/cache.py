@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from salt_vla.cli.cache_latents import Latents
+from salt_vla.cli.detach import Apart
 from salt_vla.cli.printing import print_json, print_table
 from salt_vla.errors import ConfigError
 
@@ -26,6 +27,7 @@ def build(
     shard: str = "0/1",
     ray: str = "",
     ray_builders: int = 0,
+    apart: Annotated[Apart, tyro.conf.arg(name="")] = Apart(),  # noqa: B008
 ) -> None:
     """Cache a frozen teacher's latents for one split; again with the same arguments goes on.
 
@@ -43,6 +45,8 @@ def build(
         ray: build on a Ray cluster: auto (the one running here), HOST:PORT, or local (on this machine).
         ray_builders: how many build there at a time; default: one a GPU, else one for every two cores.
     """
+    if apart.starts("cache-build", paths={"--data": latents.data}):
+        return
     from salt_vla.jobs.build_cache import How, build_cache, parse_stripe
     from salt_vla.jobs.pipeline import Pipeline
 

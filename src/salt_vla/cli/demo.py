@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+import tyro
+
+from salt_vla.cli.detach import Apart
 from salt_vla.errors import ConfigError
 from salt_vla.rundir import launched
 
 
-def demo(seed: int = 0, name: str = "demo", data: str = "metaworld-mini", seeds: int = 1) -> None:
+def demo(
+    seed: int = 0,
+    name: str = "demo",
+    data: str = "metaworld-mini",
+    seeds: int = 1,
+    apart: Annotated[Apart, tyro.conf.arg(name="")] = Apart(),  # noqa: B008
+) -> None:
     """Train a small teacher on films of simulated robots, cache its latents, train a student, and report.
 
     Run again it goes on where it was interrupted, and redoes nothing that is finished.
@@ -25,6 +36,8 @@ def demo(seed: int = 0, name: str = "demo", data: str = "metaworld-mini", seeds:
         raise ConfigError(f"--seeds must be at least 1, not {seeds}")
     if seeds > 1 and seed:
         raise ConfigError("give --seed or --seeds, not both")
+    if apart.starts("demo", name, {"--data": data}):
+        return
     if seeds > 1:
         from salt_vla.jobs.demo_seeds import run_seeds
 

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import tyro
 
+from salt_vla.cli.detach import Apart
 from salt_vla.cli.printing import print_json
 from salt_vla.errors import UserError
 
@@ -18,6 +19,7 @@ def evaluate(
     frame_stride: int | None = None,
     seed: int = 0,
     json: bool = False,
+    apart: Annotated[Apart, tyro.conf.arg(name="")] = Apart(),  # noqa: B008
 ) -> None:
     """Probe encoders on held-out episodes, beside a random encoder, pixels and the constant predictor.
 
@@ -33,6 +35,8 @@ def evaluate(
         seed: of the random encoder and of resampling.
         json: print JSON instead of tables.
     """
+    if apart.starts("eval", paths={"--data": data}):
+        return
     from dataclasses import replace
 
     from rich.console import Console

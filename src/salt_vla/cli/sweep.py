@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from salt_vla.cli.detach import Apart
 from salt_vla.cli.printing import print_json, print_table
 from salt_vla.errors import ConfigError, UserError
 
@@ -26,6 +27,7 @@ def run(
     data: str | None = None,
     cache: str | None = None,
     json: bool = False,
+    apart: Annotated[Apart, tyro.conf.arg(name="")] = Apart(),  # noqa: B008
 ) -> int:
     """Run a recipe at every point of a grid, at random points, or where Optuna proposes; the same command
     goes on after any interruption, and ends with one table. Exit code 1 when a point has no finished run.
@@ -68,6 +70,8 @@ def run(
         data=data or "",
         cache=cache or "",
     )
+    if apart.starts("sweep", spec.name, {"--data": data, "--cache": cache}):
+        return 0
     table = run_sweep(spec)
     _print(table, json)
     return 0 if all(row["state"] == "finished" for row in table.rows) else 1

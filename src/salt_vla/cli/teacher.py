@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from salt_vla.cli.detach import Apart
 from salt_vla.cli.printing import print_json, print_table
 
 if TYPE_CHECKING:
@@ -90,6 +91,7 @@ def train(
     seed: int | None = None,
     max_steps: int | None = None,
     data: str | None = None,
+    apart: Annotated[Apart, tyro.conf.arg(name="")] = Apart(),  # noqa: B008
 ) -> None:
     """Train a teacher on pixels (stage 1): `salt-vla train` for recipes whose targets are pixels.
 
@@ -109,7 +111,7 @@ def train(
     from salt_vla.recipes import get_recipe
 
     require_stage_one(override(get_recipe(recipe).config, overrides), recipe)
-    train_any(recipe, overrides, name, seed, max_steps, data)
+    train_any(recipe, overrides, name, seed, max_steps, data, apart=apart)
 
 
 def export(run: Annotated[str, tyro.conf.Positional], out: Path) -> None:

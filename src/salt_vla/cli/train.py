@@ -8,11 +8,12 @@ from typing import Annotated
 
 import tyro
 
-from salt_vla.cli.detach import start_apart
+from salt_vla.cli.detach import Apart
 from salt_vla.cli.train_plan import Ahead
 from salt_vla.config import override
 from salt_vla.errors import ConfigError
 from salt_vla.operations.session import recorded
+from salt_vla.operations.trackers import require_trackers
 from salt_vla.recipes import get_recipe
 from salt_vla.rundir import RunDirectory, launched
 from salt_vla.verdicts import noted_verdict
@@ -30,9 +31,9 @@ def train(
     allow_change: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
     branch: str | None = None,
     memory_limit: str | None = None,
-    detach: bool = False,
-    restarts: int = 0,
+    processes: int = 1,
     track: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
+    apart: Annotated[Apart, tyro.conf.arg(name="")] = Apart(),  # noqa: B008
     ahead: Annotated[Ahead, tyro.conf.arg(name="")] = Ahead(),  # noqa: B008
 ) -> None:
     """Run a recipe; the same command with the same --name resumes it.
@@ -53,8 +54,7 @@ def train(
         allow_change: a field or section in which a resume may differ from the run's record; repeatable.
         branch: begin from another run's checkpoint, as RUN@STEP, with other steps or rates.
         memory_limit: what a step may take of the GPU's memory, or of RAM without one, such as 25GB.
-        detach: return at once; the run goes on under a supervisor, without this terminal.
-        restarts: with --detach, how often a run that fails is started again from its last checkpoint.
+        processes: with --detach, so many processes of this machine share the run, started by torchrun.
         track: a tracker that mirrors the metrics (wandb, trackio, tensorboard); repeatable.
     """
     experiment = get_recipe(recipe)
@@ -67,10 +67,13 @@ def train(
     if max_steps is not None and max_steps < 1:
         raise ConfigError(f"--max-steps must be at least 1, not {max_steps}")
     ahead.require_meaning(branch, max_steps)
+    require_trackers(track)
     run = RunDirectory.named(recipe if name is None else name)
-    if detach:
-        return start_apart(run.name, restarts)
-    with recorded(run, track):
+    if apart.detach and ahead.is_asked:
+        raise ConfigError("--detach would do nothing here: the answer comes at once")
+    if apart.starts("train", run.name, {"--data": data, "--cache": cache}, processes):
+        return
+    with recorded(run, () if ahead.is_asked else track):
         from salt_vla.jobs import train as job
 
         config = job.with_paths(config, data, cache)
