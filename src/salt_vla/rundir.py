@@ -10,6 +10,7 @@ import json
 import math
 import os
 import re
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -31,6 +32,7 @@ from salt_vla.identity import ProcessId, boot_id, identity
 DECODER = "SALT_VLA_DECODER"
 DASHBOARD_TOKEN = "SALT_VLA_DASHBOARD_TOKEN"
 ROOT = "SALT_VLA_ROOT"
+RUN_NAME, RUN_LOG_DIR = "RUN_NAME", "RUN_LOG_DIR"
 LONGEST_NAME = 100
 ENDINGS = (
     "finished",
@@ -69,6 +71,24 @@ def wanted_decoder() -> str:
 def dashboard_token() -> str:
     """What lets a page act: the variable `DASHBOARD_TOKEN`; empty where it is not set."""
     return os.environ.get(DASHBOARD_TOKEN, "")
+
+
+def default_name(otherwise: str) -> str:
+    """Of a run whose command gives none: the variable `RUN_NAME`."""
+    return os.environ.get(RUN_NAME) or otherwise
+
+
+def second_log(name: str) -> Path | None:
+    """Where the run's log is to be, too: in the folder of the variable `RUN_LOG_DIR`, under a name that no
+    other start of it has. The file is made here, with its folder. Raises `ResourceError`."""
+    folder = os.environ.get(RUN_LOG_DIR)
+    if not folder:
+        return None
+    path = Path(folder).absolute() / f"{name}_{time.strftime('%Y%m%d_%H%M%S')}_pid{os.getpid()}.log"
+    with writing_to(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return path
 
 
 def require_name(name: str, what: str) -> None:
