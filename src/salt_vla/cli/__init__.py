@@ -69,6 +69,9 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "report": ("runs_report:report", "write PROGRESS.md and .html: what was learned, what comes next"),
         "sync": ("runs_sync:sync", "send trackers what they lack; exit code 1 when some is left"),
         "send": ("runs_sync:send", "what sync starts for each tracker"),
+        "stop": ("runs_control:stop", "end a run or job after its step, with a checkpoint"),
+        "kill": ("runs_control:kill", "end a run or job at once, with all its processes"),
+        "restart": ("runs_control:restart", "start a detached run or job again, from where it stands"),
         "supervise": ("runs_control:supervise", "what --detach and the queue start beside a run"),
     },
     "dashboard": {
