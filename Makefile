@@ -15,7 +15,7 @@ core := $(venv)/.core-installed
 dev := $(venv)/.dev-installed
 unfinished := $(venv)/.unfinished
 pip := $(venv)/bin/python -m pip
-extras := dev,scale,sweep,dashboard,browser# A comma written in a call would end its argument.
+extras := dev,scale,sweep,track,dashboard,browser# A comma written in a call would end its argument.
 # `===` compares the whole version string, so that a local CPU build (2.13.0+cpu) does not pass for the CUDA one.
 torch := torch$(if $(gpu),===,==)$(shell sed -n 's/^torch==//p' constraints.txt)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from contextlib import nullcontext
 from typing import Annotated
 
 import tyro
@@ -15,7 +16,7 @@ from salt_vla.errors import ConfigError
 from salt_vla.operations.session import recorded
 from salt_vla.operations.trackers import require_trackers
 from salt_vla.recipes import get_recipe
-from salt_vla.rundir import RunDirectory, launched
+from salt_vla.rundir import RunDirectory, default_name, launched
 from salt_vla.verdicts import noted_verdict
 
 
@@ -45,7 +46,7 @@ def train(
     Args:
         recipe: the experiment (`salt-vla recipes ls`).
         overrides: fields to change, as field=value.
-        name: the run's name; default: the recipe's.
+        name: the run's name; default: the variable RUN_NAME, else the recipe's.
         seed: of weights, order, masks and views; default: the recipe's.
         max_steps: stop after this many steps, without changing the schedules.
         data: a clip table, a LeRobot data set's folder, or metaworld-mini.
@@ -68,12 +69,12 @@ def train(
         raise ConfigError(f"--max-steps must be at least 1, not {max_steps}")
     ahead.require_meaning(branch, max_steps)
     require_trackers(track)
-    run = RunDirectory.named(recipe if name is None else name)
+    run = RunDirectory.named(default_name(recipe) if name is None else name)
     if apart.detach and ahead.is_asked:
         raise ConfigError("--detach would do nothing here: the answer comes at once")
     if apart.starts("train", run.name, {"--data": data, "--cache": cache}, processes):
         return
-    with recorded(run, () if ahead.is_asked else track):
+    with nullcontext() if ahead.is_asked else recorded(run, track):
         from salt_vla.jobs import train as job
 
         config = job.with_paths(config, data, cache)

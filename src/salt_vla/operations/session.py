@@ -4,20 +4,64 @@ written anew when it has ended. None of it can slow the work or end it.
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 
-from salt_vla.rundir import RunDirectory
+from salt_vla import capture
+from salt_vla.errors import UserError
+from salt_vla.operations.asked import asked_of
+from salt_vla.operations.trackers import following
+from salt_vla.rundir import RunDirectory, launched, second_log
 
 
 @contextmanager
 def recorded(run: RunDirectory, trackers: Sequence[str] = ()) -> Iterator[None]:
-    """Within the block all that the process says is in the run's log too; trackers follow its metrics."""
-    try:
+    """From here on all that the process says is in the run's log too, which ends with how the run did;
+    within the block trackers follow its metrics. Of several processes of a run the first one alone."""
+    if launched().rank != 0:
         yield
+        return
+    capture.start(run.log_file, second_log(run.name))
+    problem = ""
+    try:
+        with following(run, trackers):
+            yield
+    except BaseException as error:
+        problem = f"{type(error).__name__}: {error}"
+        raise
     finally:
+        _name_who_asked(run)
         after_run(run)
+        capture.last_words(_last_words(run, problem))
+
+
+def _name_who_asked(run: RunDirectory) -> None:
+    """A signal that `salt-vla runs stop` sent is that one's end, not just anybody's."""
+    with suppress(UserError):
+        status = run.status()
+        asked = asked_of(run.path, process=status.process)
+        if asked is not None and status.pid == os.getpid() and status.ending == "signal":
+            reason = f"{status.exit_reason} ({asked.words})"
+            run.set_status(replace(status, ending="stopped", exit_reason=reason))
+
+
+def _last_words(run: RunDirectory, problem: str) -> str:
+    """The log's last line. The status is another's where this process was refused."""
+    when = time.strftime("%Y-%m-%d %H:%M:%S")
+    try:
+        status = run.status()
+    except UserError as error:
+        return f"{when} ended: {problem or error}"
+    if status.pid == os.getpid() and status.ending:
+        return f"{when} {status.state} at step {status.step}: {status.exit_reason}"
+    return f"{when} process {os.getpid()} ended before the run began: {problem or 'nothing was to be done'}"
 
 
 def after_run(run: RunDirectory) -> None:
     """When a run has ended, however: what is said of all runs is written anew."""
+    from salt_vla.operations.handoff import refresh
+
+    refresh(run)
