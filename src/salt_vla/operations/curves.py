@@ -8,13 +8,13 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 Row = dict[str, Any]
 Points = tuple[list[float], list[float]]  # (x, values), in order
-BLOCK = 64 * 1024  # bytes read at once from a file's end
+FIRST_BLOCK, BLOCK = 2048, 64 * 1024  # bytes read at once from a file's end
 
 
 def read_rows(lines: Iterable[bytes]) -> tuple[list[Row], int]:
@@ -73,31 +73,42 @@ class Follower:
 def last_rows(file: str | Path, train: int = 1, most_bytes: int = 4 * BLOCK) -> tuple[list[Row], list[Row]]:
     """(the last `train` rows of kind train, the last of kind val) of a file of metrics, each in order, read
     from its end; what lies more than `most_bytes` before the end is not looked for."""
-    try:
-        descriptor = os.open(file, os.O_RDONLY)
-    except (FileNotFoundError, NotADirectoryError):
-        return [], []
     found: dict[str, list[Row]] = {"train": [], "val": []}
     wanted = {"train": train, "val": 1}
+    for line in _lines_from_the_end(file, most_bytes):
+        # Most lines of a long file are of a kind that there is enough of: not worth parsing.
+        if not any(kind.encode() in line for kind in wanted):
+            continue
+        for row in read_rows([line])[0]:
+            kind = row["kind"]
+            if kind in wanted:
+                found[kind].append(row)
+                if len(found[kind]) == wanted[kind]:
+                    del wanted[kind]
+        if not wanted:
+            break
+    return found["train"][::-1], found["val"][::-1]
+
+
+def _lines_from_the_end(file: str | Path, most_bytes: int) -> Iterator[bytes]:
+    """Whole lines, the last first; what a crash has cut off is none."""
     try:
-        start = end = os.fstat(descriptor).st_size
-        rest, is_last = b"", True
-        while start > 0 and end - start < most_bytes and any(len(found[k]) < n for k, n in wanted.items()):
-            size = min(start, BLOCK if rest or not is_last else 4096)
-            start -= size
+        descriptor = os.open(file, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        end = start = os.fstat(descriptor).st_size
+        rest, size = b"", FIRST_BLOCK
+        while start > 0 and end - start < most_bytes:
+            size, start = min(start, size), max(0, start - size)
             lines = (os.pread(descriptor, size, start) + rest).split(b"\n")
-            if is_last:
-                lines.pop()  # Empty, or cut off by a crash.
-                is_last = False
-                if not lines:
-                    continue
-            rest = lines.pop(0) if start else b""
-            for row in reversed(read_rows(line for line in lines if line)[0]):
-                if len(found.get(row["kind"], ())) < wanted.get(row["kind"], 0):
-                    found[row["kind"]].append(row)
+            if start + size == end:
+                lines.pop()
+            rest = lines.pop(0) if start and lines else b""
+            yield from reversed(lines)
+            size = BLOCK
     finally:
         os.close(descriptor)
-    return found["train"][::-1], found["val"][::-1]
 
 
 def points(rows: Sequence[Row], kind: str, column: str) -> tuple[list[int], list[float]]:

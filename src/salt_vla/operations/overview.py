@@ -5,14 +5,18 @@ Knows files of runs, not how they are shown; one damaged run never hides the oth
 
 from __future__ import annotations
 
+import json
+import os
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from salt_vla.config import TrainConfig, from_json
 from salt_vla.errors import UserError
+from salt_vla.operations import index
 from salt_vla.operations.curves import Follower, Row, is_number, last_rows, points
-from salt_vla.rundir import RunDirectory, Status, all_runs, read_json
+from salt_vla.rundir import RunDirectory, Status, read_json, root
 from salt_vla.verdicts import noted_recipe, noted_verdict
 
 COST, MASKS, PROBES = "cost.json", "masks.json", "probes.json"
@@ -21,6 +25,8 @@ MINIMA = (
     ("val", "r2_position_mean"), ("val", "r2_channel_mean"), ("val", "r2_copy_nearest"),
 )  # fmt: skip
 HIGHER_IS_BETTER = "r2_"
+UNSETTLED = ("running", "queued")  # States that change without a file of the run's doing so.
+FEW = 50  # runs read anew before it is worth keeping what was read of them
 ROWS_OF_PACE = 20  # lines of metrics that a rate is taken over: validations and checkpoints fall among them
 WAITS_TOO_LONG = 0.2  # share of the time that a loop waits for its data, from which on it is said
 
@@ -30,9 +36,9 @@ class Overview:
     """A run as it is now. `status.state` is `damaged` where its files cannot be read, `exit_reason` says why.
 
     `recipe`, `verdict`, `masks`, `cost` are what its files hold, empty where there are none. `best` has, for
-    `kind.column`, the best value and its step: the lowest, or of an R² the highest; it is read of one run
-    alone, not for lists. `rate` in steps a second, over the last lines; `updated` is when the run last gave a
-    sign of life, in seconds since the epoch."""
+    `kind.column`, the best value and its step: the lowest, or of an R² the highest. Lists lack `masks` and
+    `cost`, and `best` unless it is asked for. `rate` in steps a second, over the last lines of a run at work;
+    `updated` is when the run last gave a sign of life, in seconds since the epoch."""
 
     name: str
     status: Status
@@ -104,38 +110,68 @@ class Overview:
 
 def overview(run: RunDirectory, rows: list[Row] | None = None) -> Overview:
     """All of it, the best figures too; `rows`: the run's metrics, where somebody has them already."""
-    if rows is None:
-        follower = Follower(run.metrics_file)
-        follower.poll()
-        rows = follower.rows
+    rows = all_rows(run) if rows is None else rows
     train = [row for row in rows if row["kind"] == "train"][-ROWS_OF_PACE:]
     seen = _glance(run, train, [row for row in rows if row["kind"] == "val"][-1:])
+    if seen.state != "damaged":
+        with suppress(UserError):  # Neither is worth hiding the rest for.
+            seen = replace(seen, masks=noted(run, MASKS), cost=noted(run, COST))
     return replace(seen, best=best_of(rows))
 
 
-def overviews() -> list[Overview]:
-    """Of every run under the root, by name, without the best figures: what a list shows, of 10,000 too."""
-    return [glance(run) for run in all_runs()]
-
-
 def glance(run: RunDirectory) -> Overview:
-    """As `overview`, from the end of the metrics alone: without the best figures."""
-    return _glance(run, *last_rows(run.metrics_file, ROWS_OF_PACE))
+    """As `overview`, from the end of the metrics alone: without best figures, masks and cost."""
+    seen = _glance(run, *last_rows(run.metrics_file))
+    return _glance(run, *last_rows(run.metrics_file, ROWS_OF_PACE)) if seen.is_running else seen
+
+
+def overviews(best: bool = False) -> list[Overview]:
+    """A glance at every run under the root, by name; the `best` figures cost a first reading of all metrics.
+    What has been read of a run that has ended is not read again until its files change."""
+    folder = root() / "runs"
+    if not folder.is_dir():
+        return []
+    known, fresh, found = index.read(folder), {}, []
+    names = sorted(entry.name for entry in os.scandir(folder))
+    for name in names:
+        held, signature = known.get(name), index.signature(f"{folder}/{name}")
+        if held and held.signature == signature and (held.best or not best):
+            found.append(_restored(name, held))
+        elif (run := RunDirectory(folder / name)).exists():
+            seen = overview(run) if best else glance(run)
+            found.append(seen)
+            if seen.status.state not in UNSETTLED and index.has_settled(signature):
+                fresh[name] = _kept(seen, signature, best)
+    gone = known.keys() - set(names)
+    if len(fresh) + len(gone) >= FEW or (best and fresh):
+        index.write(folder, fresh, gone)
+    return found
+
+
+def _kept(seen: Overview, signature: str, best: bool) -> index.Entry:
+    names = ("recipe", "verdict", "last_train", "last_val", "clips_per_s", "warnings", "updated")
+    glance = {"status": vars(seen.status)} | {name: getattr(seen, name) for name in names}
+    return index.Entry(signature, json.dumps(glance), json.dumps(seen.best) if best else "")
+
+
+def _restored(name: str, held: index.Entry) -> Overview:
+    glance = json.loads(held.glance)
+    glance |= {"status": Status(**glance["status"]), "warnings": tuple(glance["warnings"])}
+    best = json.loads(held.best or "{}")
+    return Overview(name, **glance, best={column: tuple(found) for column, found in best.items()})
 
 
 def _glance(run: RunDirectory, train: list[Row], val: list[Row]) -> Overview:
     try:
-        about = {"recipe": noted_recipe(run), "verdict": noted_verdict(run)}
-        about |= {"masks": noted(run, MASKS), "cost": noted(run, COST)}
-        status = run.status()
-    except UserError as error:
+        recipe, verdict, status = noted_recipe(run), noted_verdict(run), run.status()
+    except (UserError, OSError) as error:
         return Overview(run.name, Status("damaged", exit_reason=str(error)))
     last_train, last_val = (rows[-1] if rows else {} for rows in (train, val))
     pace = [row["clips_per_s"] for row in train if is_number(row.get("clips_per_s")) and row["clips_per_s"]]
     clips_per_s = len(pace) / sum(1 / each for each in pace) if pace else None
-    clips = _clips_a_step(run, about["cost"]) if clips_per_s and status.state == "running" else None
+    clips = _clips_a_step(run) if clips_per_s and status.state == "running" else None
     return Overview(
-        run.name, status, **about,
+        run.name, status, recipe, verdict,
         last_train=last_train,
         last_val=last_val,
         clips_per_s=clips_per_s,
@@ -147,9 +183,14 @@ def _glance(run: RunDirectory, train: list[Row], val: list[Row]) -> Overview:
 
 def curve(run: RunDirectory, kind: str, column: str) -> tuple[list[int], list[float]]:
     """(steps, values) of a column of the run's metrics; what is no finite number is left out."""
+    return points(all_rows(run), kind, column)
+
+
+def all_rows(run: RunDirectory) -> list[Row]:
+    """Of the run's metrics; lines that are damaged are passed over."""
     follower = Follower(run.metrics_file)
     follower.poll()
-    return points(follower.rows, kind, column)
+    return follower.rows
 
 
 def best_of(rows: list[Row]) -> dict[str, tuple[float, int]]:
@@ -176,9 +217,7 @@ def config_of(run: RunDirectory) -> TrainConfig | None:
     return from_json(TrainConfig, run.config_file.read_bytes(), str(run.config_file))
 
 
-def _clips_a_step(run: RunDirectory, cost: dict[str, Any]) -> int | None:
-    if is_number(cost.get("clips_a_step")):
-        return int(cost["clips_a_step"])
+def _clips_a_step(run: RunDirectory) -> int | None:
     try:
         config = config_of(run)
     except UserError:  # A rate is not worth hiding the rest for.
