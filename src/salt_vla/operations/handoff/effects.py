@@ -52,7 +52,7 @@ class Effect:
         pairs = ", ".join(f"{new} − {old}" for old, new in self.runs[:4])
         more = f" and {len(self.runs) - 4} more" if len(self.runs) > 4 else ""
         return (
-            f"{self.field} from {_said(self.before)} to {_said(self.after)}: {self.column} "
+            f"from {_said(self.before)} to {_said(self.after)}: {self.column} "
             f"{self.mean:+.4g}{spread}: {means}; {pairs}{more}"
         )
 

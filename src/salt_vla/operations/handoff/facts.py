@@ -171,9 +171,8 @@ def noted_probes(run: RunDirectory) -> tuple[Row, ...]:
 
 def _space(run: RunDirectory, config: TrainConfig, pins: dict[str, Any]) -> tuple[str, str]:
     """What losses are measured in: the targets, how they are compared, and which tokens are asked for."""
-    teacher = pins.get(TEACHERS[0], {}).get("provenance", {}) or pins.get(TEACHERS[1], {})
-    whose = str(teacher.get("teacher") or "") if isinstance(teacher, dict) else ""
-    print_of = str(teacher.get("fingerprint") or "")[:8] if isinstance(teacher, dict) else ""
+    teacher = pins.get(TEACHERS[0]) or pins.get(TEACHERS[1], {})
+    whose, print_of = str(teacher.get("teacher") or ""), str(teacher.get("fingerprint") or "")[:8]
     target, objective, masks = config.target, config.objective, config.masks
     of = {
         "pixels": "pixels",

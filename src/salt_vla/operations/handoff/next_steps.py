@@ -12,7 +12,7 @@ from itertools import pairwise
 
 from salt_vla.config import Recipe
 from salt_vla.errors import UserError
-from salt_vla.operations.handoff.commands import make_again, of_recipe, with_seed
+from salt_vla.operations.handoff.commands import make_again, near, of_recipe, with_seed
 from salt_vla.operations.handoff.effects import Effect
 from salt_vla.operations.handoff.facts import RunFacts
 from salt_vla.operations.handoff.project import CacheFacts
@@ -22,6 +22,7 @@ from salt_vla.recipes import get_recipe, recipe_names
 from salt_vla.rundir import root
 
 MOST_STEPS = 20
+MOST_AT_ONCE = 8  # encoders that one command probes
 ENOUGH_SEEDS = 3
 UNFINISHED = ("stopped", "killed", "failed")
 
@@ -52,7 +53,9 @@ def next_steps(
         *_broken_off(runs, waiting),
         *_unfinished_caches(caches),
         *_queue(jobs, has_runner),
+        *_cut_short(runs, waiting),
         *_open_hypotheses(runs, caches, waiting),
+        *_unprobed(runs),
         *_still_falling(runs),
         *_more_seeds(runs, found),
     ]
@@ -74,6 +77,19 @@ def _broken_off(runs: Sequence[RunFacts], waiting: set[str]) -> Iterator[Step]:
         command = make_again(run.run, run.config, run.seen.recipe.get("name", ""), run.seen.total_steps)
         yield Step(f"{run.name} was {where} ({reason}); {first}the same command goes on from its checkpoint",
                    command)  # fmt: skip
+
+
+def _cut_short(runs: Sequence[RunFacts], waiting: set[str]) -> Iterator[Step]:
+    for run in runs:
+        if (
+            run.state == "finished"
+            and run.config is not None
+            and not run.is_whole
+            and run.name not in waiting
+        ):
+            where = f"step {run.seen.step} of {run.config.steps}"
+            yield Step(f"{run.name} was cut short at {where}, as --max-steps asked; this does the rest",
+                       make_again(run.run, run.config, run.seen.recipe.get("name", "")))  # fmt: skip
 
 
 def _is_looked_after(run: RunFacts) -> bool:
@@ -134,7 +150,7 @@ def _queue(jobs: Sequence[Job], has_runner: bool) -> Iterator[Step]:
 def _open_hypotheses(
     runs: Sequence[RunFacts], caches: Sequence[CacheFacts], waiting: set[str]
 ) -> Iterator[Step]:
-    """Recipes without an answer: those that can be run on what is here, then parents that a verdict lacks."""
+    """Recipes without an answer that can be run on what is here."""
     begun = {run.seen.recipe.get("name") for run in runs if run.is_whole or run.state != "finished"}
     for recipe in open_hypotheses(runs):
         if recipe.name in begun | waiting:
@@ -144,9 +160,19 @@ def _open_hypotheses(
             yield Step(
                 f"open hypothesis of {recipe.name}: {recipe.hypothesis}", of_recipe(recipe, data, cache)
             )
+
+
+def _unprobed(runs: Sequence[RunFacts]) -> Iterator[Step]:
+    """Encoders that nobody has read from, a command for each table of clips."""
+    tables: dict[str, list[str]] = {}
     for run in runs:
-        if run.is_whole and _answer(run) == "undecided":
-            yield Step(f"{run.name}'s verdict is undecided: {run.seen.verdict['reason']}")
+        if run.is_whole and run.config is not None and not run.probes:
+            tables.setdefault(run.config.data.table, []).append(run.name)
+    for table, names in tables.items():
+        what = "a loss decides nothing between different targets, teachers or masks; probe the encoders"
+        words = ["salt-vla", "eval", *names[:MOST_AT_ONCE], *(["--data", near(table)] if table else [])]
+        yield Step(f"{what} ({len(names)} runs have no probes)",
+                   shlex.join(words))  # fmt: skip
 
 
 def _answer(run: RunFacts) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from salt_vla.operations.conditions_now import Now, may_start
 from salt_vla.operations.handoff.commands import has_changes, make_again
 from salt_vla.operations.handoff.effects import Effect
 from salt_vla.operations.handoff.facts import RunFacts
@@ -121,24 +122,25 @@ def _now(project: Project) -> list[Block]:
 def _queue(project: Project) -> list[Block]:
     if project.queue_problem:
         return [project.queue_problem]
+    now = Now({job.id: job for job in project.jobs}, "", project.written)
     active = [job for job in project.jobs if not job.is_over]
     over = [job for job in project.jobs if job.is_over][:MOST_OVER]
     blocks: list[Block] = []
     for title, jobs in (("In the queue, in its order", active), ("Over, the last first", over)):
         if jobs:
-            cells = tuple((Cell(job.state), Cell(_brief(_why(job))), Cell(_brief(" ".join(job.command))))
+            cells = tuple((Cell(job.state), Cell(_brief(_why(job, now))), Cell(_brief(" ".join(job.command))))
                           for job in jobs)  # fmt: skip
             names = tuple((job.name, "") for job in jobs)
             blocks.append(Table(title, "job", ("state", "why", "command"), names, cells))
     return blocks or ["The queue is empty."]
 
 
-def _why(job: Job) -> str:
+def _why(job: Job, now: Now) -> str:
     if job.state != "waiting":
         return job.reason
-    held = ["is held back by hand"] if job.held else []
-    waits = [f"waits for {condition}" for condition in job.conditions]
-    return "; ".join(held + waits) or "waits for its turn"
+    found = may_start(job, now)
+    why = found.why or "waits for its turn"
+    return f"{'held back by hand; ' * job.held}{'will be skipped: ' * (found.state == 'never')}{why}"
 
 
 def _experiments(project: Project) -> list[Block]:
@@ -219,32 +221,36 @@ def _mark(row: dict[str, Any]) -> Mark:
 def _learned(project: Project) -> list[Block]:
     items = [("ok" if each.is_apart else "warn", each.field, each.sentence) for each in project.effects]
     for run in project.runs:
-        if run.trend is not None and run.state == "finished":
-            items.append(_plateau(run))
-        r2 = (run.r2 or {}).get("r2_position_mean")
-        if r2 is not None and r2 <= 0 and run.state == "finished":
-            items.append(("warn", run.name, f"R² against each place's mean is {r2:+.3f}: it has learned "
-                          "nothing that the mean of its targets does not say"))  # fmt: skip
-        items += [("bad", run.name, alarm) for alarm in run.alarms]
+        said = _of_its_curve(run) if run.state == "finished" else []
+        if said or run.alarms:
+            items.append(("bad" if run.alarms else "ok", run.name, "; ".join([*said, *run.alarms])))
     if not items:
         return ["Nothing yet: effects need two runs that differ in one field, plateaus a curve of 40 lines."]
-    return [Checks(tuple((mark, topic, _brief(text)) for mark, topic, text in items))]
+    return [Checks(tuple((mark, topic, _brief(text, 2 * LONGEST_REASON)) for mark, topic, text in items))]
 
 
-def _plateau(run: RunFacts) -> tuple[str, str, str]:
+def _of_its_curve(run: RunFacts) -> list[str]:
+    said = [_plateau(run)] if run.trend is not None else []
+    r2 = (run.r2 or {}).get("r2_position_mean")
+    if r2 is not None and r2 <= 0:
+        said.append(f"R² against each place's mean is {r2:+.3f}: nothing that the mean does not say")
+    return said
+
+
+def _plateau(run: RunFacts) -> str:
     trend = run.trend
     assert trend is not None
-    share = [100 * each / abs(trend.level) if trend.level else math.nan for each in
-             (trend.change, trend.low, trend.high)]  # fmt: skip
-    rate = ""
-    if trend.verdict == "stands" and run.config and run.last_lr is not None and run.config.optimizer.lr:
-        left = run.last_lr / run.config.optimizer.lr
-        rate = f"; the rate ended at {left:.0%} of its peak, which flattens any curve" if left < 0.1 else ""
+    change, low, high = (100 * each / abs(trend.level) if trend.level else math.nan for each in
+                         (trend.change, trend.low, trend.high))  # fmt: skip
+    said = {"cannot be told": "whether its loss still falls cannot be told"}
+    flat = ""
+    if trend.verdict == "stands" and run.config and run.last_lr is not None:
+        left = run.last_lr / run.config.optimizer.lr if run.config.optimizer.lr else 1.0
+        flat = f"; its rate ended at {left:.0%} of the peak, which flattens any curve" if left < 0.1 else ""
+    verdict = said.get(trend.verdict, f"its loss {trend.verdict}")
     return (
-        "ok" if trend.verdict == "still falls" else "warn",
-        run.name,
-        f"loss {trend.verdict}: {share[0]:+.1f} % [{share[1]:+.1f}, {share[2]:+.1f}] over its last half, "
-        f"steps {trend.first} to {trend.last}, level {_number(trend.level)}{rate}",
+        f"{verdict}: {change:+.1f} % [{low:+.1f}, {high:+.1f}] over "
+        f"steps {trend.first} to {trend.last}, level {_number(trend.level)}{flat}"
     )
 
 
@@ -326,9 +332,9 @@ def _commands(project: Project) -> list[Block]:
     return blocks
 
 
-def _brief(text: str) -> str:
+def _brief(text: str, longest: int = LONGEST_REASON) -> str:
     line = " ".join(str(text).split())
-    return line if len(line) <= LONGEST_REASON else f"{line[: LONGEST_REASON - 1]}…"
+    return line if len(line) <= longest else f"{line[: longest - 1]}…"
 
 
 def _number(value: Any) -> str:
