@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -15,6 +15,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 from rich.progress import Task as RichTask
+
+from salt_vla import capture
 
 SECONDS_BETWEEN_LOG_LINES = 10.0
 
@@ -65,9 +67,11 @@ def progress(title: str, total: int, unit: str, done: int = 0) -> Iterator[Advan
     """Show the progress of `total` units of work, of which `done` are there already.
 
     Yields `advance(amount=1, note="")`. On a terminal it draws a bar with rate and ETA; elsewhere (a log
-    file, CI) it prints one line at most every ten seconds, on stderr, so stdout stays machine-readable.
+    file, CI) it prints one line at most every ten seconds, on stderr, so stdout stays machine-readable. A
+    run's log has these lines in any case, and never the bar.
     """
-    if sys.stderr.isatty():
+    screen = capture.terminal()
+    if screen is not None or sys.stderr.isatty():
         columns = (
             TextColumn("{task.description:<28}"),
             BarColumn(),
@@ -76,11 +80,21 @@ def progress(title: str, total: int, unit: str, done: int = 0) -> Iterator[Advan
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
         )
-        with RichProgress(*columns, console=Console(stderr=True)) as bar:
+        console = Console(stderr=True) if screen is None else Console(file=screen)
+        is_whole = screen is None  # Else what is printed meanwhile goes another way, into the log.
+        in_log = _log_lines(title, total, unit, done, capture.note)
+        with RichProgress(
+            *columns, console=console, redirect_stdout=is_whole, redirect_stderr=is_whole
+        ) as bar:
             task = bar.add_task(title, total=total, completed=done, note="")
-            yield lambda amount=1, note="": bar.update(task, advance=amount, note=note)
+
+            def advance(amount: int = 1, note: str = "") -> None:
+                bar.update(task, advance=amount, note=note)
+                in_log(amount, note)
+
+            yield advance
         return
-    yield _log_lines(title, total, unit, done)
+    yield _log_lines(title, total, unit, done, _say)
 
 
 def duration(seconds: float) -> str:
@@ -91,7 +105,11 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min"
 
 
-def _log_lines(title: str, total: int, unit: str, done: int) -> Advance:
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _log_lines(title: str, total: int, unit: str, done: int, say: Callable[[str], None]) -> Advance:
     started = time.monotonic()
     last_line = started
     completed = done
@@ -108,6 +126,6 @@ def _log_lines(title: str, total: int, unit: str, done: int) -> Advance:
         rate = (completed - done) / max(now - started, 1e-9)
         eta = (total - completed) / rate if rate else 0.0
         line = f"{title}: {completed}/{total} {unit}, {rate:.1f} {unit}/s, ETA {duration(eta)} {note}"
-        print(line.rstrip(), file=sys.stderr, flush=True)
+        say(line.rstrip())
 
     return advance

@@ -162,6 +162,10 @@ class Status:
         """Who wrote it."""
         return ProcessId(self.pid, self.started, self.boot, self.ticks)
 
+    def over(self, state: str, ending: str, reason: str) -> Status:
+        """The same run, ended now."""
+        return replace(self, state=state, ending=ending, exit_reason=reason, ended=time.time())
+
 
 def _is_count(value: Any) -> bool:
     return type(value) in (int, float) and 0 <= value < math.inf

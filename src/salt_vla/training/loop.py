@@ -75,13 +75,14 @@ def fit(
     training = Training(run, config, train, validation, provider, world, last_step, deadline, allowed)
     training.status = run.claim(last_step)
     watchdog = Watchdog(
-        config.runtime.watchdog_seconds, run.log_file, lambda why: _failed(run, f"hung: {why}")
+        config.runtime.watchdog_seconds, run.log_file, lambda why: _failed(run, "watchdog", f"hung: {why}")
     )
     with _end_on_record(run), world.losses_named(), memory_explained(config, provider.dim, world.size):
         training.begin(note)
         with watchdog, stop_on_signals() as stop:
             _until_done(training, stop, watchdog)
-    training.set_status(state="finished", exit_reason="finished")
+    training.status = training.status.over("finished", "finished", "finished")
+    training.set_status()
     run.log(f"finished at step {training.state.step}")
     return training.status
 
@@ -309,9 +310,9 @@ def _silent(amount: int = 1, note: str = "") -> None:
     """The bar of a process that does not talk."""
 
 
-def _failed(run: RunDirectory, reason: str) -> None:
+def _failed(run: RunDirectory, ending: str, reason: str) -> None:
     run.log(f"failed: {reason}")
-    run.set_status(replace(run.status(), state="failed", exit_reason=reason))
+    run.set_status(run.status().over("failed", ending, reason))
 
 
 @contextmanager
@@ -320,12 +321,13 @@ def _end_on_record(run: RunDirectory) -> Iterator[None]:
     try:
         yield
     except Stopped as stopped:
-        run.set_status(replace(run.status(), state="stopped", exit_reason=str(stopped)))
+        ending = "time_limit" if isinstance(stopped, OutOfTime) else "signal"
+        run.set_status(run.status().over("stopped", ending, str(stopped)))
         raise
     except KeyboardInterrupt:
         # A second Ctrl-C does not wait for the step's end: the last checkpoint is what a resume starts from.
-        run.set_status(replace(run.status(), state="stopped", exit_reason="interrupted within a step"))
+        run.set_status(run.status().over("stopped", "signal", "interrupted within a step"))
         raise
     except BaseException as error:
-        _failed(run, f"{type(error).__name__}: {error}")
+        _failed(run, "exception", f"{type(error).__name__}: {error}")
         raise
