@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from salt_vla import companion
+from salt_vla.identity import DETACHED
 
 OUT, ERR = 1, 2
 SECONDS_TO_DRAIN = 10.0
@@ -66,6 +67,7 @@ class _Capture:
                 stderr=self.before[1],
                 pass_fds=(*self.read_ends, *sinks, theirs.fileno()),
                 start_new_session=True,
+                env=os.environ | {DETACHED: "1"},
             )
             process.wait()  # It goes on as nobody's child.
         return ours

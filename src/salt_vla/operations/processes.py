@@ -21,14 +21,13 @@ from pathlib import Path
 import psutil
 
 from salt_vla.errors import RunError
-from salt_vla.identity import ENDED, ProcessId, boot_id, identity, state_and_ticks
+from salt_vla.identity import DETACHED, ENDED, ProcessId, boot_id, identity, state_and_ticks
 
 __all__ = ["ProcessId", "boot_id", "identity", "salt_vla", "start_apart", "start_detached", "user_manager"]
 
 SECONDS_TO_START = 60.0
 SECONDS_TO_ANSWER = 3.0
 SCOPES_KNOW_OOM = 253  # systemd's version from which on a scope can outlive a process that was out of memory.
-DETACHED = "SALT_VLA_DETACHED"  # In the environment of what shall outlive its parent.
 _SUBREAPER = 36  # prctl(2): PR_SET_CHILD_SUBREAPER
 
 

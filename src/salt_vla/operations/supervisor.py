@@ -15,9 +15,9 @@ from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
-from salt_vla.errors import RunError
+from salt_vla.errors import RunError, UserError
 from salt_vla.operations.asked import asked_of
-from salt_vla.operations.endings import Judgement, ending_of
+from salt_vla.operations.endings import Judgement, complete_status, ending_of
 from salt_vla.operations.heartbeat import Heartbeat
 from salt_vla.operations.launch import (
     SUPERVISED,
@@ -43,7 +43,7 @@ from salt_vla.operations.processes import (
     scope_of_this,
     start_held,
 )
-from salt_vla.rundir import void, writing_to
+from salt_vla.rundir import RunDirectory, void, writing_to
 
 MARK = ".began"
 SECONDS_FOR_LEFTOVERS = 3.0  # After a command was lost its helpers notice by themselves, most of them.
@@ -79,6 +79,7 @@ class Supervisor:
         self.heartbeat = Heartbeat(folder)
         self.signal_number = 0  # which has asked this process to end
         self.child: ProcessId | None = None
+        self.is_untold = False  # The last attempt ended without a word: what follows a run's end is due.
         before = supervision(folder)
         if before is not None and before.token == wanted.token:
             self.now = before if before.is_over else replace(before, supervisor=identity())
@@ -168,10 +169,10 @@ class Supervisor:
             left = {each for each in left if each.pid != self.heartbeat.gpu.process}
             end_all(list(left), SECONDS_FOR_LEFTOVERS)
         reap_orphans()
-        self.now = replace(
-            self.now,
-            attempts=(*self.now.attempts[:-1], replace(attempt, code=judged.code, reason=judged.reason)),
-        )
+        if self.wanted.is_run:
+            self.is_untold = complete_status(self.folder, attempt, judged)
+        attempt = replace(attempt, code=judged.code, reason=judged.reason)
+        self.now = replace(self.now, attempts=(*self.now.attempts[:-1], attempt))
         self._note("ended", self.now.state, pid=process.pid, code=judged.code, reason=judged.reason)
         return judged
 
@@ -194,6 +195,16 @@ class Supervisor:
     def _end(self, reason: str) -> None:
         self.now = replace(self.now, exit_reason=reason)
         self._note("over", "ended", reason=reason)
+        if self.is_untold:
+            self._after_run()
+
+    def _after_run(self) -> None:
+        from salt_vla.operations.session import after_run  # Only when its own process could not do it.
+
+        try:
+            after_run(RunDirectory(self.folder))
+        except (OSError, UserError) as error:
+            record_event(self.folder, "report failed", reason=str(error))
 
     def _is_unwanted(self) -> bool:
         return bool(self.signal_number) or asked_of(self.folder, self.now.token) is not None
