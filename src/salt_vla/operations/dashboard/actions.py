@@ -9,6 +9,9 @@ import hmac
 from collections.abc import Callable
 
 from salt_vla.errors import UserError
+from salt_vla.operations.control import stop
+
+SECONDS_TO_STOP = 5.0  # How long a page waits for the end that it asked for.
 
 
 class Actions:
@@ -16,6 +19,16 @@ class Actions:
 
     def __init__(self, token: str = "") -> None:
         self.token = token
+
+    def stop(self, given: str | None, name: str) -> str:
+        """Ask the run to end after its step, with a checkpoint."""
+
+        def ask() -> str:
+            said: list[str] = []
+            ended = stop(name, SECONDS_TO_STOP, said.append)
+            return "; ".join([*said, ended])
+
+        return self.do(given, ask)
 
     def do(self, given: str | None, what: Callable[[], str]) -> str:
         """Carry `what` out if the token is right; what came of it, in a sentence."""

@@ -55,6 +55,14 @@ def figure(curves: Sequence[Curves], look: Look) -> dict[str, Any]:
     return {"data": traces, "layout": layout}
 
 
+def same(before: Any, drawn: Mapping[str, Any]) -> bool:
+    """Whether a browser shows this already."""
+    if not isinstance(before, dict) or not isinstance(before.get("layout"), dict):
+        return False
+    is_same_look = before["layout"].get("uirevision") == drawn["layout"]["uirevision"]
+    return is_same_look and before.get("data") == drawn["data"]
+
+
 def without(curves: Sequence[Curves], look: Look) -> list[str]:
     """Names of the runs that have no place on the axis."""
     return [run.name for run in curves if look.axis != "step" and look.axis not in run.per_step]

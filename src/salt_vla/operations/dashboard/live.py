@@ -9,11 +9,13 @@ import secrets
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from salt_vla.operations.curves import Follower, Row
-from salt_vla.operations.overview import Overview, glance
+from salt_vla.operations.overview import Overview, glance, overviews
 from salt_vla.rundir import RunDirectory, all_runs
 
 OLDEST = 1.0  # Seconds: what was read since then is not read again.
@@ -67,6 +69,25 @@ class Live:
                 return Changes(now, [seen.row for seen in self._seen.values()])
             return Changes(now, None, [s.row for s in self._seen.values() if s.changed > mark[1]])
 
+    def overview(self, run: RunDirectory) -> Overview:
+        """Of one run, as it is at this moment."""
+        return glance(run)
+
+    def stamp(self, run: RunDirectory) -> list[int]:
+        """Another one whenever something in the run's directory has changed, its process' end included."""
+        seen = self.overviews().get(run.name)
+        return [
+            *_looks(run),
+            *_looks_at(run.log_file),
+            *_looks_at(run.pictures),
+            int(bool(seen and seen.is_running)),
+        ]
+
+    def stamps(self, names: Sequence[str]) -> list[list[int]]:
+        """Of several runs; names that are no run's are left out."""
+        there = self.overviews()
+        return [self.stamp(RunDirectory.named(name)) for name in names if name in there]
+
     def metrics(self, run: RunDirectory) -> list[Row]:
         """All rows of the run's metrics."""
         with self._lock:
@@ -86,13 +107,14 @@ class Live:
         self._count += 1
         if runs.keys() != self._seen.keys():
             self._counting = secrets.token_hex(4)
+        first = {} if self._seen else {each.name: each for each in overviews()}
         seen = {}
         for name, run in runs.items():
             before = self._seen.get(name)
             files = _looks(run)
             # A process that ends without a word changes no file.
             if before is None or before.files != files or before.overview.is_running:
-                overview = glance(run)
+                overview = first.get(name) or glance(run)
                 row = row_of(overview)
                 changed = before.changed if before is not None and before.row == row else self._count
                 before = _Seen(files, overview, row, changed)
@@ -104,14 +126,15 @@ class Live:
 
 def _looks(run: RunDirectory) -> tuple[int, ...]:
     """Files that appear whole change their folder; metrics alone grow."""
-    sizes = []
-    for path in (run.path, run.metrics_file):
-        try:
-            about = path.stat()
-            sizes += [about.st_mtime_ns, about.st_size]
-        except OSError:
-            sizes += [0, 0]
-    return tuple(sizes)
+    return (*_looks_at(run.path), *_looks_at(run.metrics_file))
+
+
+def _looks_at(path: Path) -> tuple[int, int]:
+    try:
+        about = path.stat()
+    except OSError:
+        return 0, 0
+    return about.st_mtime_ns, about.st_size
 
 
 def row_of(run: Overview) -> dict[str, Any]:

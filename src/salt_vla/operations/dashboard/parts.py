@@ -41,8 +41,9 @@ def column(field: str, title: str, width: int, **more: Any) -> dict[str, Any]:
 
 def number(field: str, title: str, width: int = 100, shown: Mapping[str, str] = ROUNDED) -> dict[str, Any]:
     return column(
-        field, title, width, valueFormatter=dict(shown), type="rightAligned", filter="agNumberColumnFilter"
-    )
+        field, title, width, valueFormatter=dict(shown), type="rightAligned", filter="agNumberColumnFilter",
+        suppressHeaderFilterButton=True,
+    )  # fmt: skip
 
 
 def words(field: str, title: str, width: int = 140, **more: Any) -> dict[str, Any]:
@@ -59,7 +60,7 @@ def table(name: str, columns: Sequence[Mapping[str, Any]], key: str, **options: 
     grid = {
         "rowHeight": 32, "headerHeight": 34, "animateRows": False, "suppressCellFocus": False,
         "enableCellTextSelection": True, "ensureDomOrder": True, "tooltipShowDelay": 400,
-        "suppressColumnVirtualisation": False,
+        "selectionColumnDef": {"width": 44, "pinned": "left", "sortable": False, "resizable": False},
     }  # fmt: skip
     return dash_ag_grid.AgGrid(
         id=name,

@@ -27,7 +27,7 @@ def look_controls(page: str) -> Component:
     named = [{"label": column.replace(".", ": ", 1), "value": column} for column in first]
     axes = [{"label": title, "value": axis} for axis, title in AXES.items()]
     log = [{"label": "logarithmic", "value": "log"}]
-    names = [f"{page}-{name}" for name in CONTROLS]
+    names = [f"{page}-look-{name}" for name in CONTROLS]
     made = (
         dcc.Dropdown(named, first, multi=True, clearable=False, id=names[0]),
         dcc.RadioItems(axes, "step", inline=True, id=names[1]),
@@ -41,7 +41,7 @@ def look_controls(page: str) -> Component:
 
 
 def look_inputs(page: str) -> list[Input]:
-    return [Input(f"{page}-{name}", "value") for name in CONTROLS]
+    return [Input(f"{page}-look-{name}", "value") for name in CONTROLS]
 
 
 def look_from(wanted: Sequence[Any]) -> Look:

@@ -9,7 +9,7 @@ from dash.development.base_component import Component
 
 from salt_vla.operations.dashboard import parts
 from salt_vla.operations.dashboard.actions import Actions
-from salt_vla.operations.dashboard.charts import MOST_RUNS, figure, without
+from salt_vla.operations.dashboard.charts import MOST_RUNS, figure, same, without
 from salt_vla.operations.dashboard.curves import columns_of, curves_of
 from salt_vla.operations.dashboard.live import Live
 from salt_vla.operations.dashboard.parts import number, words
@@ -19,7 +19,7 @@ COLUMNS = (
     words("name", "run", 190, pinned="left", cellClass="link"),
     parts.state(),
     number("share", "done", 80, parts.PER_CENT),
-    words("steps", "steps", 130, type="rightAligned"),
+    parts.column("steps", "steps", 130, type="rightAligned", filter=False, sortable=False),
     number("eta", "time left", 95, parts.DURATION),
     number("loss", "loss"),
     number("val_loss", "loss held out", 120),
@@ -134,7 +134,7 @@ def _connect_curves(app: Dash, live: Live) -> None:
     @app.callback(
         Output("runs-graph", "figure"),
         Output("runs-note", "children"),
-        Output("runs-columns", "options"),
+        Output("runs-look-columns", "options"),
         Input("clock", "n_intervals"),
         Input("chosen", "data"),
         Input("page-runs", "hidden"),
@@ -154,9 +154,4 @@ def _connect_curves(app: Dash, live: Live) -> None:
         if absent := without(read, look):
             note = f"Nobody noted what a step of {', '.join(absent)} is on this axis. {note}"
         drawn = figure(read, look)
-        is_same = (
-            before is not None
-            and before.get("data") == drawn["data"]
-            and before["layout"].get("uirevision") == drawn["layout"]["uirevision"]
-        )
-        return (no_update if is_same else drawn), note, columns_of(live, shown, look.columns)
+        return (no_update if same(before, drawn) else drawn), note, columns_of(live, shown, look.columns)
