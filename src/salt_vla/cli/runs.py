@@ -1,69 +1,183 @@
-"""`salt-vla runs …`"""
+"""`salt-vla runs ls` and `show`."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
-from salt_vla.cli.printing import print_json, print_table
-from salt_vla.errors import RunError
-from salt_vla.jobs.start import noted_masks
-from salt_vla.rundir import RunDirectory, Status, all_runs
-from salt_vla.verdicts import noted_recipe, noted_verdict
+from salt_vla.cli.printing import print_json, print_rows, print_table
+from salt_vla.errors import UserError
+from salt_vla.operations.control import find
+from salt_vla.operations.launch import events, supervision, wanted_in
+from salt_vla.operations.overview import Overview, overview, overviews
+from salt_vla.operations.tail import last_lines
+from salt_vla.operations.words import ago, duration, number
+from salt_vla.rundir import RunDirectory, root
+
+State = Literal["queued", "running", "finished", "failed", "killed", "stopped", "damaged"]
+Key = Literal["name", "updated", "step", "loss", "r2"]
+LOG_LINES = 5
 
 
-def _summary(run: RunDirectory) -> dict[str, Any]:
-    last = {f"last_{kind}": rows[-1] for kind in ("train", "val") if (rows := run.metrics(kind))}
-    about = {"recipe": noted_recipe(run), "verdict": noted_verdict(run), "masks": noted_masks(run)}
-    return {"name": run.name, **asdict(run.status()), **about, **last}
-
-
-def _summary_or_damage(run: RunDirectory) -> dict[str, Any]:
-    """One damaged run must not hide the others."""
-    try:
-        return _summary(run)
-    except RunError as error:
-        damaged = asdict(Status("damaged", exit_reason=str(error)))
-        return {"name": run.name, **damaged, "recipe": {}, "verdict": {}, "masks": {}}
-
-
-def ls(json: bool = False) -> None:
+def ls(
+    state: tyro.conf.UseAppendAction[tuple[State, ...]] = (),
+    last: int = 0,
+    sort: Key = "name",
+    best: bool = False,
+    json: bool = False,
+) -> None:
     """List the runs below SALT_VLA_ROOT.
 
-    Example: salt-vla runs ls
+    Example: salt-vla runs ls --state failed --sort updated --last 10
 
     Args:
+        state: only runs in this state; repeatable.
+        last: only so many, those that gave a sign of life last; default: all.
+        sort: by name, last sign of life, step, held-out loss (lowest first) or R² (highest first).
+        best: also each run's best held-out R² and loss, with their steps; slow the first time.
         json: print JSON instead of a table.
     """
-    rows = [_summary_or_damage(run) for run in all_runs()]
+    if last < 0:
+        raise UserError(f"--last must be at least 0, not {last}; 0 lists all runs")
+    runs = [run for run in overviews(best) if not state or run.state in state]
+    if last:
+        newest = {run.name for run in sorted(runs, key=lambda run: run.updated)[-last:]}
+        runs = [run for run in runs if run.name in newest]
+    runs.sort(key=lambda run: _place(run, sort))
     if json:
-        print_json(rows)
-    else:
-        for row in rows:
-            recipe, verdict = row["recipe"], row["verdict"]
-            row["recipe"] = recipe["name"] if recipe else ""
-            row["verdict"] = verdict["verdict"] if verdict else ""
-        print_table(rows, ["name", "state", "step", "total_steps", "recipe", "verdict", "exit_reason"])
+        return print_rows(run.to_json() for run in runs)
+    columns = ["name", "state", "step", "total_steps", "recipe", "R²", "loss"]
+    columns += ["best R²", "best loss"] * best + ["verdict", "exit_reason"]
+    print_table([_line(run) for run in runs], columns)
+
+
+def _place(run: Overview, key: Key) -> tuple[Any, ...]:
+    loss, r2 = run.figure("val", "loss"), run.figure("val", "r2_position_mean")
+    return {
+        "name": (run.name,),
+        "updated": (run.updated, run.name),
+        "step": (run.step, run.name),
+        "loss": (loss is None, loss or 0.0, run.name),
+        "r2": (r2 is None, -(r2 or 0.0), run.name),
+    }[key]
+
+
+def _line(run: Overview) -> dict[str, Any]:
+    def best(column: str) -> str:
+        value, step = run.best.get(column, (None, 0))
+        return "" if value is None else f"{number(value)} @ {step}"
+
+    return {
+        "name": run.name,
+        "state": run.state,
+        "step": run.step,
+        "total_steps": run.total_steps,
+        "recipe": run.recipe.get("name", ""),
+        "R²": number(run.figure("val", "r2_position_mean")),
+        "loss": number(run.figure("val", "loss")),
+        "best R²": best("val.r2_position_mean"),
+        "best loss": best("val.loss"),
+        "verdict": run.verdict.get("verdict", ""),
+        "exit_reason": run.status.exit_reason,
+    }
 
 
 def show(name: Annotated[str, tyro.conf.Positional], json: bool = False) -> None:
-    """One run's state, step, last figures, masks, its recipe's hypothesis and the verdict on it.
+    """One run: how it goes or ended, its last and best figures, masks, cost, supervision, and its verdict.
 
     Example: salt-vla runs show demo_student --json
 
     Args:
-        name: the run's name.
+        name: the run's name, or that of a job which --detach or the queue started.
         json: print JSON instead of a table.
     """
-    run = RunDirectory.named(name)
-    if run.status().state == "queued":  # A run has a state before it has measured its configuration.
-        run.require()
-    summary = _summary(run)
+    run = RunDirectory(find(name))
+    is_run = run.path.parent == root() / "runs"
+    if is_run:
+        run.status()  # Of one run, what is damaged is said as an error.
+    seen = overview(run)
+    summary = (seen.to_json() if is_run else {"name": run.name}) | _supervised(run)
+    summary |= {"log": last_lines(run.log_file, LOG_LINES)}
     if json:
-        print_json(summary)
-    else:
-        summary["masks"] = "\n".join(summary["masks"]["summary"]) if summary["masks"] else {}
-        rows = [{"field": key, "value": value} for key, value in summary.items() if value != {}]
-        print_table(rows, ["field", "value"])
+        return print_json(summary)
+    rows = dict(_for_people(seen) if is_run else [("name", run.name)]) | dict(_of_supervision(summary))
+    rows["log"] = "\n".join(summary["log"])
+    print_table([{"field": key, "value": text} for key, text in rows.items() if text], ["field", "value"])
+
+
+def _supervised(run: RunDirectory) -> dict[str, Any]:
+    now = supervision(run.path)
+    if now is None:
+        return {}
+    wanted = wanted_in(run.path)
+    about = asdict(now) | {"at_work": now.is_at_work, "command": list(wanted.command)}
+    return {"supervision": about, "events": events(run.path)}
+
+
+def _for_people(run: Overview) -> Iterator[tuple[str, str]]:
+    status = run.status
+    yield "name", run.name
+    yield "state", status.state + f" ({status.exit_reason})" * (status.exit_reason not in ("", status.state))
+    yield "step", f"{run.step} of {run.total_steps}" + _pace(run)
+    yield "process", f"pid {status.pid}" * bool(status.pid)
+    yield "last sign of life", ago(time.time() - run.updated) if run.updated else ""
+    yield "worked for", duration(status.seconds) * bool(status.seconds)
+    yield "resumed from", ", ".join(map(str, status.resumed_from))
+    yield "branched from", status.branched_from
+    for kind, last in (("train", run.last_train), ("val", run.last_val)):
+        yield f"last {kind}", _figures(last)
+    yield (
+        "best",
+        "\n".join(f"{name} {number(value)} at step {step}" for name, (value, step) in run.best.items()),
+    )
+    yield "warnings", "\n".join(run.warnings)
+    yield "recipe", run.recipe.get("name", "")
+    yield "hypothesis", run.recipe.get("hypothesis", "")
+    yield "verdict", "{verdict}: {reason}".format(**run.verdict) if run.verdict else ""
+    yield "masks", "\n".join(run.masks.get("summary", []))
+    yield "cost", _cost(run.cost)
+
+
+def _pace(run: Overview) -> str:
+    if run.eta_seconds is None or run.rate is None:
+        return ""
+    return f", {number(run.rate)} steps/s, {duration(run.eta_seconds)} left"
+
+
+def _figures(row: dict[str, Any]) -> str:
+    shown = {name: value for name, value in row.items() if name not in ("kind", "step")}
+    text = ", ".join(f"{name} {number(value)}" for name, value in shown.items())
+    return f"step {row['step']}: {text}" if row else ""
+
+
+def _cost(cost: dict[str, Any]) -> str:
+    try:
+        size = sum(cost["parameters"].values())
+        return (
+            f"{size / 1e6:.1f} M parameters, {cost['flops_a_step'] / 1e12:.3g} TFLOP a step of "
+            f"{cost['clips_a_step']} clips, {cost['clips_an_epoch']} clips an epoch"
+        )
+    except (KeyError, TypeError, AttributeError):  # None, or of another version.
+        return ""
+
+
+def _of_supervision(summary: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    now = summary.get("supervision")
+    if now is None:
+        return
+    yield "command", " ".join(["salt-vla", *now["command"]])
+    lost = not now["at_work"] and now["state"] != "ended"
+    said = "lost before its end" if lost else now["state"]
+    yield (
+        "supervision",
+        f"{said}; supervisor {now['supervisor']['pid']}, {now['restarts_left']} restarts left",
+    )
+    lines = [
+        f"{place}. pid {each['process']['pid']}: {each['reason'] or 'at work'}"
+        for place, each in enumerate(now["attempts"], start=1)
+    ]
+    yield "attempts", "\n".join(lines)

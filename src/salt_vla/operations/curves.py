@@ -12,6 +12,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from salt_vla.operations.appended import Appended
+
 Row = dict[str, Any]
 Points = tuple[list[float], list[float]]  # (x, values), in order
 FIRST_BLOCK, BLOCK = 2048, 64 * 1024  # bytes read at once from a file's end
@@ -34,40 +36,24 @@ def read_rows(lines: Iterable[bytes]) -> tuple[list[Row], int]:
 
 
 class Follower:
-    """Reads a file of metrics from where it stopped; begins again where the file is another one or shorter
-    (a resume trims it). `rows` holds all that is there now, `damaged` counts lines that are no rows."""
+    """Reads metrics as they grow. `rows` holds all that are there now: fewer than before when a resume
+    has trimmed the file. `damaged` counts lines that are no rows."""
 
     def __init__(self, file: Path) -> None:
-        self.file = file
+        self.file = Appended(file)
         self.rows: list[Row] = []
         self.damaged = 0
-        self.bytes_read = 0  # since the beginning of this object, over all beginnings of the file
-        self._inode = -1
-        self._place = 0
 
     def poll(self) -> list[Row]:
-        """Rows that came since the last call; all of them after a new beginning."""
-        try:
-            file = self.file.open("rb")
-        except FileNotFoundError:
-            self._restart(-1)
-            return []
-        with file:
-            about = os.fstat(file.fileno())
-            if about.st_ino != self._inode or about.st_size < self._place:
-                self._restart(about.st_ino)
-            file.seek(self._place)
-            fresh = file.read()
-        whole = fresh.rfind(b"\n") + 1  # A line that is still being written is for the next time.
-        self.bytes_read += len(fresh)
-        self._place += whole
-        rows, damaged = read_rows(fresh[:whole].splitlines())
+        """Rows that came since the last call; all of them where the file has begun anew."""
+        before = self.file.beginnings
+        lines = self.file.poll()
+        if self.file.beginnings > before:
+            self.rows, self.damaged = [], 0
+        rows, damaged = read_rows(lines)
         self.rows += rows
         self.damaged += damaged
         return rows
-
-    def _restart(self, inode: int) -> None:
-        self.rows, self.damaged, self._inode, self._place = [], 0, inode, 0
 
 
 def last_rows(file: str | Path, train: int = 1, most_bytes: int = 4 * BLOCK) -> tuple[list[Row], list[Row]]:
