@@ -258,6 +258,16 @@ class RunDirectory:
             self.set_status(status)
         return status
 
+    def settle(self, found: Status) -> Status:
+        """Write down how the run's process was lost, unless another one has taken the run meanwhile; the
+        status that holds."""
+        with self._one_at_a_time():
+            now = self.status()
+            if now.state != "killed" or now.ended or now.process != found.process:
+                return now
+            self.set_status(found)
+        return found
+
     @contextmanager
     def _one_at_a_time(self) -> Iterator[None]:
         lock = self.path / ".claim"
