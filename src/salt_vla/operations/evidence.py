@@ -21,6 +21,7 @@ from salt_vla.rundir import RunDirectory, Status
 
 CGROUPS = Path("/sys/fs/cgroup")
 END_OF_LOG = 1 << 16  # bytes
+TIME = "%Y-%m-%d %H:%M:%S"
 _FATAL = re.compile(r"^Fatal Python error: (.+)$", re.MULTILINE)
 
 
@@ -86,9 +87,7 @@ def explain_loss(
         if killed is not None:
             return Loss("out_of_memory", _words(killed) + _last_seen(folder), killed.lines)
         if code is not None and before is not None and before.since():
-            reason = (
-                "killed by SIGKILL, as the kernel did to a process of its control group for want of memory"
-            )
+            reason = "killed by SIGKILL; the kernel did that in its control group, for want of memory"
             return Loss("out_of_memory", reason + _last_seen(folder))
     seen = tuple(kernel_log.crashes(lines, process.pid, began))
     noted = f"; the kernel says: {seen[-1]}" if seen else ""
@@ -127,7 +126,7 @@ def _fatal_error(log: Path) -> str:
         end = file.read().decode(errors="replace")
         if match := list(_FATAL.finditer(end)):
             rest = end[match[-1].end() :]
-            return "" if re.search(r"^(?:started|resumed),? ", rest, re.MULTILINE) else match[-1][1]
+            return "" if re.search(r"^(?:started,|resumed at) step ", rest, re.MULTILINE) else match[-1][1]
     return ""
 
 
@@ -140,7 +139,7 @@ def _last_seen(folder: Path) -> str:
     for key, place in (("rss_gb", "of memory"), ("gpu_gb", "on the GPU")):
         if isinstance(heartbeat.get(key), int | float):
             parts.append(f"{heartbeat[key]:.1f} GB {place}")
-    at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(when))
+    at = time.strftime(TIME, time.localtime(when))
     return f"; last seen at {at}" + (f" with {' and '.join(parts)}" if parts else "")
 
 
@@ -153,8 +152,8 @@ def explained(run: RunDirectory) -> Status:
     loss = explain_loss(run.path, status.process)
     found = replace(status, ending=loss.ending, exit_reason=loss.reason, ended=_last_change(run))
     with suppress(OSError, UserError):
-        if os.access(run.path, os.W_OK):
-            return run.settle(found)
+        if os.access(run.path, os.W_OK) and run.settle(found) == found:
+            run.log(f"{time.strftime(TIME)} {found.state}: {found.exit_reason}")
     return found
 
 
