@@ -28,6 +28,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     "demo": {
         "": ("demo:demo", "train a teacher and a student on simulated robots, and report what was learned")
     },
+    "doctor": {"": ("doctor:doctor", "is this machine fit, and is anything left undone; each with its cure")},
     "train": {"": ("train:train", "run a recipe, or resume the run of that name")},
     "sweep": {
         "run": ("sweep:run", "run a recipe at many points of its fields; ends with one table"),
@@ -72,6 +73,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "stop": ("runs_control:stop", "end a run or job after its step, with a checkpoint"),
         "kill": ("runs_control:kill", "end a run or job at once, with all its processes"),
         "restart": ("runs_control:restart", "start a detached run or job again, from where it stands"),
+        "pictures": ("runs_pictures:pictures", "draw a run's masks and what its encoder makes of a clip"),
         "supervise": ("runs_control:supervise", "what --detach and the queue start beside a run"),
     },
     "dashboard": {

@@ -20,6 +20,7 @@ def sync(
     names: Annotated[tuple[str, ...], tyro.conf.Positional] = (),
     tracker: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
     follow: bool = False,
+    beside: str = "",
     patience: float = PATIENCE,
     json: bool = False,
 ) -> int:
@@ -34,6 +35,7 @@ def sync(
         names: the runs; default: all that have been tracked.
         tracker: wandb, trackio or tensorboard; repeatable; default: those that a run has had.
         follow: go on while the run works (`train --track` starts this).
+        beside: which process works on the run, as that process itself says.
         patience: seconds after which a tracker that does not answer is given up.
         json: print JSON instead of a table.
     """
@@ -44,7 +46,7 @@ def sync(
     named = [RunDirectory.named(name) for name in names]
     runs = named if follow else [run.require() for run in named] or all_runs()
     rows = [
-        _synced(run, one, work_of(run, follow), patience)
+        _synced(run, one, work_of(run, follow, beside), patience)
         for run in runs
         for one in tracker or _trackers_of(run)
     ]

@@ -17,14 +17,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from typing import IO, Literal
 
-from salt_vla.errors import RunError
+from salt_vla.errors import ConfigError, RunError
 from salt_vla.identity import ProcessId, identity
 from salt_vla.operations.processes import salt_vla
 from salt_vla.operations.trackers.base import require_trackers
 from salt_vla.operations.trackers.journal import Mirror
-from salt_vla.rundir import RunDirectory, launched, root, writing_to
+from salt_vla.rundir import ROOT, RunDirectory, launched, root, writing_to
 
-BESIDE = "SALT_VLA_BESIDE"  # Whose metrics a keeper follows, as JSON: the process of the run.
 PATIENCE = 120.0  # Seconds after the run's end.
 SECONDS_BETWEEN_LOOKS = 0.5
 FIRST_WAIT, LONGEST_WAIT = 5.0, 300.0  # Seconds before the sender is started again: doubled each time.
@@ -54,17 +53,17 @@ def following(run: RunDirectory, trackers: Sequence[str]) -> Iterator[None]:
 
 
 def _start_keeper(mirror: Mirror, ends: int) -> None:
-    run = mirror.run
+    run, beside = mirror.run, json.dumps(asdict(identity()))
     with writing_to(run.path):
         run.path.mkdir(parents=True, exist_ok=True)
         log = mirror.log_file.open("ab")
     with log:
         process = subprocess.Popen(
-            salt_vla("runs", "sync", run.name, "--tracker", mirror.tracker, "--follow"),
+            salt_vla("runs", "sync", run.name, "--tracker", mirror.tracker, "--follow", "--beside", beside),
             stdin=ends,
             stdout=log,
             stderr=log,
-            env=os.environ | {"SALT_VLA_ROOT": str(root()), BESIDE: json.dumps(asdict(identity()))},
+            env=os.environ | {ROOT: str(root())},
             start_new_session=True,  # Ctrl-C and the end of the terminal are the run's business.
         )
     process.returncode = 0  # Nobody here waits for it: it outlives this process.
@@ -96,10 +95,13 @@ class Work:
             return False
 
 
-def work_of(run: RunDirectory, follow: bool) -> Work:
-    """As the environment says, where a run's process has started this one."""
-    said = os.environ.get(BESIDE) if follow else None
-    return Work(run, ProcessId(**json.loads(said)) if said else None, follow)
+def work_of(run: RunDirectory, follow: bool, beside: str) -> Work:
+    """`beside`: a run's own process, as it describes itself to the keeper that it starts. Raises
+    `ConfigError` for what is none."""
+    try:
+        return Work(run, ProcessId(**json.loads(beside)) if beside else None, follow)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"--beside is for the processes of runs alone ({error}); leave it out") from error
 
 
 def keep(run: RunDirectory, tracker: str, work: Work, patience: float = PATIENCE) -> Outcome:
