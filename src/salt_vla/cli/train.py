@@ -20,6 +20,9 @@ from salt_vla.rundir import RunDirectory, default_name, launched
 from salt_vla.verdicts import noted_verdict
 
 
+LONG_ENOUGH_FOR_PICTURES = 60.0  # Seconds: to a shorter run the second that they take would be a burden.
+
+
 def train(
     recipe: Annotated[str, tyro.conf.Positional],
     overrides: Annotated[tuple[str, ...], tyro.conf.Positional] = (),
@@ -87,6 +90,10 @@ def train(
 
             make_branch(run, config, branch, allow_change)
         status = job.train(config, run.name, max_steps, allow_change, experiment)
+        if launched().rank == 0 and status.state == "finished" and status.seconds >= LONG_ENOUGH_FOR_PICTURES:
+            from salt_vla.jobs.pictures import draw_at_end
+
+            draw_at_end(run)
     print(f"{run.name}: {status.state} at step {status.step}")
     verdict = noted_verdict(run)
     if verdict:
