@@ -57,7 +57,7 @@ def limit_files(size: int) -> Callable[[], None]:
         (("train", "demo_student", "--cache", "nowhere"), "no cache of training latents"),
         (("train", "demo_student", "target.source="), "needs a source: give --cache"),
         (("train", "demo_student", "target.provider=teacher", "target.source=nobody"), "'nobody'"),
-        (("runs", "show", "nobody"), "there is no run at"),
+        (("runs", "show", "nobody"), "there is no run or job 'nobody'"),
         (("runs", "show", "../x"), "run name '../x' may hold only letters"),
         (("cache", "show", "nowhere"), "there is no cache at nowhere"),
         (("cache", "verify", "nowhere"), "there is no cache at nowhere"),

@@ -61,7 +61,10 @@ def test_runs_are_listed_and_shown(workshop: Any) -> None:
     assert (shown["state"], shown["step"], shown["resumed_from"]) == ("finished", 6, [])
     assert (shown["pid"], shown["exit_reason"]) == (os.getpid(), "finished")
     assert shown["last_train"] == workshop.salt.at("teacher").metrics("train")[-1]
-    assert shown in workshop.salt.json("runs", "ls")
+    listed = {row["name"]: row for row in workshop.salt.json("runs", "ls")}["teacher"]
+    assert listed == {name: shown[name] for name in listed} | {"masks": {}, "cost": {}, "best": {}}
+    assert shown["best"]["val.loss"]["step"] == 6
+    assert shown["log"][-1] == workshop.salt.at("teacher").log_file.read_text().splitlines()[-1]
     for command in (("runs", "ls"), ("runs", "show", "teacher")):
         assert "finished" in workshop.salt.ok(*command).out
 

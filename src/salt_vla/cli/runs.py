@@ -124,7 +124,7 @@ def _for_people(run: Overview) -> Iterator[tuple[str, str]]:
     yield "state", status.state + f" ({status.exit_reason})" * (status.exit_reason not in ("", status.state))
     yield "step", f"{run.step} of {run.total_steps}" + _pace(run)
     yield "process", f"pid {status.pid}" * bool(status.pid)
-    yield "last sign of life", ago(time.time() - run.updated) if run.updated else ""
+    yield "last seen", ago(time.time() - run.updated) if run.updated else ""
     yield "worked for", duration(status.seconds) * bool(status.seconds)
     yield "resumed from", ", ".join(map(str, status.resumed_from))
     yield "branched from", status.branched_from

@@ -37,8 +37,8 @@ class Overview:
 
     `recipe`, `verdict`, `masks`, `cost` are what its files hold, empty where there are none. `best` has, for
     `kind.column`, the best value and its step: the lowest, or of an R² the highest. Lists lack `masks` and
-    `cost`, and `best` unless it is asked for. `rate` in steps a second, over the last lines of a run at work;
-    `updated` is when the run last gave a sign of life, in seconds since the epoch."""
+    `cost`, and `best` unless it is asked for. `clips_per_s` is that of the last lines while a run is at
+    work, later of its last; `rate` is in steps a second. `updated` is when the run last gave a sign of life, in seconds since the epoch."""
 
     name: str
     status: Status
@@ -167,7 +167,8 @@ def _glance(run: RunDirectory, train: list[Row], val: list[Row]) -> Overview:
     except (UserError, OSError) as error:
         return Overview(run.name, Status("damaged", exit_reason=str(error)))
     last_train, last_val = (rows[-1] if rows else {} for rows in (train, val))
-    pace = [row["clips_per_s"] for row in train if is_number(row.get("clips_per_s")) and row["clips_per_s"]]
+    rows = train if status.state == "running" else train[-1:]
+    pace = [row["clips_per_s"] for row in rows if is_number(row.get("clips_per_s")) and row["clips_per_s"]]
     clips_per_s = len(pace) / sum(1 / each for each in pace) if pace else None
     clips = _clips_a_step(run) if clips_per_s and status.state == "running" else None
     return Overview(
