@@ -53,6 +53,8 @@ class ProcessId:
 
     def send(self, number: signal.Signals) -> bool:
         """Send the signal to this very process; False where it is gone. Raises `PermissionError`."""
+        if self.pid <= 0:
+            return False
         if not hasattr(os, "pidfd_open"):
             with suppress(ProcessLookupError):
                 if self.is_alive():

@@ -101,7 +101,7 @@ def complete_status(folder: Path, attempt: Attempt, judged: Judgement) -> bool:
     run = RunDirectory(folder)
     with suppress(RunError):
         status = run.status()
-        is_lost = status.state == "killed" and is_of(status, attempt)
+        is_lost = status.state == "killed" and not status.ended and is_of(status, attempt)
         if not is_lost and status.state != "queued":
             return False
         state = "killed" if is_lost else "stopped" if judged.ending in ("stopped", "signal") else "failed"

@@ -82,14 +82,16 @@ class Supervisor:
         self.is_untold = False  # The last attempt ended without a word: what follows a run's end is due.
         before = supervision(folder)
         if before is not None and before.token == wanted.token:
-            self.now = before if before.is_over else replace(before, supervisor=identity())
+            self.now = before
         else:
             self.now = Supervision(wanted.token, "starting", identity(), restarts_left=wanted.restarts)
+        if not self.now.is_over:
+            self.now = replace(self.now, supervisor=identity(), keeper=scope_of_this())
 
     def carry_out(self, at_work: Callable[[], None]) -> int:
         is_over = self.now.is_over
         if not is_over:
-            self._note("supervised", self.now.state, keeper=scope_of_this())
+            self._note("supervised", self.now.state, keeper=self.now.keeper)
         at_work()
         if not is_over:
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
