@@ -80,7 +80,7 @@ def torch() -> Iterable[Finding]:
 
 
 def driver_gpus() -> list[str]:
-    """ "name, driver version" of each GPU, as the driver's own tool lists them; empty without driver or GPU."""
+    """Name and driver version of each GPU, as the driver's own tool lists them; empty without any."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return []
@@ -150,7 +150,8 @@ def _is_installed(package: str) -> bool:
 def extras() -> Iterable[Finding]:
     """Which of the package's extras are there; none is needed for the core."""
     about = metadata.metadata("salt-vla")
-    there, lacking = [], []
+    there: list[str] = []
+    lacking: list[str] = []
     for extra in about.get_all("Provides-Extra") or []:
         needs = [text.split(";")[0] for text in metadata.requires("salt-vla") or [] if _asks(text, extra)]
         names = [_name_of(text) for text in needs]
