@@ -64,27 +64,25 @@ def _said(value: Any) -> str:
 
 def effects(runs: Sequence[RunFacts]) -> list[Effect]:
     """Of all whole runs, most seeds first."""
-    whole = [run for run in runs if run.is_whole and not run.problem]
-    settings = [_decisive(run.config) for run in whole]
-    names = {name for each in settings for name in each}
-    varied = [name for name in sorted(names) if len({each.get(name) for each in settings}) > 1]
+    whole = [(run, _decisive(run.config)) for run in runs if run.is_whole and not run.problem]
+    names = {name for _, settings in whole for name in settings}
+    varied = [name for name in sorted(names) if len({settings.get(name) for _, settings in whole}) > 1]
+    fixed = names - set(varied)
     found: list[Effect] = []
     for name in varied:
-        alike: dict[str, list[RunFacts]] = {}
-        for run, each in zip(whole, settings, strict=True):
-            rest = json.dumps([{k: v for k, v in each.items() if k != name}, run.pins], sort_keys=True)
-            alike.setdefault(rest, []).append(run)
+        alike: dict[str, dict[str, dict[int, RunFacts]]] = {}
+        for run, settings in whole:
+            if name in settings and run.config is not None:
+                rest = {k: v for k, v in settings.items() if k != name and k not in fixed}
+                group = alike.setdefault(json.dumps([rest, run.pins], sort_keys=True), {})
+                group.setdefault(settings[name], {})[run.config.seed] = run
         for group in alike.values():
             found += _within(name, group)
     return sorted(found, key=lambda each: (-len(each.runs), each.field))[:MOST_EFFECTS]
 
 
-def _within(name: str, group: Sequence[RunFacts]) -> Iterator[Effect]:
-    """Of runs that differ in that field and the seed alone."""
-    by_value: dict[Any, dict[int, RunFacts]] = {}
-    for run in group:
-        assert run.config is not None  # It is whole.
-        by_value.setdefault(_decisive(run.config)[name], {})[run.config.seed] = run
+def _within(name: str, by_value: dict[str, dict[int, RunFacts]]) -> Iterator[Effect]:
+    """Of runs that differ in that field and the seed alone, by the field's value and by seed."""
     for before, after in combinations(sorted(by_value, key=lambda text: (_number(text), text)), 2):
         seeds = sorted(set(by_value[before]) & set(by_value[after]))
         pairs = [(by_value[before][seed], by_value[after][seed]) for seed in seeds]

@@ -15,6 +15,7 @@ from salt_vla.config import TrainConfig, leaves
 from salt_vla.errors import UserError
 from salt_vla.operations.curves import Follower, Row, points
 from salt_vla.operations.handoff.trends import Trend, trend
+from salt_vla.operations.launch import supervision
 from salt_vla.operations.overview import PROBES, Overview, config_of, noted, overview
 from salt_vla.rundir import RunDirectory, Status, all_runs
 from salt_vla.verdicts import CLIPS, TEACHERS
@@ -29,7 +30,8 @@ class RunFacts:
     """One run. `space`: what its losses are measured in, in words; `space_key`: equal for runs whose losses
     compare, empty where none does (no settings, or targets of its own that move). `last_loss`: the mean of
     its last rows of kind train, as many as `last_rows`. `r2`: the last held-out row's. `pins`: what lies at
-    the places that the settings name."""
+    the places that the settings name. `broke_off`: why each of its supervised starts ended that did not end
+    well."""
 
     run: RunDirectory
     seen: Overview
@@ -46,6 +48,7 @@ class RunFacts:
     last_lr: float | None = None
     alarms: tuple[str, ...] = ()
     probes: tuple[Row, ...] = ()
+    broke_off: tuple[str, ...] = ()
     problem: str = ""
 
     @property
@@ -115,7 +118,16 @@ def facts_of(run: RunDirectory) -> RunFacts:
     except (UserError, OSError) as error:
         return RunFacts(run, seen, problem=str(error), **_curve(rows))
     space, key = _space(run, config, pins) if config else ("", "")
-    return RunFacts(run, seen, config, space, key, _hash(pins), probes=probes, **_curve(rows))
+    broke_off, curve = _broke_off(run), _curve(rows)
+    return RunFacts(run, seen, config, space, key, _hash(pins), probes=probes, broke_off=broke_off, **curve)
+
+
+def _broke_off(run: RunDirectory) -> tuple[str, ...]:
+    try:
+        now = supervision(run.path)
+    except UserError:  # What it said is lost; the run is not.
+        return ()
+    return tuple(each.reason for each in now.attempts if each.code not in (0, None)) if now else ()
 
 
 def _curve(rows: list[Row]) -> dict[str, Any]:

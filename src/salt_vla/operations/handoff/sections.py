@@ -255,18 +255,17 @@ def _plateau(run: RunFacts) -> str:
 
 
 def _failures(project: Project) -> list[Block]:
-    broken = [run for run in project.runs if run.state in (*UNFINISHED, "damaged") or run.problem]
-    if not broken:
-        return ["No run on this page broke off."]
-    return [
-        Checks(
-            tuple(
-                ("bad" if run.state in ("failed", "killed", "damaged") else "warn", run.name,
-                 _brief(f"{run.state} at step {run.seen.step}: {run.seen.status.exit_reason or run.problem}"))
-                for run in broken
-            )
-        )
-    ]  # fmt: skip
+    items = []
+    for run in project.runs:
+        if run.state in (*UNFINISHED, "damaged") or run.problem:
+            mark = "warn" if run.state == "stopped" else "bad"
+            reason = run.seen.status.exit_reason or run.problem
+            items.append((mark, run.name, _brief(f"{run.state} at step {run.seen.step}: {reason}")))
+        elif run.broke_off or run.seen.status.resumed_from:
+            steps = ", ".join(map(str, run.seen.status.resumed_from))
+            said = "; ".join([*run.broke_off, *[f"went on from step {steps}"] * bool(steps)])
+            items.append(("ok", run.name, _brief(f"{said}; now {run.state}")))
+    return [Checks(tuple(items))] if items else ["No run on this page broke off."]
 
 
 def _hypotheses(project: Project) -> list[Block]:
