@@ -11,6 +11,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -22,7 +23,10 @@ from typing import Any
 import pytest
 
 from salt_vla.cli import main
+from salt_vla.errors import RunError
 from salt_vla.jobs.data import open_table
+from salt_vla.operations.launch import supervision
+from salt_vla.operations.processes import ProcessId
 from salt_vla.recipes import get_recipe
 from salt_vla.rundir import RunDirectory
 
@@ -138,10 +142,30 @@ class Salt:
     def at(self, name: str) -> RunDirectory:
         return RunDirectory(self.root / "runs" / name)
 
+    def end_all(self) -> None:
+        """Its processes, and what was launched under the root and belongs to nobody."""
+        for process in self.started:
+            with process:
+                process.kill()
+        while left := [each for folder in self.root.glob("*/*/") for each in _working(folder)]:
+            for process_id in left:
+                process_id.send(signal.SIGKILL)
+
     def files(self) -> list[str]:
         """Everything below the root but finished view stores, which any run may use again."""
         paths = [str(path.relative_to(self.root)) for path in self.root.rglob("*")]
         return sorted(path for path in paths if path != "caches" and not path.startswith("caches/views-"))
+
+
+def _working(folder: Path) -> list[ProcessId]:
+    try:
+        launched = supervision(folder)
+    except RunError:  # A test has damaged it.
+        launched = None
+    if launched is None:
+        return []
+    known = (launched.supervisor, *(attempt.process for attempt in launched.attempts))
+    return [process for process in known if process.is_alive()]
 
 
 def answer_of(process: subprocess.Popen[str]) -> Answer:
@@ -199,9 +223,15 @@ def salt(tmp_path: Path) -> Iterator[Salt]:
     """The command line with an empty root; its processes are gone at the end."""
     made = Salt(tmp_path)
     yield made
-    for process in made.started:
-        with process:
-            process.kill()
+    made.end_all()
+
+
+@pytest.fixture
+def quick_salt(place: Path) -> Iterator[Salt]:
+    """The same in memory, for what flushes many files."""
+    made = Salt(place)
+    yield made
+    made.end_all()
 
 
 @pytest.fixture

@@ -61,7 +61,7 @@ def may_start(job: Job, now: Now) -> Answer:
     never = [each.why for each in answers if each.state == "never"]
     if never:
         return Answer("never", "; ".join(never))
-    waits = [each for each in answers if each.state == "waits"] or [_nobody_works_on(job)]
+    waits = [each for each in answers if each.state == "waits"] or [nobody_works_on(job)]
     if waits[0].state == "holds":
         return HOLDS
     known = [each.expected for each in waits if each.expected is not None]
@@ -218,8 +218,8 @@ def _outside_the_queue(name: str) -> tuple[str, str, float | None]:
     return status.state, status.exit_reason, None
 
 
-def _nobody_works_on(job: Job) -> Answer:
-    """A run may have been started by hand meanwhile."""
+def nobody_works_on(job: Job) -> Answer:
+    """Whether the job's run or name is nobody else's now: it may have been started by hand meanwhile."""
     launched = supervision(job.folder)
     busy = launched is not None and (launched.is_at_work or launched.living() is not None)
     if busy or (job.is_run and RunDirectory(job.folder).status().state == "running"):

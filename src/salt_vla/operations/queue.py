@@ -362,8 +362,13 @@ def _jobs(connection: sqlite3.Connection) -> list[Job]:
 def _job(row: sqlite3.Row, queue: str) -> Job:
     held = dict(row)
     del held["place"]
-    conditions = tuple(Condition(**each) for each in json.loads(held["conditions"]))
-    changed = {"command": tuple(json.loads(held["command"])), "conditions": conditions}
+    try:
+        conditions = tuple(Condition(**each) for each in json.loads(held["conditions"]))
+        changed = {"command": tuple(json.loads(held["command"])), "conditions": conditions}
+    except (ValueError, TypeError) as error:
+        raise RunError(
+            f"job {held['name']!r} is damaged in the queue's file ({error}); move that away"
+        ) from error
     token = f"{queue}-{held['id']}-{held['attempt']}"
     return Job(**held | changed | {"held": bool(held["held"]), "token": token})
 

@@ -5,6 +5,8 @@ Knows tables, not what jobs and their states mean.
 
 from __future__ import annotations
 
+import fcntl
+import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -12,7 +14,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from salt_vla.errors import ResourceError, RunError
-from salt_vla.rundir import writing_to
+from salt_vla.rundir import write_atomically, writing_to
 
 VERSION = 1  # PRAGMA user_version
 SECONDS_TO_WAIT = 30.0  # for another process' transaction
@@ -63,7 +65,7 @@ CREATE TRIGGER jobs_are_not_forgotten BEFORE DELETE ON jobs
 @contextmanager
 def reading(file: Path) -> Iterator[sqlite3.Connection]:
     """A connection to a queue that is there; whoever reads sees whole transactions only."""
-    with _in_sentences(file), closing(_connected(file, "rw")) as connection:
+    with _in_sentences(file), closing(_connected(file)) as connection:
         _require_version(connection, file)
         yield connection
 
@@ -72,16 +74,11 @@ def reading(file: Path) -> Iterator[sqlite3.Connection]:
 def changing(file: Path) -> Iterator[sqlite3.Connection]:
     """One transaction on the queue, which is made where there is none: on disk when the block ends, and no
     trace of it where the block raises. It has the only right to write from its first line on."""
-    with writing_to(file):
-        file.parent.mkdir(parents=True, exist_ok=True)
-    with _in_sentences(file), closing(_connected(file, "rwc")) as connection:
-        if _version(connection) == 0:
-            connection.execute("PRAGMA journal_mode = WAL")  # Lasts; cannot be set within a transaction.
+    if not file.is_file():
+        _make(file)
+    with reading(file) as connection:
         connection.execute("BEGIN IMMEDIATE")  # A reader that turned writer could be refused at once.
         try:
-            if _version(connection) == 0:
-                _make(connection, file)
-            _require_version(connection, file)
             yield connection
             connection.execute("COMMIT")
         finally:
@@ -89,8 +86,10 @@ def changing(file: Path) -> Iterator[sqlite3.Connection]:
                 connection.execute("ROLLBACK")
 
 
-def _connected(file: Path, mode: str) -> sqlite3.Connection:
-    address = f"{file.resolve().as_uri()}?mode={mode}"
+def _connected(file: Path) -> sqlite3.Connection:
+    # Where no file may be made beside it, and nobody's changes wait in one, it is read as it stands.
+    is_still = not os.access(file.parent, os.W_OK) and not file.with_name(f"{file.name}-wal").exists()
+    address = f"{file.resolve().as_uri()}?{'immutable=1' if is_still else 'mode=rw'}"
     connection = sqlite3.connect(address, uri=True, timeout=SECONDS_TO_WAIT, isolation_level=None)
     connection.row_factory = sqlite3.Row
     connection.execute("PRAGMA foreign_keys = ON")
@@ -98,26 +97,32 @@ def _connected(file: Path, mode: str) -> sqlite3.Connection:
     return connection
 
 
-def _version(connection: sqlite3.Connection) -> int:
-    return int(connection.execute("PRAGMA user_version").fetchone()[0])
+def _make(file: Path) -> None:
+    """A queue without jobs, whole or not at all; of several who would make it one does."""
+    with writing_to(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lock = file.with_name(f".{file.name}.lock").open("w")
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if file.exists():
+            return
+        for ending in ("-wal", "-shm"):  # What a queue that was moved away left behind is none of this one's.
+            file.with_name(f"{file.name}{ending}").unlink(missing_ok=True)
+        with _in_sentences(file):
+            write_atomically(file, _write_empty)
 
 
-def _make(connection: sqlite3.Connection, file: Path) -> None:
-    if connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-        raise RunError(f"{file} is another program's database; move it away, or set another SALT_VLA_ROOT")
-    statement = ""
-    for line in SCHEMA.splitlines(keepends=True):  # `executescript` would end the transaction.
-        statement += line
-        if sqlite3.complete_statement(statement):
-            connection.execute(statement)
-            statement = ""
-    # Two queues never mean the same by "job 1": runs outlive a queue's file.
-    connection.execute("INSERT INTO meta VALUES ('queue', ?)", (uuid4().hex,))
-    connection.execute(f"PRAGMA user_version = {VERSION}")
+def _write_empty(file: Path) -> None:
+    with closing(sqlite3.connect(file, isolation_level=None)) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")  # Is kept in the file.
+        connection.executescript(SCHEMA)
+        # Two queues never mean the same by "job 1": runs outlive a queue's file.
+        connection.execute("INSERT INTO meta VALUES ('queue', ?)", (uuid4().hex,))
+        connection.execute(f"PRAGMA user_version = {VERSION}")
 
 
 def _require_version(connection: sqlite3.Connection, file: Path) -> None:
-    found = _version(connection)
+    found = int(connection.execute("PRAGMA user_version").fetchone()[0])
     if found > VERSION:
         raise RunError(
             f"{file} was written by a newer version of salt-vla (its schema is {found}, this one knows "
@@ -143,14 +148,12 @@ def _in_sentences(file: Path) -> Iterator[None]:
         else:
             raise _damaged(file, error) from error
         raise ResourceError(f"cannot use the queue {file}: {said}; {cure}") from error
-    except sqlite3.IntegrityError:
-        raise
     except sqlite3.DatabaseError as error:
         raise _damaged(file, error) from error
 
 
 def _damaged(file: Path, error: sqlite3.Error) -> RunError:
     return RunError(
-        f"{file} is damaged ({error}); move it away and add the jobs again: runs that began are in runs/ and "
-        "jobs/, and the same names resume them"
+        f"{file} is damaged ({error}); move it away with {file.name}-wal, and add the jobs again: those that "
+        "began are in runs/ and jobs/, and runs go on by their names"
     )

@@ -11,7 +11,9 @@ from typing import Literal
 
 from salt_vla.errors import ResourceError, UserError
 from salt_vla.interrupts import StopFlag, stop_on_signals
-from salt_vla.operations.conditions_now import Now, may_start
+from salt_vla.operations.asked import asked_of
+from salt_vla.operations.conditions_now import Now, may_start, nobody_works_on
+from salt_vla.operations.handoff import refresh
 from salt_vla.operations.launch import LAUNCH, Supervision, launch, supervision, take_over, wanted_in
 from salt_vla.operations.processes import identity
 from salt_vla.operations.queue import Job, JobState, Queue
@@ -70,10 +72,13 @@ class Runner:
             _sleep(wait, stop)
 
     def look(self) -> int:
-        """One look at everything; how many jobs are left that this slot may have to do with."""
+        """One look at everything; how many jobs are left for this slot."""
         for job in self.queue.jobs():
             if job.state == "running":  # Of any slot: its own runner may never come back.
-                self._follow(job)
+                try:
+                    self._follow(job)
+                except UserError as error:  # Whether it works cannot be told: its slot is not given away.
+                    self._tell(f"{job.name}: {error}")
         jobs = self.queue.jobs()
         mine = self._in_work(jobs)
         if mine is None:
@@ -81,7 +86,9 @@ class Runner:
             mine = self._take(jobs)
         if mine is not None and mine.state == "starting":
             self._start(mine)
-        return sum(not job.is_over and suits(job.slot, self.slot) for job in self.queue.jobs())
+        left = self.queue.jobs()
+        waiting = sum(job.state == "waiting" and suits(job.slot, self.slot) for job in left)
+        return waiting + (self._in_work(left) is not None)
 
     def _in_work(self, jobs: list[Job]) -> Job | None:
         mine = (job for job in jobs if job.state in ("starting", "running") and job.ran_on == self.slot)
@@ -112,21 +119,22 @@ class Runner:
         except ResourceError:
             raise  # The machine's state, not the job's.
         except UserError as error:
-            self._could_not_start(job, str(error))
+            self._could_not_start(job, error)
             return
         self.passing("launched")
         self.queue.mark_running(job, f"under supervisor {now.supervisor.pid}")
         self._tell(f"{job.name}: started: salt-vla {' '.join(job.command)}")
         self.passing("running")
 
-    def _could_not_start(self, job: Job, why: str) -> None:
-        """Where its token stands in the folder it may have begun all the same, and is looked for again."""
+    def _could_not_start(self, job: Job, error: UserError) -> None:
         asked = wanted_in(job.folder) if (job.folder / LAUNCH).is_file() else None
-        if asked is not None and asked.token == job.token:
-            self._tell(f"{job.name}: {why}")
+        if asked is not None and asked.token == job.token:  # It may have begun all the same.
+            raise ResourceError(f"{job.name}: {error}") from error
+        if nobody_works_on(job).state == "waits":
+            self.queue.put_back(job, str(error))
             return
-        self.queue.end(job, "failed", f"could not be started: {why}")
-        self._tell(f"{job.name}: could not be started: {why}")
+        self.queue.end(job, "failed", f"could not be started: {error}")
+        self._tell(f"{job.name}: could not be started: {error}")
 
     def _follow(self, job: Job) -> None:
         now = supervision(job.folder)
@@ -141,6 +149,8 @@ class Runner:
         self.queue.end(job, state, why)
         self._tell(f"{job.name}: {state}: {why}")
         self.passing("ended")
+        if job.is_run:
+            refresh(RunDirectory(job.folder))  # When the run ended it was in the queue still.
 
     def _tell(self, sentence: str) -> None:
         if sentence != self._said:
@@ -151,14 +161,13 @@ class Runner:
 def _ending(job: Job, now: Supervision | None) -> tuple[JobState, str]:
     if now is None:
         return "failed", f"{job.folder} is gone, and with it how it went"
+    why = now.exit_reason or "nobody saw how it ended"
     if now.ended_well:
-        return "finished", now.exit_reason or "finished"
-    status = RunDirectory(job.folder).status() if job.is_run else None
-    if status is not None and status.state == "finished":
-        return "finished", status.exit_reason or "finished"
-    if status is not None and status.state == "stopped":
-        return "stopped", status.exit_reason
-    return "failed", now.exit_reason or (status.exit_reason if status else "") or "its supervisor is gone"
+        return "finished", why
+    was_stopped = asked_of(job.folder, now.token) is not None
+    if job.is_run and not was_stopped:
+        was_stopped = RunDirectory(job.folder).status().state == "stopped"
+    return "stopped" if was_stopped else "failed", why
 
 
 def _sleep(seconds: float, stop: StopFlag) -> None:

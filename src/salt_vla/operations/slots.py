@@ -55,11 +55,15 @@ def free_gpu_bytes(slot: str) -> int | None:
     command = [program, "--query-gpu=memory.free", "--format=csv,noheader,nounits"]
     command += [f"--id={slot.removeprefix('gpu')}"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=SECONDS_TO_ANSWER)
-    except (OSError, subprocess.TimeoutExpired):
+        asked = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    except OSError:
         return None
-    said = done.stdout.strip()
-    return int(said) * 2**20 if done.returncode == 0 and said.isdigit() else None
+    try:
+        said = asked.communicate(timeout=SECONDS_TO_ANSWER)[0].strip()
+    except subprocess.TimeoutExpired:  # A GPU that has failed lets it hang, and its end is not waited for.
+        asked.kill()
+        return None
+    return int(said) * 2**20 if asked.returncode == 0 and said.isdigit() else None
 
 
 def lock_file(slot: str) -> Path:
