@@ -119,7 +119,8 @@ def thinned(x: Floats, y: Floats, most: int = MOST_POINTS) -> tuple[Floats, Floa
 
 def _layout(look: Look) -> dict[str, Any]:
     count = max(1, len(look.columns))
-    gap = 0.16 / count if count > 1 else 0.0
+    gap = 0.16 / count
+    each = (1 - gap * (count - 1)) / count
     layout: dict[str, Any] = {
         "uirevision": f"{look.axis} {look.log} {','.join(look.columns)}",
         "height": HEAD + HEIGHT * count,
@@ -133,8 +134,8 @@ def _layout(look: Look) -> dict[str, Any]:
         "annotations": [],
     }  # fmt: skip
     for place, column in enumerate(look.columns, 1):
-        top = 1 - (place - 1) / count
-        domain = [max(0.0, top - 1 / count + gap), top]
+        top = 1 - (place - 1) * (each + gap)
+        domain = [max(0.0, top - each) if place < count else 0.0, top]
         name = f"yaxis{place}" if place > 1 else "yaxis"
         layout[name] = _axis({"domain": domain, "anchor": "x", "type": "log" if look.log else "linear"})
         layout[name] |= {"title": {"text": column.replace(".", ": ", 1), "standoff": 6}}

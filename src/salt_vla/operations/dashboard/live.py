@@ -5,6 +5,7 @@ Knows run directories, not what a page looks like. Ten thousand runs cost two lo
 
 from __future__ import annotations
 
+import os
 import secrets
 import threading
 import time
@@ -14,9 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from salt_vla.errors import RunError
 from salt_vla.operations.curves import Follower, Row
-from salt_vla.operations.overview import Overview, glance, overviews
-from salt_vla.rundir import RunDirectory, all_runs
+from salt_vla.operations.overview import UNSETTLED, Overview, glance, overviews
+from salt_vla.rundir import RunDirectory, root
 
 OLDEST = 1.0  # Seconds: what was read since then is not read again.
 SHARE = 0.1  # of a core, at most, that reading may take however many runs there are
@@ -76,12 +78,8 @@ class Live:
     def stamp(self, run: RunDirectory) -> list[int]:
         """Another one whenever something in the run's directory has changed, its process' end included."""
         seen = self.overviews().get(run.name)
-        return [
-            *_looks(run),
-            *_looks_at(run.log_file),
-            *_looks_at(run.pictures),
-            int(bool(seen and seen.is_running)),
-        ]
+        works = int(seen is not None and seen.state in UNSETTLED)
+        return [*_looks(run.path), *_looks_at(run.log_file), *_looks_at(run.pictures), works]
 
     def stamps(self, names: Sequence[str]) -> list[list[int]]:
         """Of several runs; names that are no run's are left out."""
@@ -103,35 +101,55 @@ class Live:
         began = time.monotonic()
         if began < self._next_look:
             return
-        runs = {run.name: run for run in all_runs()}
         self._count += 1
-        if runs.keys() != self._seen.keys():
-            self._counting = secrets.token_hex(4)
+        now = _folders()
         first = {} if self._seen else {each.name: each for each in overviews()}
         seen = {}
-        for name, run in runs.items():
+        for name, files in now.items():
             before = self._seen.get(name)
-            files = _looks(run)
             # A process that ends without a word changes no file.
-            if before is None or before.files != files or before.overview.is_running:
+            if before is None or before.files != files or before.overview.state in UNSETTLED:
+                run = _run(name)
+                if run is None:
+                    continue
                 overview = first.get(name) or glance(run)
                 row = row_of(overview)
                 changed = before.changed if before is not None and before.row == row else self._count
                 before = _Seen(files, overview, row, changed)
             seen[name] = before
+        if seen.keys() != self._seen.keys():
+            self._counting = secrets.token_hex(4)
         self._seen = seen
         ended = time.monotonic()
         self._next_look = ended + max(OLDEST, (ended - began) / SHARE)
 
 
-def _looks(run: RunDirectory) -> tuple[int, ...]:
-    """Files that appear whole change their folder; metrics alone grow."""
-    return (*_looks_at(run.path), *_looks_at(run.metrics_file))
-
-
-def _looks_at(path: Path) -> tuple[int, int]:
+def _run(name: str) -> RunDirectory | None:
     try:
-        about = path.stat()
+        run = RunDirectory.named(name)
+    except RunError:  # Something else that lies there.
+        return None
+    return run if run.exists() else None
+
+
+def _folders() -> dict[str, tuple[int, ...]]:
+    """How the files look of all that may be runs, by name. Strings, not paths: of ten thousand."""
+    runs = f"{root()}/runs"
+    try:
+        names = sorted(entry.name for entry in os.scandir(runs) if not entry.name.startswith("."))
+    except OSError:
+        return {}
+    return {name: _looks(f"{runs}/{name}") for name in names}
+
+
+def _looks(run: str | Path) -> tuple[int, ...]:
+    """Files that appear whole change their folder; metrics alone grow."""
+    return (*_looks_at(str(run)), *_looks_at(f"{run}/metrics.jsonl"))
+
+
+def _looks_at(path: str | Path) -> tuple[int, int]:
+    try:
+        about = os.stat(path)  # noqa: PTH116
     except OSError:
         return 0, 0
     return about.st_mtime_ns, about.st_size

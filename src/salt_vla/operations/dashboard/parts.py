@@ -122,6 +122,11 @@ def shown(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
+def amount(count: float) -> str:
+    """Of steps, clips or FLOPs."""
+    return f"{count:,.0f}" if count < 1e7 else f"{count:.3g}"
+
+
 def duration(seconds: float | None) -> str:
     if seconds is None:
         return ""

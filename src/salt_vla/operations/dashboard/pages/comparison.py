@@ -92,7 +92,7 @@ def told(found: Comparison) -> list[Component]:
         part for title, first, rows in sections if rows for part in (html.H2(title), plain_table(first, rows))
     ]
     warnings = [html.P(sentence, className="warning") for sentence in found.incomparable]
-    missing = [html.P(f"{name}: {why}", className="warning") for name, why in found.missing.items()]
+    missing = [html.P(note, className="warning") for note in found.notes]
     return [*warnings, *missing, *shown_parts]
 
 
@@ -124,7 +124,7 @@ def _figures(found: Comparison) -> list[list[Any]]:
 
 
 def _equal(found: Comparison) -> list[list[Any]]:
-    return [[f"{shown(row.x)} {AXES[row.axis]}", *map(shown, row.values)] for row in found.equal]
+    return [[f"{parts.amount(row.x)} {AXES[row.axis]}", *map(shown, row.values)] for row in found.equal]
 
 
 def _settings(found: Comparison) -> list[list[Any]]:
