@@ -29,6 +29,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "": ("demo:demo", "train a teacher and a student on simulated robots, and report what was learned")
     },
     "doctor": {"": ("doctor:doctor", "is this machine fit, and is anything left undone; each with its cure")},
+    "plan": {"": ("plan:plan", "what a run will take, and what looks wrong with it, before it begins")},
     "train": {"": ("train:train", "run a recipe, or resume the run of that name")},
     "sweep": {
         "run": ("sweep:run", "run a recipe at many points of its fields; ends with one table"),
@@ -66,7 +67,10 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     },
     "runs": {
         "ls": ("runs:ls", "list the runs"),
-        "show": ("runs:show", "one run's state, step and last figures"),
+        "show": ("runs:show", "one run: how it goes or ended, its figures, masks, cost and last lines"),
+        "tail": ("runs_watch:tail", "the last lines of a run's log; -f goes on until it has ended"),
+        "watch": ("runs_watch:watch", "a live view of the runs at work and of the queue's head"),
+        "compare": ("runs_compare:compare", "runs at equal steps, clips and FLOPs, and what seeds allow to say"),
         "report": ("runs_report:report", "write PROGRESS.md and .html: what was learned, what comes next"),
         "sync": ("runs_sync:sync", "send trackers what they lack; exit code 1 when some is left"),
         "send": ("runs_sync:send", "what sync starts for each tracker"),

@@ -7,15 +7,26 @@ different things.
 
 from __future__ import annotations
 
+import difflib
+import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from salt_vla.config import TrainConfig, leaves
 from salt_vla.errors import RunError, UserError
 from salt_vla.operations.compare_seeds import Group, PairedDifference, group_runs, paired_differences
-from salt_vla.operations.curves import Follower, Points, Row, points
-from salt_vla.operations.overview import PROBES, Overview, best_of, config_of, noted, overview
+from salt_vla.operations.curves import Points, Row, is_number, points
+from salt_vla.operations.overview import (
+    COST,
+    HIGHER_IS_BETTER,
+    PROBES,
+    Overview,
+    all_rows,
+    config_of,
+    noted,
+    overview,
+)
 from salt_vla.rundir import RunDirectory
 from salt_vla.verdicts import unlike
 
@@ -25,6 +36,8 @@ AXES: tuple[Axis, ...] = ("steps", "clips", "flops")
 COLUMNS = (
     "val.r2_position_mean", "val.r2_channel_mean", "val.r2_copy_nearest", "val.loss", "train.loss",
 )  # fmt: skip
+CHANGES = "config_changes.jsonl"
+COSTLY = ("batch_size", "masks.", "encoder.", "predictor.", "target.")  # Fields, or what they begin with.
 LAST_LINES = 100
 SHARES = (
     0.25,
@@ -58,6 +71,7 @@ class Compared:
     clips: int | None = None
     flops: float | None = None
     probes: tuple[dict[str, Any], ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -94,7 +108,7 @@ class EqualRow:
 @dataclass(frozen=True)
 class Comparison:
     """`column`: what the equal points, groups and paired differences are of. `incomparable`: sentences on
-    what must not be ranked, and why."""
+    what must not be ranked, and why; `notes`: on what is unknown of a run."""
 
     column: str
     runs: tuple[Compared, ...]
@@ -103,7 +117,7 @@ class Comparison:
     groups: tuple[Group, ...] = ()
     paired: tuple[PairedDifference, ...] = ()
     incomparable: tuple[str, ...] = ()
-    missing: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def names(self) -> list[str]:
@@ -120,7 +134,7 @@ class Comparison:
         tables = {part: [asdict(row) for row in getattr(self, part)] for part in parts}
         return {"column": self.column, "runs": runs, **tables} | {
             "incomparable": list(self.incomparable),
-            "missing": self.missing,
+            "notes": list(self.notes),
         }
 
 
@@ -129,12 +143,10 @@ def compare(names: Sequence[str], column: str = COLUMNS[0]) -> Comparison:
     column that none of them has; a run that cannot be read is shown as such."""
     runs = [RunDirectory.named(name).require() for name in dict.fromkeys(names)]
     read = [_read(run) for run in runs]
-    if column.count(".") != 1:
-        raise RunError(f"column {column!r} is not written KIND.COLUMN; give one such as {COLUMNS[0]}")
-    if not any(run.curve(column)[1] for run in read):
-        have = sorted({name for run in read for name in run.figures})
-        if have and column not in COLUMNS:
-            raise RunError(f"none of the runs has {column!r}; they have {', '.join(have)}")
+    have = sorted({f"{row['kind']}.{name}" for run in read for row in run.rows for name in row})
+    if have and column not in (*COLUMNS, *have):
+        close = difflib.get_close_matches(column, have, n=3, cutoff=0.5) or COLUMNS[:2]
+        raise RunError(f"none of the runs has a column {column!r}; perhaps {' or '.join(close)}")
     alike, said = _comparable(runs, read, column)
     groups = group_runs([(run.name, run.config, _value(run, column)) for run in read])
     return Comparison(
@@ -145,44 +157,70 @@ def compare(names: Sequence[str], column: str = COLUMNS[0]) -> Comparison:
         groups=groups,
         paired=paired_differences(groups, alike),
         incomparable=tuple(said),
+        notes=tuple(note for run in read for note in run.notes),
     )
 
 
 def _read(run: RunDirectory) -> Compared:
-    follower = Follower(run.metrics_file)
-    follower.poll()
-    rows = follower.rows
+    rows = all_rows(run)
     seen = overview(run, rows)
+    notes = []
     try:
         config, probes = config_of(run), noted(run, PROBES)
-    except UserError:
+    except (UserError, OSError) as error:
         config, probes = None, {}
-    clips = seen.cost.get("clips_a_step", config.batch_size if config else None)
+        notes.append(f"{run.name}: {error}")
+    clips, flops = seen.cost.get("clips_a_step", config and config.batch_size), seen.cost.get("flops_a_step")
+    changed = _changes(run)
+    if changed:
+        clips = flops = None
+        notes.append(f"{run.name} changed {', '.join(changed)} on its way: its clips and FLOPs are not known")
+    elif flops is None:
+        notes.append(f"{run.name} has no {COST}: what its steps cost is not known")
     an_epoch = seen.cost.get("clips_an_epoch", 0)
-    best = best_of(rows)
+    a_step = clips if is_number(clips) and is_number(an_epoch) and an_epoch > 0 else 0
+    found = tuple(row for suite in probes.get("suites", []) for row in suite["rows"])
+    return Compared(
+        seen, config, tuple(rows), _figures(rows, a_step or 0, an_epoch), clips, flops, found, tuple(notes)
+    )
+
+
+def _figures(rows: Sequence[Row], clips: float, an_epoch: int) -> dict[str, Figures]:
+    """By column; with `clips` a step and `an_epoch`, the epochs' means too."""
     figures = {}
-    for column in COLUMNS:
+    for column in dict.fromkeys(f"{row['kind']}.{name}" for row in rows for name in row):
         kind, _, name = column.partition(".")
         steps, values = points(rows, kind, name)
-        if not values:
+        if not values or name in ("step", "kind"):
             continue
         means: dict[int, list[float]] = {}
-        for step, value in zip(steps, values, strict=True):
-            if an_epoch and clips:
-                means.setdefault((step * clips - 1) // an_epoch, []).append(value)
-        last, found = values[-LAST_LINES:], best.get(column)
+        for step, value in zip(steps, values, strict=True) if clips else ():
+            means.setdefault(int((step * clips - 1) // an_epoch), []).append(value)
+        best = max(values) if name.startswith(HIGHER_IS_BETTER) else min(values)
+        last = values[-LAST_LINES:]
         epochs = tuple(sum(each) / len(each) for _, each in sorted(means.items()))
-        figures[column] = Figures(
-            values[-1], *(found or (values[-1], steps[-1])), sum(last) / len(last), epochs
-        )
-    flops = seen.cost.get("flops_a_step")
-    probed = tuple(row for suite in probes.get("suites", []) for row in suite["rows"])
-    return Compared(seen, config, tuple(rows), figures, clips, flops, probed)
+        at = steps[values.index(best)]
+        figures[column] = Figures(values[-1], best, at, sum(last) / len(last), epochs)
+    return figures
+
+
+def _changes(run: RunDirectory) -> list[str]:
+    """Settings that what a step costs depends on and that a resume has changed."""
+    file = run.path / CHANGES
+    if not file.is_file():
+        return []
+    fields = []
+    for line in file.read_text(errors="replace").splitlines():
+        try:
+            fields += [row["field"] for row in json.loads(line)["changed"]]
+        except (ValueError, KeyError, TypeError):
+            continue
+    return sorted({field for field in fields if field.startswith(COSTLY)})
 
 
 def _value(run: Compared, column: str) -> float | None:
-    kind, _, name = column.partition(".")
-    return run.overview.figure(kind, name)
+    figures = run.figures.get(column)
+    return figures.last if figures else None
 
 
 def _settings(runs: Sequence[Compared]) -> tuple[SettingRow, ...]:

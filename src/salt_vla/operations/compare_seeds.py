@@ -6,13 +6,12 @@ Knows names, settings and figures, no files.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from salt_vla.config import RuntimeConfig, TrainConfig
+from salt_vla.config import RuntimeConfig, TrainConfig, config_hash
 
 CONFIDENCE = 0.95
 FEWEST_SEEDS = 3  # for an interval: two points have a spread, but nobody would believe it
@@ -20,8 +19,9 @@ FEWEST_SEEDS = 3  # for an interval: two points have a spread, but nobody would 
 
 @dataclass(frozen=True)
 class Group:
-    """Runs whose settings are equal but for the seed. `low` and `high`: Student's 95 % interval of the mean
-    over seeds, None below three seeds; `note` says what the figure is."""
+    """Runs whose settings are equal but for the seed. `mean` is over seeds, of which each counts once however
+    many runs have it; `low` and `high` are Student's 95 % interval, None below three seeds; `note` says what
+    they are."""
 
     runs: tuple[str, ...]
     seeds: tuple[int, ...]
@@ -65,14 +65,15 @@ def paired_differences(groups: Sequence[Group], alike: set[frozenset[str]]) -> t
     found = []
     for group in groups[1:]:
         first = groups[0]
-        pairs = []
+        by_seed: dict[int, list[float]] = {}
         for name, seed, value in zip(group.runs, group.seeds, group.values, strict=True):
             for other, same, theirs in zip(first.runs, first.seeds, first.values, strict=True):
                 fits = seed == same and frozenset((name, other)) in alike
                 if fits and value is not None and theirs is not None:
-                    pairs.append((seed, value - theirs))
-        if pairs:
-            seeds, differences = zip(*sorted(pairs), strict=True)
+                    by_seed.setdefault(seed, []).append(value - theirs)
+        if by_seed:
+            seeds = tuple(sorted(by_seed))
+            differences = tuple(sum(by_seed[seed]) / len(by_seed[seed]) for seed in seeds)
             mean, low, high, note = interval(differences)
             apart = low is not None and high is not None and (low > 0 or high < 0)
             found.append(
@@ -96,14 +97,16 @@ def interval(values: Sequence[float]) -> tuple[float, float | None, float | None
 
 def _group(runs: Sequence[tuple[str, int, float | None]]) -> Group:
     names, seeds, values = zip(*sorted(runs, key=lambda run: run[1]), strict=True)
-    there = [value for value in values if value is not None]
-    if not there:
+    by_seed: dict[int, list[float]] = {}
+    for _, seed, value in runs:
+        if value is not None:
+            by_seed.setdefault(seed, []).append(value)
+    if not by_seed:
         return Group(names, seeds, values, None, None, None, "no figure")
-    mean, low, high, note = interval(there)
+    mean, low, high, note = interval([sum(each) / len(each) for each in by_seed.values()])
     return Group(names, seeds, values, mean, low, high, note)
 
 
 def _experiment(config: TrainConfig) -> str:
-    """What is the same for all seeds of an experiment, and how it was computed left out."""
-    fields = asdict(config) | {"seed": 0, "runtime": asdict(RuntimeConfig())}
-    return json.dumps(fields, sort_keys=True)
+    """What is the same for all seeds of an experiment; how and where it was computed is left out."""
+    return config_hash(replace(config, seed=0, runtime=RuntimeConfig()))

@@ -38,7 +38,8 @@ class Overview:
     `recipe`, `verdict`, `masks`, `cost` are what its files hold, empty where there are none. `best` has, for
     `kind.column`, the best value and its step: the lowest, or of an R² the highest. Lists lack `masks` and
     `cost`, and `best` unless it is asked for. `clips_per_s` is that of the last lines while a run is at
-    work, later of its last; `rate` is in steps a second. `updated` is when the run last gave a sign of life, in seconds since the epoch."""
+    work, later of its last; `rate` is in steps a second. `updated` is when the run last gave a sign of life,
+    in seconds since the epoch."""
 
     name: str
     status: Status
