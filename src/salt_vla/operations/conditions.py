@@ -22,7 +22,7 @@ OF_A_JOB: tuple[Kind, ...] = ("after", "after_any", "if", "unless")
 _IN = {"s": 1, "min": 60, "h": 3600, "d": 86400}
 _LATER = re.compile(r"\+(?P<number>\d+(?:\.\d+)?) ?(?P<unit>s|min|h|d)")
 _FIGURE = re.compile(
-    rf"(?:(?P<of>{'|'.join(STATISTICS)})\((?P<inner>[^()\s]+)\)|(?P<bare>[^()\s]+))\s*(?P<rest>(?:>=|<=|<|>).*)"
+    rf"(?:(?P<of>{'|'.join(STATISTICS)})\((?P<inner>[^()\s]+)\)|(?P<bare>[^()\s]+))\s*(?P<sign>>=|<=|<|>)(?P<rest>.*)"
 )
 _COLUMN = re.compile(r"(?P<run>.+)\.(?P<kind>[a-z]+)\.(?P<column>\w+)")
 
@@ -77,7 +77,7 @@ def parse_figure(text: str) -> Figure:
             f"condition {text!r} does not read as RUN.KIND.COLUMN < NUMBER, such as 'e1.val.loss < 10.76', "
             f"or with one of {', '.join(STATISTICS)} around it, such as 'min(e1.train.loss) < 10.76'"
         )
-    criterion = parse_criterion(f"{column['kind']}.{column['column']} {match['rest']}")
+    criterion = parse_criterion(f"{column['kind']}.{column['column']} {match['sign']} {match['rest']}")
     if criterion.of_parent:
         raise ConfigError(f"condition {text!r} needs a number: a queue knows no parent")
     return Figure(column["run"], match["of"] or "last", criterion)
