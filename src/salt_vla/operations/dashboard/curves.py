@@ -8,7 +8,7 @@ from salt_vla.errors import UserError
 from salt_vla.operations.curves import is_number, points
 from salt_vla.operations.dashboard.charts import Curves
 from salt_vla.operations.dashboard.live import Live
-from salt_vla.operations.overview import Overview, config_of
+from salt_vla.operations.overview import COST, config_of, noted
 from salt_vla.rundir import RunDirectory
 
 FIRST_COLUMNS = ("train.loss", "val.r2_position_mean")
@@ -24,24 +24,20 @@ def curves_of(live: Live, names: Sequence[str], columns: Sequence[str]) -> list[
         run = RunDirectory.named(name)
         rows = live.metrics(run)
         by_column = {each: points(rows, *each.split(".", 1)) for each in columns}
-        found.append(Curves(name, by_column, per_step(run, overviews[name])))
+        found.append(Curves(name, by_column, per_step(run)))
     return found
 
 
-def per_step(run: RunDirectory, seen: Overview) -> dict[str, float]:
+def per_step(run: RunDirectory) -> dict[str, float]:
     """What a step is in clips and in FLOPs, where the run says so."""
-    known = {"clips": seen.cost.get("clips_a_step"), "flops": seen.cost.get("flops_a_step")}
-    if not is_number(known["clips"]):
-        known["clips"] = _batch_size(run)
-    return {axis: float(value) for axis, value in known.items() if is_number(value) and value}
-
-
-def _batch_size(run: RunDirectory) -> int | None:
     try:
-        config = config_of(run)
+        cost, config = noted(run, COST), config_of(run)
     except UserError:  # The page says elsewhere what is wrong with it.
-        return None
-    return config.batch_size if config else None
+        return {}
+    known = {"clips": cost.get("clips_a_step"), "flops": cost.get("flops_a_step")}
+    if known["clips"] is None and config is not None:
+        known["clips"] = config.batch_size
+    return {axis: float(value) for axis, value in known.items() if is_number(value) and value}
 
 
 def columns_of(live: Live, names: Sequence[str], chosen: Sequence[str]) -> list[dict[str, str]]:

@@ -17,10 +17,10 @@ from typing import Any
 
 from salt_vla.errors import RunError
 from salt_vla.operations.curves import Follower, Row
-from salt_vla.operations.overview import UNSETTLED, Overview, glance, overviews
+from salt_vla.operations.overview import UNSETTLED, Overview, glance, overview, overviews
 from salt_vla.rundir import RunDirectory, root
 
-OLDEST = 1.0  # Seconds: what was read since then is not read again.
+OLDEST = 1.0  # Seconds: what was read since then is not read again; with 0 it always is.
 SHARE = 0.1  # of a core, at most, that reading may take however many runs there are
 FOLLOWED = 32  # files of metrics that are kept in memory
 Mark = list[Any]  # What somebody has seen: whose counting, and how far.
@@ -46,9 +46,10 @@ class Changes:
 
 
 class Live:
-    """The runs below the root, for any number of pages at once."""
+    """The runs below the root, for any number of pages at once. `oldest`: see `OLDEST`."""
 
-    def __init__(self) -> None:
+    def __init__(self, oldest: float = OLDEST) -> None:
+        self._oldest = oldest
         self._lock = threading.Lock()
         self._seen: dict[str, _Seen] = {}
         self._followers: OrderedDict[str, Follower] = OrderedDict()
@@ -73,7 +74,7 @@ class Live:
 
     def overview(self, run: RunDirectory) -> Overview:
         """Of one run, as it is at this moment."""
-        return glance(run)
+        return overview(run, self.metrics(run))
 
     def stamp(self, run: RunDirectory) -> list[int]:
         """Another one whenever something in the run's directory has changed, its process' end included."""
@@ -112,16 +113,16 @@ class Live:
                 run = _run(name)
                 if run is None:
                     continue
-                overview = first.get(name) or glance(run)
-                row = row_of(overview)
+                seen_now = first.get(name) or glance(run)
+                row = row_of(seen_now)
                 changed = before.changed if before is not None and before.row == row else self._count
-                before = _Seen(files, overview, row, changed)
+                before = _Seen(files, seen_now, row, changed)
             seen[name] = before
         if seen.keys() != self._seen.keys():
             self._counting = secrets.token_hex(4)
         self._seen = seen
         ended = time.monotonic()
-        self._next_look = ended + max(OLDEST, (ended - began) / SHARE)
+        self._next_look = ended + max(self._oldest, (ended - began) / SHARE * bool(self._oldest))
 
 
 def _run(name: str) -> RunDirectory | None:

@@ -20,7 +20,7 @@ from salt_vla.operations.dashboard.pictures import pictures_of
 from salt_vla.operations.dashboard.tails import last_events, tail
 from salt_vla.operations.dashboard.view import look_controls, look_from, look_inputs
 from salt_vla.operations.launch import EVENTS, supervision
-from salt_vla.operations.overview import Overview, best_of, config_of
+from salt_vla.operations.overview import Overview, config_of
 from salt_vla.rundir import RunDirectory
 
 OFFERED = 50  # names in the list to choose from
@@ -134,10 +134,9 @@ def _connect_curves(app: Dash, live: Live) -> None:
 
 def _state(run: RunDirectory, seen: Overview, live: Live) -> list[Component]:
     status = seen.status
-    best = best_of(live.metrics(run))
     figures = [
         (f"best {name.replace('.', ' ')}", f"{shown(value)} at step {step:,}")
-        for name, (value, step) in best.items()
+        for name, (value, step) in seen.best.items()
     ]
     pairs = [
         ("exit reason", status.exit_reason),
