@@ -145,13 +145,13 @@ def test_a_batch_that_cannot_be_shared_out_is_not_called_too_large(answer: Any) 
     ("options", "said"),
     [
         (("--plan", "--find-batch"), "--plan and --find-batch are two questions"),
-        (("--plan", "--measure"), "--measure would do nothing here: leave it out with --plan"),
+        (("--plan", "--measure", "--gpus", "2"), "--measure does steps on one device: leave out --gpus"),
         (("--find-batch", "--tflops", "3"), "--tflops would do nothing here: leave it out with --find-batch"),
         (("--plan", "--branch", "x"), "--branch would do nothing here: leave it out with --plan"),
-        (("--plan", "--max-steps", "3"), "--max-steps would do nothing here: leave it out with --plan"),
+        (("--find-batch", "--max-steps", "3"), "--max-steps would do nothing here: leave it out with --find"),
         (("--json",), "--json would do nothing here: give --plan or --find-batch with it"),
         (("--gpus", "4"), "--gpus would do nothing here: give --plan or --find-batch with it"),
-        (("--measure",), "--measure would do nothing here: give --find-batch with it"),
+        (("--measure",), "--measure would do nothing here: give --plan or --find-batch with it"),
         (("--find-batch", "--gpus", "0"), "--gpus must be at least 1, not 0"),
     ],
 )

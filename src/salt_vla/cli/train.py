@@ -19,7 +19,6 @@ from salt_vla.recipes import get_recipe
 from salt_vla.rundir import RunDirectory, default_name, launched
 from salt_vla.verdicts import noted_verdict
 
-
 LONG_ENOUGH_FOR_PICTURES = 60.0  # Seconds: to a shorter run the second that they take would be a burden.
 
 
@@ -84,7 +83,7 @@ def train(
         if memory_limit is not None:
             config = override(config, [f"runtime.memory_limit={memory_limit}"])
         if ahead.is_asked:
-            return ahead.tell(config)
+            return ahead.tell(config, max_steps)
         if branch is not None and launched().rank == 0:  # The others wait until there is a run.
             from salt_vla.jobs.branch import branch as make_branch
 

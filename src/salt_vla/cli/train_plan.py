@@ -18,7 +18,7 @@ class Ahead:
         find_batch: say the largest batch below --memory-limit, and do not run.
         gpus: of the plan, and of the batch.
         tflops: what each of them is assumed to sustain.
-        measure: do a step of the batch that was found, with random pixels, and see.
+        measure: with --plan, do 20 steps here; with --find-batch, one of the batch that was found; see.
         json: the plan or the batch as JSON.
     """
 
@@ -42,31 +42,34 @@ class Ahead:
         meant_for = {
             "--gpus": (self.gpus != 1, of_plan + of_batch),
             "--tflops": (self.tflops is not None, of_plan),
-            "--measure": (self.measure, of_batch),
+            "--measure": (self.measure, of_plan + of_batch),
             "--json": (self.json, of_plan + of_batch),
             "--branch": (branch is not None, of_run),
-            "--max-steps": (max_steps is not None, of_run),
+            "--max-steps": (max_steps is not None, of_run + of_plan),
         }
         for option, (is_given, kinds) in meant_for.items():
             if is_given and which not in kinds:
                 cure = f"give {' or '.join(kinds)} with it" if not which else f"leave it out with {which}"
                 raise ConfigError(f"{option} would do nothing here: {cure}")
 
-    def tell(self, config: TrainConfig) -> None:
+    def tell(self, config: TrainConfig, max_steps: int | None = None) -> None:
         if self.plan:
-            show_plan(config, self.gpus, self.tflops, self.json)
+            show_plan(config, self.gpus, self.tflops, max_steps, self.measure, self.json)
         else:
             show_largest_batch(config, self.gpus, self.measure, self.json)
 
 
-def show_plan(config: TrainConfig, gpus: int, tflops: float | None, json: bool) -> None:
-    from salt_vla.jobs.train_plan import ASSUMED_TFLOPS, describe, plan_training
+def show_plan(
+    config: TrainConfig, gpus: int, tflops: float | None, max_steps: int | None, measure: bool, json: bool
+) -> None:
+    from salt_vla.jobs.plan import describe_run, plan_run
+    from salt_vla.jobs.train_plan import ASSUMED_TFLOPS
 
-    plan = plan_training(config, gpus, ASSUMED_TFLOPS if tflops is None else tflops)
+    plan = plan_run(config, gpus, ASSUMED_TFLOPS if tflops is None else tflops, max_steps, measure)
     if json:
         print_json(plan.as_json())
     else:
-        print_table(describe(plan), ("field", "value"))
+        print_table(describe_run(plan), ("field", "value"))
 
 
 def show_largest_batch(config: TrainConfig, gpus: int, measure: bool, json: bool) -> None:

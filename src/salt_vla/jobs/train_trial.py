@@ -1,49 +1,89 @@
-"""A training step that is really done, in a process of its own, to see what memory it takes.
+"""Training steps that are really done, in a process of its own, to see what memory and time they take.
 
 Random pixels and targets: neither data nor a cache is read, and no run is touched.
 """
 
 from __future__ import annotations
 
+import json
 import multiprocessing
-from dataclasses import replace
+import statistics
+import time
+from dataclasses import asdict, dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 from salt_vla.config import TrainConfig, from_json, to_json
 from salt_vla.data.workers import signals_left_to_parent
 from salt_vla.errors import ResourceError, UserError
-from salt_vla.jobs.resources import Fitting, target_size
+from salt_vla.jobs.resources import Fitting, does_not_fit, memory_of, room_for_step, target_size
 
 STEPS = 2  # The optimizer's moments are made at the end of the first.
+MEASURED_STEPS = 20
 TRIALS = 4
 SMALLER = 0.9  # of the batch, where one did not fit
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What steps took: the median's `seconds`, the peak's `bytes` of the device, of which `room` was free."""
+
+    steps: int
+    seconds: float
+    bytes: int
+    room: int
+    device: str
+    precision: str
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def measured_steps(config: TrainConfig, steps: int = MEASURED_STEPS) -> Measured:
+    """So many steps of the run's batch on this machine, after a few to warm up. Raises `ResourceError` where
+    they would not fit, or did not."""
+    from salt_vla.training.runtime import resolve_device
+
+    config = resolve_device(config)
+    needed, (room, where) = memory_of(config), room_for_step(config)
+    if needed.total > room:
+        raise ResourceError(does_not_fit(config, needed, where))
+    said = _said_by_trial(config, steps)
+    if not said["peak"]:
+        raise ResourceError(does_not_fit(config, needed, "a step that was tried ran out of memory"))
+    seconds = statistics.median(said["seconds"][STEPS:])
+    return Measured(steps, seconds, said["peak"], room, config.runtime.device, said["precision"])
 
 
 def peak_of_step(config: TrainConfig) -> int:
     """Bytes of the run's device at most, of a step of its batch in one process; 0 where it did not fit.
     Raises `ResourceError` where no step could be tried for another reason."""
+    return int(_said_by_trial(config)["peak"])
+
+
+def _said_by_trial(config: TrainConfig, measured: int = 0) -> dict[str, Any]:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=_trial, args=(theirs, to_json(config)), daemon=True)
+    process = context.Process(target=_trial, args=(theirs, to_json(config), measured), daemon=True)
     with signals_left_to_parent():
         process.start()
     theirs.close()
     try:
-        said = ours.recv_bytes().decode()
+        said: dict[str, Any] = json.loads(ours.recv_bytes())
     except EOFError:
         process.join()
         if (process.exitcode or 0) < 0:
-            return 0  # The system has ended it for what it took, or torch has.
+            return {"peak": 0}  # The system has ended it for what it took, or torch has.
         raise ResourceError(
             "the step that was tried ended with an error of its own, which stands above: nothing was measured"
         ) from None
     finally:
         process.kill()
         process.join()
-    if not said.isdecimal():
-        raise ResourceError(f"no step could be tried: {said}")
-    return int(said)
+    if "problem" in said:
+        raise ResourceError(f"no step could be tried: {said['problem']}")
+    return said
 
 
 def confirmed(config: TrainConfig, found: Fitting, gpus: int = 1) -> tuple[int, int]:
@@ -60,7 +100,7 @@ def confirmed(config: TrainConfig, found: Fitting, gpus: int = 1) -> tuple[int, 
     return 0, 0
 
 
-def _trial(connection: Connection, text: str) -> None:
+def _trial(connection: Connection, text: str, measured: int) -> None:
     import torch
 
     from salt_vla.batches import Batch
@@ -68,6 +108,7 @@ def _trial(connection: Connection, text: str) -> None:
     from salt_vla.targets import FrozenTargets, TargetSpace, Task
     from salt_vla.training.learner import build_learner
     from salt_vla.training.out_of_memory import is_out_of_memory
+    from salt_vla.training.runtime import apply_runtime, resolve_precision
     from salt_vla.training.step import train_step
 
     config = from_json(TrainConfig, text)
@@ -81,7 +122,9 @@ def _trial(connection: Connection, text: str) -> None:
         def targets(self, frames: torch.Tensor, records: torch.Tensor | None) -> torch.Tensor:
             return torch.ones(len(frames), geometry.num_tokens, width, device=frames.device)
 
-    if config.runtime.threads:
+    if measured:
+        apply_runtime(config)
+    elif config.runtime.threads:
         torch.set_num_threads(config.runtime.threads)
     shape = (rows, geometry.num_frames, geometry.image_size, geometry.image_size, 3)
     masks = build_masks(config.masks, geometry)
@@ -89,17 +132,32 @@ def _trial(connection: Connection, text: str) -> None:
         means = torch.zeros(geometry.num_tokens, width, device=device)
         task = Task(Constant(), TargetSpace(config.objective.targets, means))
         learner = build_learner(config, width, device)
-        for step in range(STEPS):
+        seconds = []
+        for step in range(STEPS + measured):
             frames = torch.zeros(shape, dtype=torch.uint8)
             batch = Batch([("trial", 0)] * rows, frames, None, masks.sample(rows, config.seed, step))
+            if measured and not step:
+                config = resolve_precision(config, batch.to(device), task)
+            _wait_for(device)
+            began = time.perf_counter()
             train_step(learner, batch.to(device), task, config, step, scored=False)
-        connection.send_bytes(str(_peak(device)).encode())
+            _wait_for(device)
+            seconds.append(time.perf_counter() - began)
+        said = {"peak": _peak(device), "seconds": seconds, "precision": config.runtime.precision}
+        connection.send_bytes(json.dumps(said).encode())
     except UserError as error:
-        connection.send_bytes(str(error).encode())
+        connection.send_bytes(json.dumps({"problem": str(error)}).encode())
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        connection.send_bytes(b"0")
+        connection.send_bytes(json.dumps({"peak": 0}).encode())
+
+
+def _wait_for(device: str) -> None:
+    import torch
+
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
 
 
 def _peak(device: str) -> int:
