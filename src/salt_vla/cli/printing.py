@@ -23,6 +23,8 @@ def print_rows(rows: Iterable[Any]) -> None:
 
 def printable(text: str) -> str:
     """Without what a terminal would obey."""
+    if text.isprintable():
+        return text
     return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
 
 

@@ -56,14 +56,13 @@ def ls(
 
 
 def _place(run: Overview, key: Key) -> tuple[Any, ...]:
-    loss, r2 = run.figure("val", "loss"), run.figure("val", "r2_position_mean")
-    return {
-        "name": (run.name,),
-        "updated": (run.updated, run.name),
-        "step": (run.step, run.name),
-        "loss": (loss is None, loss or 0.0, run.name),
-        "r2": (r2 is None, -(r2 or 0.0), run.name),
-    }[key]
+    if key == "updated" or key == "step":
+        return getattr(run, key), run.name
+    if key == "name":
+        return (run.name,)
+    value = run.figure("val", "loss" if key == "loss" else "r2_position_mean")
+    sign = 1 if key == "loss" else -1
+    return value is None, sign * (value or 0.0), run.name
 
 
 def _line(run: Overview) -> dict[str, Any]:

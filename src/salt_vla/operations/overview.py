@@ -5,10 +5,12 @@ Knows files of runs, not how they are shown; one damaged run never hides the oth
 
 from __future__ import annotations
 
+import gc
 import json
 import os
-from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +100,7 @@ class Overview:
 
     def to_json(self) -> dict[str, Any]:
         """One flat object, as `runs show --json` prints it: the status' fields among the others."""
-        row = {"name": self.name, **asdict(self.status), "recipe": self.recipe, "verdict": self.verdict}
+        row = {"name": self.name, **vars(self.status), "recipe": self.recipe, "verdict": self.verdict}
         row |= {"masks": self.masks, "cost": self.cost, "current_step": self.step, "rate": self.rate}
         row |= {"eta_seconds": self.eta_seconds, "clips_per_s": self.clips_per_s}
         row |= {"data_wait_share": self.data_wait_share, "memory_gb": self.memory_gb}
@@ -134,19 +136,32 @@ def overviews(best: bool = False) -> list[Overview]:
         return []
     known, fresh, found = index.read(folder), {}, []
     names = sorted(entry.name for entry in os.scandir(folder))
-    for name in names:
-        held, signature = known.get(name), index.signature(f"{folder}/{name}")
-        if held and held.signature == signature and (held.best or not best):
-            found.append(_restored(name, held))
-        elif (run := RunDirectory(folder / name)).exists():
-            seen = overview(run) if best else glance(run)
-            found.append(seen)
-            if seen.status.state not in UNSETTLED and index.has_settled(signature):
-                fresh[name] = _kept(seen, signature, best)
+    with _no_collection():
+        for name in names:
+            held, signature = known.get(name), index.signature(f"{folder}/{name}")
+            if held and held.signature == signature and (held.best or not best):
+                found.append(_restored(name, held))
+            elif (run := RunDirectory(folder / name)).exists():
+                seen = overview(run) if best else glance(run)
+                found.append(seen)
+                if seen.status.state not in UNSETTLED and index.has_settled(signature):
+                    fresh[name] = _kept(seen, signature, best)
     gone = known.keys() - set(names)
     if len(fresh) + len(gone) >= FEW or (best and fresh):
         index.write(folder, fresh, gone)
     return found
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Ten thousand runs are many objects, and none of them is garbage: looking takes as long as making."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def _kept(seen: Overview, signature: str, best: bool) -> index.Entry:
