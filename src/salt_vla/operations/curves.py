@@ -6,8 +6,8 @@ Never complains of a damaged line: whoever looks on shows what can be read; a re
 from __future__ import annotations
 
 import json
-import math
 import os
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -104,4 +104,4 @@ def points(rows: Sequence[Row], kind: str, column: str) -> tuple[list[int], list
 
 
 def is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max

@@ -139,8 +139,10 @@ def overviews(best: bool = False) -> list[Overview]:
     with _no_collection():
         for name in names:
             held, signature = known.get(name), index.signature(f"{folder}/{name}")
-            if held and held.signature == signature and (held.best or not best):
-                found.append(_restored(name, held))
+            is_known = held is not None and held.signature == signature and bool(held.best or not best)
+            seen = _restored(name, held) if held is not None and is_known else None
+            if seen is not None:
+                found.append(seen)
             elif (run := RunDirectory(folder / name)).exists():
                 seen = overview(run) if best else glance(run)
                 found.append(seen)
@@ -170,11 +172,14 @@ def _kept(seen: Overview, signature: str, best: bool) -> index.Entry:
     return index.Entry(signature, json.dumps(glance), json.dumps(seen.best) if best else "")
 
 
-def _restored(name: str, held: index.Entry) -> Overview:
-    glance = json.loads(held.glance)
-    glance |= {"status": Status(**glance["status"]), "warnings": tuple(glance["warnings"])}
-    best = json.loads(held.best or "{}")
-    return Overview(name, **glance, best={column: tuple(found) for column, found in best.items()})
+def _restored(name: str, held: index.Entry) -> Overview | None:
+    """None where what was kept is no such thing: then the run itself is read."""
+    try:
+        glance, best = json.loads(held.glance), json.loads(held.best or "{}")
+        glance |= {"status": Status(**glance["status"]), "warnings": tuple(glance["warnings"])}
+        return Overview(name, **glance, best={column: tuple(found) for column, found in best.items()})
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None
 
 
 def _glance(run: RunDirectory, train: list[Row], val: list[Row]) -> Overview:
@@ -182,6 +187,10 @@ def _glance(run: RunDirectory, train: list[Row], val: list[Row]) -> Overview:
         recipe, verdict, status = noted_recipe(run), noted_verdict(run), run.status()
     except (UserError, OSError) as error:
         return Overview(run.name, Status("damaged", exit_reason=str(error)))
+    if not isinstance(status.state, str) or not isinstance(status.exit_reason, str):
+        return Overview(
+            run.name, Status("damaged", exit_reason=f"{run.path}/status.json has no state in words")
+        )
     last_train, last_val = (rows[-1] if rows else {} for rows in (train, val))
     rows = train if status.state == "running" else train[-1:]
     pace = [row["clips_per_s"] for row in rows if is_number(row.get("clips_per_s")) and row["clips_per_s"]]
