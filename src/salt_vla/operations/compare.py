@@ -38,6 +38,7 @@ COLUMNS = (
 )  # fmt: skip
 CHANGES = "config_changes.jsonl"
 COSTLY = ("batch_size", "masks.", "encoder.", "predictor.", "target.")  # Fields, or what they begin with.
+PROBED = {"suite", "target", "metric", "value", "low", "high"}
 LAST_LINES = 100
 SHARES = (
     0.25,
@@ -179,9 +180,15 @@ def _read(run: RunDirectory) -> Compared:
         notes.append(f"{run.name} has no {COST}: what its steps cost is not known")
     an_epoch = seen.cost.get("clips_an_epoch", 0)
     a_step = clips if is_number(clips) and is_number(an_epoch) and an_epoch > 0 else 0
-    found = tuple(row for suite in probes.get("suites", []) for row in suite["rows"])
     return Compared(
-        seen, config, tuple(rows), _figures(rows, a_step or 0, an_epoch), clips, flops, found, tuple(notes)
+        seen,
+        config,
+        tuple(rows),
+        _figures(rows, a_step or 0, an_epoch),
+        clips,
+        flops,
+        _probes(probes),
+        tuple(notes),
     )
 
 
@@ -202,6 +209,16 @@ def _figures(rows: Sequence[Row], clips: float, an_epoch: int) -> dict[str, Figu
         at = steps[values.index(best)]
         figures[column] = Figures(values[-1], best, at, sum(last) / len(last), epochs)
     return figures
+
+
+def _probes(noted_there: dict[str, Any]) -> tuple[dict[str, Any], ...]:
+    """Rows as `eval` leaves them; what is none is passed over."""
+    suites = noted_there.get("suites")
+    rows = (
+        [suite.get("rows") for suite in suites if isinstance(suite, dict)] if isinstance(suites, list) else []
+    )
+    found = [row for each in rows if isinstance(each, list) for row in each]
+    return tuple(row for row in found if isinstance(row, dict) and row.keys() >= PROBED)
 
 
 def _changes(run: RunDirectory) -> list[str]:
@@ -225,9 +242,12 @@ def _value(run: Compared, column: str) -> float | None:
 
 def _settings(runs: Sequence[Compared]) -> tuple[SettingRow, ...]:
     fields = [dict(leaves(run.config)) if run.config else {} for run in runs]
-    names = dict.fromkeys(name for each in fields for name in each)
-    rows = [SettingRow(name, tuple(each.get(name) for each in fields)) for name in names]
-    return tuple(row for row in rows if any(value != row.values[0] for value in row.values))
+    rows = []
+    for name in dict.fromkeys(name for each in fields for name in each):
+        values = tuple(each.get(name) for each in fields)
+        there = [value for value, run in zip(values, runs, strict=True) if run.config]
+        rows += [SettingRow(name, values)] if any(value != there[0] for value in there) else []
+    return tuple(rows)
 
 
 def _equal(runs: Sequence[Compared], column: str) -> tuple[EqualRow, ...]:
@@ -259,7 +279,10 @@ def _comparable(
         for other, theirs in list(zip(runs, read, strict=True))[number + 1 :]:
             if mine.config is None or theirs.config is None:
                 continue
-            why = unlike(run, mine.config, other, theirs.config, kind, name)
+            try:
+                why = unlike(run, mine.config, other, theirs.config, kind, name)
+            except (UserError, OSError) as error:
+                why = [str(error)]
             if why:
                 said.append(f"{column} of {run.name} and of {other.name}: {', '.join(why)}")
             else:

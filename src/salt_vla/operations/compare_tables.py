@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from salt_vla.operations.compare import COLUMNS, Comparison, EqualRow
@@ -157,4 +157,4 @@ def _mean(mean: float | None, low: float | None, high: float | None) -> str:
 
 
 def _value(value: Any) -> str:
-    return "" if value is None else value if isinstance(value, str) else json.dumps(value)
+    return "" if value is None else value if isinstance(value, str) else json.dumps(value, default=asdict)

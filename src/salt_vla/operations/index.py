@@ -64,8 +64,9 @@ def write(folder: Path, entries: Mapping[str, Entry], gone: set[str]) -> None:
     """Keep these, and forget those that are `gone`. What cannot be written is read again next time."""
     try:
         _write(folder, entries, gone)
-    except sqlite3.DatabaseError:
-        # Damaged, or of another version: it holds nothing that the runs do not. Else the place is not ours.
+    except sqlite3.OperationalError:
+        return  # Somebody else writes it now, or nobody may.
+    except sqlite3.DatabaseError:  # Damaged, or of another version: it holds nothing that the runs do not.
         with suppress(OSError, sqlite3.Error):
             (folder / FILE).unlink(missing_ok=True)
             _write(folder, entries, gone)
