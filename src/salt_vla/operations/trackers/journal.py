@@ -65,7 +65,7 @@ class Mirror:
         """Rows that are not known to be there."""
         place, journal = self.place(), Journal(self.journal_file)
         if not place.is_closed:
-            journal.keep(place.confirmed)
+            journal.forget_after(place.confirmed)
         return len(journal.unsent(Tail(self.run.metrics_file).read()))
 
 
@@ -142,16 +142,19 @@ class Journal:
             self._take(line)
 
     def keep(self, count: int) -> None:
-        """Only the first `count` rows are there: the others count as not sent."""
-        if count >= self.count:
-            return
+        """Only the first `count` rows are there: the others count as not sent, from now on."""
+        if count < self.count:
+            self.forget_after(count)
+            self._write()
+
+    def forget_after(self, count: int) -> None:
+        """As `keep`, for whoever only looks: nothing is written."""
         rows = 0
         for number, line in enumerate(self._lines):
             rows += line.count(" ") > 1
             if rows > count:
                 del self._lines[number:]
                 break
-        self._write()
         self.count, self._sent = 0, {}
         for line in self._lines:
             self._take(line)

@@ -145,13 +145,13 @@ def _keep_sending(mirror: Mirror, work: Work, patience: float, lock: int) -> boo
             ends = _wait(sender, work, patience, ends)
         if sender.returncode == 0:
             return True
+        if time.monotonic() >= ends:
+            return False
         again, was_going = time.monotonic() + wait, work.is_going()
         _say(mirror, f"the sender ended with {sender.returncode}; started again in {wait:.0f} s at most")
         # When the run ends while nobody sends, one more attempt is made at once.
         while time.monotonic() < min(again, ends) and work.is_going() == was_going:
             time.sleep(SECONDS_BETWEEN_LOOKS)
-        if time.monotonic() >= ends:
-            return False
         wait = min(2 * wait, LONGEST_WAIT)
 
 

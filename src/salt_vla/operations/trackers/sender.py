@@ -74,7 +74,7 @@ class Sender:
             self.journal.add(part)
 
     def _open(self) -> _Open:
-        before = self.mirror.place()
+        before = self.mirror.note(self.mirror.place())  # Also of a tracker that never opens there is a trace.
         config = _config_of(self.run)
         tracker = self.entry.open(Opening(self.run, before.identifier, config, bool(self.journal.count)))
         held = tracker.held()
