@@ -9,6 +9,7 @@ import faulthandler
 import io
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -73,6 +74,7 @@ class _Capture:
         return ours
 
     def _watch(self) -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         short_lives, began = 0, time.monotonic()
         while True:
             with suppress(ConnectionResetError):

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-ASKS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+from salt_vla.senders import POLITE as ASKS
+from salt_vla.senders import listen_again, sender_of
 
 
 class Stopped(Exception):
@@ -20,7 +21,8 @@ class Stopped(Exception):
         self.signal_number = signal_number
         self.exit_code = 128 + signal_number
         super().__init__(
-            f"stopped by {signal.Signals(signal_number).name} {where}; the same command goes on from there"
+            f"stopped by {signal.Signals(signal_number).name} {where}{sender_of(signal_number)}; the same "
+            "command goes on from there"
         )
 
 
@@ -80,6 +82,7 @@ def stop_on_signals(echo_seconds: float = 0.0) -> Iterator[StopFlag]:
 
     for number in before:
         signal.signal(number, handle)
+    listen_again()
     _flags.append(flag)
     try:
         yield flag

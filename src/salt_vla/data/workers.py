@@ -24,6 +24,7 @@ from threading import Event
 from typing import Any, Generic, TypeVar
 
 from salt_vla.errors import ResourceError
+from salt_vla.senders import listen_again
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -238,6 +239,7 @@ def signals_left_to_parent() -> Iterator[None]:
     """Processes that are started within never see SIGINT, SIGTERM or SIGHUP: whole groups are sent these, and
     who started us decides. They are stopped by SIGKILL."""
     resource_tracker.ensure_running()  # Its start would let signals through again.
+    listen_again()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, PARENTS_BUSINESS)
     try:
         yield

@@ -5,12 +5,14 @@ written anew when it has ended. None of it can slow the work or end it.
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 
-from salt_vla import capture
+from salt_vla import capture, senders
 from salt_vla.errors import UserError
 from salt_vla.operations.asked import asked_of
 from salt_vla.operations.trackers import following
@@ -21,13 +23,16 @@ from salt_vla.rundir import RunDirectory, launched, second_log
 def recorded(run: RunDirectory, trackers: Sequence[str] = ()) -> Iterator[None]:
     """From here on all that the process says is in the run's log too, which ends with how the run did;
     within the block trackers follow its metrics. Of several processes of a run the first one alone."""
-    if launched().rank != 0:
-        yield
+    if launched().rank != 0 or _is_anothers(run):
+        yield  # It says nothing, or will be refused, and that is no business of the run's log.
         return
+    if launched().size == 1:  # Launchers pass signals on, and processes that work together agree on them.
+        senders.listen(partial(_farewell, run))
     capture.start(run.log_file, second_log(run.name))
     problem = ""
     try:
         with following(run, trackers):
+            senders.listen_again()
             yield
     except BaseException as error:
         problem = f"{type(error).__name__}: {error}"
@@ -36,6 +41,26 @@ def recorded(run: RunDirectory, trackers: Sequence[str] = ()) -> Iterator[None]:
         _name_who_asked(run)
         after_run(run)
         capture.last_words(_last_words(run, problem))
+
+
+def _is_anothers(run: RunDirectory) -> bool:
+    with suppress(UserError):
+        status = run.status()
+        return status.state == "running" and status.pid != os.getpid()
+    return False
+
+
+def _farewell(run: RunDirectory, number: signal.Signals, sender: str) -> None:
+    """A signal is about to end this process at once: the second one that asked politely, or another."""
+    reason = f"ended by {number.name}{sender}, before the step's end"
+    with suppress(UserError):
+        status = run.status()
+        if status.pid == os.getpid() and status.state == "running":
+            state = "stopped" if number in senders.POLITE else "killed"
+            run.set_status(status.over(state, "signal", reason))
+            _name_who_asked(run)
+    capture.last_words(_last_words(run, reason))
+    capture.say_at_once()
 
 
 def _name_who_asked(run: RunDirectory) -> None:
@@ -56,7 +81,8 @@ def _last_words(run: RunDirectory, problem: str) -> str:
     except UserError as error:
         return f"{when} ended: {problem or error}"
     if status.pid == os.getpid() and status.ending:
-        return f"{when} {status.state} at step {status.step}: {status.exit_reason}"
+        why = f": {status.exit_reason}" if status.exit_reason != status.state else ""
+        return f"{when} {status.state} at step {status.step}{why}"
     return f"{when} process {os.getpid()} ended before the run began: {problem or 'nothing was to be done'}"
 
 

@@ -18,6 +18,7 @@ from salt_vla.interrupts import StopFlag, Stopped, stop_on_signals
 from salt_vla.loader import Loading, load_from
 from salt_vla.progress import progress
 from salt_vla.rundir import Onlooker, RunDirectory, Status, void
+from salt_vla.senders import listen_again
 from salt_vla.targets import TargetProvider, Task
 from salt_vla.training.average import WeightAverage
 from salt_vla.training.checkpoint import (
@@ -224,6 +225,7 @@ def take_steps(t: Training, stop: StopFlag, watchdog: Watchdog) -> None:
         for batch, waited in t.batches():
             watchdog.beat(f"step {state.step + 1}")
             figures = _step(t, batch, waited) or figures
+            listen_again()  # Processes may have been started since.
             # Asked once a step: a signal from here on waits for the next step's end.
             is_late = bool(t.deadline) and t.world.agree(t.deadline.is_near())
             stopping = t.world.is_stopping(stop) or is_late
