@@ -140,8 +140,9 @@ def test_what_shall_outlive_a_process_is_none_of_its_descendants(
         assert not {each.pid for each in psutil.Process(apart.pid).children()} & {e.pid for e in below}
         assert os.getsid(apart.pid) == apart.pid
     finally:
-        for each in psutil.Process(apart.pid).children():
-            each.kill()
+        for leader in (apart, child):
+            for each in psutil.Process(leader.pid).children():
+                each.kill()
         apart.send(signal.SIGKILL)
         os.waitpid(apart.pid, 0)
 

@@ -41,8 +41,10 @@ def ending_of(folder: Path, now: Supervision, attempt: Attempt) -> Judgement:
     said, code = _own_word(folder, attempt), attempt.code
     if said is not None:
         code = 0 if code is None and said.state == "finished" else code
+        # Also with the exit code of bad input: what fails at work, for lack of memory or of a disk's space or
+        # in a loader process, was no bad input when it began.
         fails = said.state == "failed" or said.ending == "time_limit"
-        judged = Judgement(fails and code != BAD_INPUT, code, said.exit_reason, said.ending)
+        judged = Judgement(fails, code, said.exit_reason, said.ending)
     elif code is None:
         judged = Judgement(True, None, "gone, while no supervisor was there to see why", "killed")
     else:
