@@ -20,7 +20,6 @@ from salt_vla.config import (
     parse_criterion,
 )
 from salt_vla.errors import RunError, UserError
-from salt_vla.recipes import get_recipe, recipe_names
 from salt_vla.rundir import RunDirectory, all_runs, read_json, write_text
 
 RECIPE, VERDICT = "recipe.json", "verdict.json"
@@ -50,6 +49,8 @@ class Verdict:
 def note_recipe(run: RunDirectory, recipe: Recipe, config: TrainConfig) -> None:
     """Write down which experiment the run is, and the fields in which it departs from it or it from its
     parent (seed, folders and the runtime aside)."""
+    from salt_vla.recipes import get_recipe, recipe_names  # Lists of runs, which read notes, need none.
+
     parent = get_recipe(recipe.parent) if recipe.parent in recipe_names() else recipe
     noted = {key: getattr(recipe, key) for key in ("name", "parent", "hypothesis", "target", "criterion")}
     noted["changed"] = _differing(recipe.config, config)

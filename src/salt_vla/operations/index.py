@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 FILE = ".index.db"
-VERSION = 1  # of the texts below; another one is written anew
+VERSION = 2  # of the texts below; another one is written anew
 WATCHED = ("", "status.json", "recipe.json", "verdict.json", "metrics.jsonl")
 # Within this time a file may change without its time of change doing so.
 SECONDS_TO_SETTLE = 2.0

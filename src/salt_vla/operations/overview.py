@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -167,8 +168,10 @@ def _no_collection() -> Iterator[None]:
 
 
 def _kept(seen: Overview, signature: str, best: bool) -> index.Entry:
-    names = ("recipe", "verdict", "last_train", "last_val", "clips_per_s", "warnings", "updated")
-    glance = {"status": vars(seen.status)} | {name: getattr(seen, name) for name in names}
+    names = ("verdict", "last_train", "last_val", "clips_per_s", "warnings", "updated")
+    glance = {"status": vars(seen.status), "recipe": json.dumps(seen.recipe)} | {
+        name: getattr(seen, name) for name in names
+    }
     return index.Entry(signature, json.dumps(glance), json.dumps(seen.best) if best else "")
 
 
@@ -177,9 +180,16 @@ def _restored(name: str, held: index.Entry) -> Overview | None:
     try:
         glance, best = json.loads(held.glance), json.loads(held.best or "{}")
         glance |= {"status": Status(**glance["status"]), "warnings": tuple(glance["warnings"])}
+        glance["recipe"] = _recipe(glance["recipe"])
         return Overview(name, **glance, best={column: tuple(found) for column, found in best.items()})
     except (ValueError, TypeError, KeyError, AttributeError):
         return None
+
+
+@lru_cache(maxsize=256)
+def _recipe(text: str) -> dict[str, Any]:
+    """Many runs are of few recipes."""
+    return dict(json.loads(text))
 
 
 def _glance(run: RunDirectory, train: list[Row], val: list[Row]) -> Overview:
