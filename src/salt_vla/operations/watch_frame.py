@@ -47,9 +47,9 @@ def _run(run: Watched, now: float, width: int) -> list[Text]:
     seen = run.overview
     recipe = seen.recipe.get("name", "")
     title = Text.assemble(
-        (_clean(seen.name), "bold"),
+        (seen.state, STYLES.get(seen.state, "yellow")),  # First, since a long name is cut.
         ("  ", ""),
-        (seen.state, STYLES.get(seen.state, "yellow")),
+        (_clean(seen.name), "bold"),
         (f"  {_clean(recipe)}" * (recipe not in ("", seen.name)), "dim"),
     )
     lines = [_cut(title, width), _cut(_bar(run, width), width), _cut(_pace(run, now), width)]
