@@ -5,9 +5,10 @@ Puts the parts together; what each shows and how it is kept up to date is in `pa
 
 from __future__ import annotations
 
+import traceback
 from pathlib import Path
 
-from dash import Dash, Input, Output, ctx, dcc, html
+from dash import Dash, Input, Output, dcc, html, set_props
 from flask import Flask
 
 from salt_vla.operations.dashboard.actions import Actions
@@ -34,6 +35,7 @@ def make_app(token: str = "") -> Dash:
         use_pages=False,
         enable_mcp=False,
         add_log_handler=False,
+        on_error=_tell,
         meta_tags=[{"name": "viewport", "content": "width=device-width, initial-scale=1"}],
     )
     live, actions = Live(), Actions(token)
@@ -46,6 +48,7 @@ def make_app(token: str = "") -> Dash:
             html.Nav([dcc.Link(title, href=f"/{title}", id=f"to-{title}") for title in PAGES]),
             _token_field(actions),
         ]),
+        html.P(id="trouble", className="trouble"),
         html.Main([
             html.Div(page.layout(actions), id=f"page-{title}", hidden=True) for title, page in PAGES.items()
         ]),
@@ -79,4 +82,11 @@ def _connect_navigation(app: Dash) -> None:
         here = page_of(pathname)
         return [title != here for title in PAGES] + ["here" if title == here else "" for title in PAGES]
 
-    assert ctx is not None
+
+def _tell(error: Exception) -> None:
+    """A part that fails keeps what it shows, and the page says so; where it failed is on the terminal."""
+    traceback.print_exception(error)
+    said = (
+        f"A part of this page is not up to date ({type(error).__name__}: {error}); the terminal says where."
+    )
+    set_props("trouble", {"children": said})

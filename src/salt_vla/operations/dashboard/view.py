@@ -44,6 +44,11 @@ def look_inputs(page: str) -> list[Input]:
     return [Input(f"{page}-look-{name}", "value") for name in CONTROLS]
 
 
+def names_in(chosen: Any) -> list[str]:
+    """Names of runs, whatever a browser sent in their place; whether there are such runs is not looked at."""
+    return [name for name in chosen if isinstance(name, str)] if isinstance(chosen, list) else []
+
+
 def look_from(wanted: Sequence[Any]) -> Look:
     """What the controls say, whatever a browser sent in their place."""
     columns, axis, log, smoothing = wanted
@@ -51,7 +56,7 @@ def look_from(wanted: Sequence[Any]) -> Look:
     is_share = type(smoothing) in (int, float) and 0 <= smoothing <= MOST_SMOOTHING
     return Look(
         tuple(dict.fromkeys(named))[:MOST_COLUMNS] or FIRST_COLUMNS,
-        axis if axis in AXES else "step",
+        axis if isinstance(axis, str) and axis in AXES else "step",
         bool(log),
         float(smoothing) if is_share else 0.0,
     )

@@ -14,6 +14,7 @@ from salt_vla.operations.dashboard import parts
 from salt_vla.operations.dashboard.actions import Actions
 from salt_vla.operations.dashboard.live import Live
 from salt_vla.operations.dashboard.parts import plain_table, shown
+from salt_vla.operations.dashboard.view import names_in
 
 MOST_RUNS = 8
 OFFERED = 50
@@ -48,7 +49,7 @@ def connect(app: Dash, live: Live, actions: Actions) -> None:
         wanted = (search or "").lower()
         found = sorted(live.overviews().values(), key=lambda each: -each.updated)
         names = [each.name for each in found if wanted in each.name.lower()][:OFFERED]
-        return [*chosen, *(name for name in names if name not in chosen)]
+        return list(dict.fromkeys([*names_in(chosen), *names]))
 
     @app.callback(Output("compare-names", "value"), Input("chosen", "data"))
     def follow(chosen: list[str]) -> list[str]:
@@ -66,13 +67,14 @@ def connect(app: Dash, live: Live, actions: Actions) -> None:
     def refresh(_: int, names: list[str], column: str, hidden: bool, seen: Any) -> tuple[Any, Any]:
         if hidden:
             return no_update, no_update
-        now = [names, column, live.stamps(names[:MOST_RUNS])]
+        names, column = names_in(names)[:MOST_RUNS], str(column)
+        now = [names, column, live.stamps(names)]
         if now == seen:
             return no_update, no_update
         if not names:
             return NO_CHOICE, now
         try:
-            return told(compare(names[:MOST_RUNS], column)), now
+            return told(compare(names, column)), now
         except UserError as error:
             return str(error), now
 

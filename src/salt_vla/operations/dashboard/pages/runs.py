@@ -13,7 +13,7 @@ from salt_vla.operations.dashboard.charts import MOST_RUNS, figure, same, withou
 from salt_vla.operations.dashboard.curves import columns_of, curves_of
 from salt_vla.operations.dashboard.live import Live
 from salt_vla.operations.dashboard.parts import number, words
-from salt_vla.operations.dashboard.view import look_controls, look_from, look_inputs
+from salt_vla.operations.dashboard.view import look_controls, look_from, look_inputs, names_in
 
 COLUMNS = (
     words("name", "run", 190, pinned="left", cellClass="link"),
@@ -146,6 +146,7 @@ def _connect_curves(app: Dash, live: Live) -> None:
         if hidden:
             return no_update, no_update, no_update
         look = look_from(wanted)
+        chosen = names_in(chosen)
         shown = chosen[:MOST_RUNS]
         read = curves_of(live, shown, look.columns)
         note = "" if chosen else NONE_CHOSEN
