@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+from json import dumps
 from pathlib import Path
-
-from salt_vla.cli.printing import print_json
 
 
 def report(out: Path | None = None, json: bool = False) -> None:
@@ -19,12 +18,14 @@ def report(out: Path | None = None, json: bool = False) -> None:
     """
     from salt_vla.operations.handoff import gather, write_handoff
     from salt_vla.operations.handoff.sections import conclusions
+    from salt_vla.operations.handoff.write import without_secrets
 
     project = gather()
     page, html = write_handoff(out, project)
     if json:
-        print_json(project.to_json() | {"page": str(page), "html": str(html)})
+        said = dumps(project.to_json() | {"page": str(page), "html": str(html)}, indent=2)
+        print(without_secrets(said))
         return
     for sentence in conclusions(project):
-        print(sentence)
+        print(without_secrets(sentence))
     print(f"{page}\n{html}")

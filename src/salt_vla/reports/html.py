@@ -176,7 +176,7 @@ def _block(block: Block) -> str:
         case Checks():
             return _checks(block)
         case Code():
-            return f"<pre>{escape(block.text)}</pre>"
+            return f'<pre class="code">{escape(block.text)}</pre>'
         case Folded():
             summary = f"<summary>{escape(block.summary)}</summary>"
             return f"<details>{summary}<pre>{escape(block.text)}</pre></details>"

@@ -97,6 +97,7 @@ pre {
  overflow: auto; max-height: 30rem; padding: .8rem;
  font: .8rem/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace;
 }
+.code { white-space: pre-wrap; overflow-wrap: anywhere; max-height: none; }
 footer {
  border-top: 1px solid var(--rule); margin-top: 2.25rem; padding-top: 1rem;
  color: var(--quiet); font-size: .85rem;

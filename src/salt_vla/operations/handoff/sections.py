@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from salt_vla.config import Recipe
 from salt_vla.operations.conditions_now import Now, may_start
 from salt_vla.operations.handoff.commands import has_changes, make_again
 from salt_vla.operations.handoff.effects import Effect
@@ -21,7 +22,8 @@ from salt_vla.operations.queue import Job
 from salt_vla.reports.html import Block, Checks, Code, Facts, Section
 from salt_vla.reports.tables import Cell, Mark, Table
 
-LONGEST_REASON = 200
+LONGEST_REASON, LONGEST_COMMAND = 200, 60
+MOST_NAMED = 4  # runs of a recipe
 MOST_OVER = 20  # jobs that are over and still named
 
 
@@ -128,8 +130,11 @@ def _queue(project: Project) -> list[Block]:
     blocks: list[Block] = []
     for title, jobs in (("In the queue, in its order", active), ("Over, the last first", over)):
         if jobs:
-            cells = tuple((Cell(job.state), Cell(_brief(_why(job, now))), Cell(_brief(" ".join(job.command))))
-                          for job in jobs)  # fmt: skip
+            cells = tuple(
+                (Cell(job.state), Cell(_brief(_why(job, now))),
+                 Cell(_brief(" ".join(job.command), LONGEST_COMMAND)))
+                for job in jobs
+            )  # fmt: skip
             names = tuple((job.name, "") for job in jobs)
             blocks.append(Table(title, "job", ("state", "why", "command"), names, cells))
     return blocks or ["The queue is empty."]
@@ -223,7 +228,8 @@ def _learned(project: Project) -> list[Block]:
     for run in project.runs:
         said = _of_its_curve(run) if run.state == "finished" else []
         if said or run.alarms:
-            items.append(("bad" if run.alarms else "ok", run.name, "; ".join([*said, *run.alarms])))
+            is_well = not run.alarms and (run.r2 or {}).get("r2_position_mean", 1) > 0
+            items.append(("ok" if is_well else "warn", run.name, "; ".join([*said, *run.alarms])))
     if not items:
         return ["Nothing yet: effects need two runs that differ in one field, plateaus a curve of 40 lines."]
     return [Checks(tuple((mark, topic, _brief(text, 2 * LONGEST_REASON)) for mark, topic, text in items))]
@@ -273,14 +279,16 @@ def _hypotheses(project: Project) -> list[Block]:
     tried: dict[str, list[str]] = {}
     for run in project.runs:
         tried.setdefault(str(run.seen.recipe.get("name")), []).append(f"{run.name} ({run.state})")
-    cells = tuple(
-        (Cell(recipe.hypothesis), Cell(recipe.criterion or recipe.target),
-         Cell(", ".join(tried.get(recipe.name, ())[:4]) or "not run here"))
+    items = [
+        ("warn", recipe.name, f"{recipe.hypothesis} Counts as success: {_wanted(recipe)}. "
+         f"Runs: {', '.join(tried.get(recipe.name, ())[:MOST_NAMED]) or 'none here'}.")
         for recipe in recipes
-    )  # fmt: skip
-    names = tuple((recipe.name, "") for recipe in recipes)
-    table = Table("Without a verdict", "recipe", ("hypothesis", "counts as success", "runs"), names, cells)
-    return [table] if recipes else ["Every recipe's hypothesis has a verdict."]
+    ]  # fmt: skip
+    return [Checks(tuple(items))] if items else ["Every recipe's hypothesis has a verdict."]
+
+
+def _wanted(recipe: Recipe) -> str:
+    return (recipe.criterion or recipe.target).removesuffix(".")
 
 
 def _data(project: Project) -> list[Block]:

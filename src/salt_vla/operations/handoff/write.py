@@ -6,6 +6,7 @@ Its reader may be a person or a program that has nothing else; what people wrote
 from __future__ import annotations
 
 import fcntl
+import os
 import re
 import time
 from collections.abc import Iterator, Sequence
@@ -25,14 +26,17 @@ from salt_vla.reports.html import Block, Checks, Code, Facts, ReportContent, Sec
 from salt_vla.reports.tables import Cell, Table, to_markdown
 from salt_vla.rundir import RunDirectory, require_place, root, void, write_atomically, writing_to
 
+_SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)  # Names of variables.
+SHORTEST_SECRET = 8
 PAGE, HTML, LOCK = "PROGRESS.md", "PROGRESS.html", ".PROGRESS.lock"
 SECONDS_TO_WAIT = 60.0  # for another process that writes the page
-FIRST = """# Progress
+NO_GOAL = "Say here what this project is after, and what would count as an answer; this section is yours."
+FIRST = f"""# Progress
 
 ## Goal
 
 <!-- goal:begin -->
-Say here what this project is after, and what would count as an answer; this section is yours.
+{NO_GOAL}
 <!-- goal:end -->
 
 <!-- generated:begin state -->
@@ -79,11 +83,11 @@ def write_handoff(folder: Path | None = None, project: Project | None = None) ->
         before = page.read_bytes() if page.is_file() else FIRST.encode()
         # Bytes that are no UTF-8 come back as they were.
         text = before.decode("utf-8", errors="surrogateescape")
-        written = {name: to_page(section) for name, section in said.items()}
+        written = {name: without_secrets(to_page(section)) for name, section in said.items()}
         after = merged(text, written, str(page)).encode("utf-8", errors="surrogateescape")
         goal, notes = by_hand(text, str(page))
         _put(page, after)
-        _put(html, _as_html(project, said, goal, notes).encode("utf-8", errors="replace"))
+        _put(html, without_secrets(_as_html(project, said, goal, notes)).encode("utf-8", errors="replace"))
     return page, html
 
 
@@ -97,6 +101,14 @@ def refresh(run: RunDirectory) -> None:
         write_handoff()
     except (UserError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         run.log(f"{PAGE} was not written anew: {type(error).__name__}: {error}")
+
+
+def without_secrets(text: str) -> str:
+    """No value of a variable that is named like a secret: the words of an error may hold one."""
+    for name, value in os.environ.items():
+        if _SECRET.search(name) and len(value) >= SHORTEST_SECRET:
+            text = text.replace(value, f"({name})")
+    return text
 
 
 def _put(path: Path, content: bytes) -> None:
@@ -176,7 +188,7 @@ def _as_html(project: Project, said: dict[str, Section], goal: str, notes: str) 
             title="Progress",
             lead="Written anew at the end of every run; PROGRESS.md is the page that is edited.",
             conclusions=conclusions(project),
-            answer=_paragraphs(goal),
+            answer=_paragraphs(f"Goal: {goal}") if goal and goal != NO_GOAL else (),
             sections=[*rest, *hand],
         )
     )
