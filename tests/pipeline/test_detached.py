@@ -303,7 +303,7 @@ def test_kill_takes_all_of_a_run_and_it_is_not_started_again(salt: Any, pixels: 
     assert process is not None
     family = [process, *descendants(process)]
     assert len(family) > 1
-    assert "killed by SIGKILL (by `salt-vla runs kill`, user" in salt.ok("runs", "kill", "run").out
+    assert "killed by `salt-vla runs kill`, user" in salt.ok("runs", "kill", "run").out
     end, status = over(folder), run.status()
     assert not any(each.is_alive() for each in family)
     assert len(end.attempts) == 1 and (status.state, status.ending) == ("killed", "killed")
@@ -479,3 +479,33 @@ def test_commands_without_a_run_go_on_apart_too(salt: Any, workshop: Any) -> Non
     assert end.ended_well
     assert json.loads((out / "manifest.json").read_text())["complete"]
     assert "complete" in (salt.root / "jobs" / name / "log.txt").read_text()
+
+
+def test_several_processes_are_one_run_and_stop_together(salt: Any, pixels: Command) -> None:
+    """By torchrun, whose own exit code says nothing: the run's word counts."""
+    salt.ok(*pixels("run", "--detach", "--restarts", 2, "--processes", 2, **LONG))
+    folder, run = salt.root / "runs" / "run", salt.at("run")
+    wait_until(lambda: steps_of(run) > 0)
+    parent = launched(folder).living()
+    assert parent is not None and run.status().pid != parent.pid
+    ranks = [each for each in descendants(parent) if "salt_vla" in cmdline(each)]
+    assert len(ranks) == 2
+    assert "by `salt-vla runs stop`, user" in salt.ok("runs", "stop", "run").out
+    end, status = over(folder), run.status()
+    assert len(end.attempts) == 1 and not any(each.is_alive() for each in ranks)
+    assert (status.state, status.ending) == ("stopped", "stopped")
+
+
+def test_what_a_killed_launcher_of_several_processes_leaves_is_ended(
+    salt: Any, pixels: Command, begin: Any
+) -> None:
+    """The processes of torchrun have sessions of their own, and would train on beside the next attempt."""
+    folder, run = begin(pixels("run", **LONG), processes=2), salt.at("run")
+    wait_until(lambda: steps_of(run) > 0)
+    parent = launched(folder).living()
+    assert parent is not None
+    ranks = [each for each in descendants(parent) if "salt_vla" in cmdline(each)]
+    parent.send(signal.SIGKILL)
+    over(folder)
+    assert len(ranks) == 2 and not any(each.is_alive() for each in ranks)
+    assert salt.json("runs", "show", "run")["state"] == "killed"

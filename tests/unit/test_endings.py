@@ -39,7 +39,7 @@ def test_what_was_asked_for_is_not_started_again_and_is_told(tmp_path: Path) -> 
     ask(tmp_path, "kill", NOW.token, None)
     judged = ending_of(tmp_path, NOW, attempt(-9))
     assert not judged.is_failure
-    assert judged.reason.startswith("killed by SIGKILL (by `salt-vla runs kill`, user ")
+    assert judged.reason.startswith("killed by `salt-vla runs kill`, user ")
 
 
 def test_what_was_asked_of_an_earlier_launch_or_another_process_does_not_count(tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_the_end_of_a_run_that_nobody_saw_is_known_by_its_status(tmp_path: Path)
 def test_the_word_of_an_earlier_process_is_not_this_ones(tmp_path: Path) -> None:
     before = OF_ME | {"ticks": ME.ticks - 1}
     RunDirectory(tmp_path).set_status(Status("finished", **before, exit_reason="finished"))
-    assert ending_of(tmp_path, NOW, attempt(-9)).reason == "killed by SIGKILL"
+    assert ending_of(tmp_path, NOW, attempt(-9)).reason.startswith("killed by SIGKILL")
 
 
 def test_a_loss_is_written_where_the_run_still_says_that_it_works(tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_a_loss_is_written_where_the_run_still_says_that_it_works(tmp_path: Path
     assert complete_status(tmp_path, lost, ending_of(tmp_path, NOW, lost))
     status = run.status()
     assert (status.state, status.ending, status.step) == ("killed", "killed", 7)
-    assert (status.exit_reason, status.ended) == ("killed by SIGKILL", 1.0)
+    assert status.exit_reason.startswith("killed by SIGKILL") and status.ended == 1.0
     assert not complete_status(tmp_path, lost, ending_of(tmp_path, NOW, attempt(1)))
     assert run.status() == status
 

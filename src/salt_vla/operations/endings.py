@@ -11,6 +11,7 @@ from pathlib import Path
 
 from salt_vla.errors import RunError
 from salt_vla.operations.asked import asked_of
+from salt_vla.operations.evidence import OomCount, explain_loss
 from salt_vla.operations.launch import Attempt, Supervision
 from salt_vla.rundir import RunDirectory, Status
 
@@ -36,24 +37,26 @@ class Judgement:
     ending: str
 
 
-def ending_of(folder: Path, now: Supervision, attempt: Attempt) -> Judgement:
-    """Of an attempt that has ended; its `code` is None where nobody saw it."""
-    said, code = _own_word(folder, attempt), attempt.code
-    if said is not None:
-        code = 0 if code is None and said.state == "finished" else code
+def ending_of(folder: Path, now: Supervision, attempt: Attempt, before: OomCount | None = None) -> Judgement:
+    """Of an attempt that has ended; its `code` is None where nobody saw it. `before`: as it was then."""
+    status, code = _status_of(folder, attempt), attempt.code
+    if status is not None and status.state in ("finished", "stopped", "failed"):
+        code = 0 if code is None and status.state == "finished" else code
         # Also with the exit code of bad input: what fails at work, for lack of memory or of a disk's space or
         # in a loader process, was no bad input when it began.
-        fails = said.state == "failed" or said.ending == "time_limit"
-        judged = Judgement(fails, code, said.exit_reason, said.ending)
-    elif code is None:
-        judged = Judgement(True, None, "gone, while no supervisor was there to see why", "killed")
+        fails = status.state == "failed" or status.ending == "time_limit"
+        judged = Judgement(fails, code, status.exit_reason, status.ending)
+    elif status is not None or code is None or code < 0:
+        lost = attempt.process if status is None else status.process
+        loss = explain_loss(folder, lost, code if lost == attempt.process else None, before)
+        judged = Judgement(code is None or is_failure(code), code, loss.reason, loss.ending)
     else:
-        judged = Judgement(
-            is_failure(code), code, *_told_by(code, last_line(folder, SPEAKER if code == BAD_INPUT else ""))
-        )
+        judged = Judgement(is_failure(code), code, *_told_by(code, last_line(folder, code == BAD_INPUT)))
     asked = asked_of(folder, now.token)
     if asked is None or code == 0:
         return judged
+    if asked.how == "kill":
+        return Judgement(False, code, f"killed {asked.words}", "killed")
     told = judged.reason if asked.words in judged.reason else f"{judged.reason} ({asked.words})"
     ending = "stopped" if judged.ending == "signal" else judged.ending
     return replace(judged, is_failure=False, reason=told, ending=ending)
@@ -68,59 +71,47 @@ def is_failure(code: int) -> bool:
 
 def _told_by(code: int, last_line: str) -> tuple[str, str]:
     """The sentence and the word for an exit code."""
-    number = -code if code < 0 else code - 128
-    if number in POLITE:
-        return f"stopped by {signal.Signals(number).name}", "signal"
-    if code < 0:
-        return f"killed by {signal.Signals(number).name}", "killed" if number == signal.SIGKILL else "signal"
-    if code in WORDS:
-        return WORDS[code]
+    if code - 128 in POLITE:
+        return f"stopped by {signal.Signals(code - 128).name}", "signal"
     if code == BAD_INPUT and last_line:
         return last_line.removeprefix(SPEAKER), "exception"
-    return f"exit code {code}" + f": {last_line}" * bool(last_line), "exception"
+    return WORDS.get(code, (f"exit code {code}" + f": {last_line}" * bool(last_line), "exception"))
 
 
-def _own_word(folder: Path, attempt: Attempt) -> Status | None:
-    """What a process of this very attempt said of its end itself."""
+def _status_of(folder: Path, attempt: Attempt) -> Status | None:
+    """The run's status, where the process that last worked on it is the attempt's or was started by it."""
     with suppress(RunError):
         status = RunDirectory(folder).status()
-        if is_of(status, attempt) and status.state in ("finished", "stopped", "failed"):
-            return status
+        process = attempt.process
+        if status.ticks and process.ticks:
+            is_of_it = status.boot == process.boot and status.ticks >= process.ticks
+        else:
+            is_of_it = status.pid == process.pid and status.started == process.started
+        return status if is_of_it and status.state != "running" else None
     return None
-
-
-def is_of(status: Status, attempt: Attempt) -> bool:
-    """Whether the process that last worked on the run is the attempt's or was started by it."""
-    process = attempt.process
-    if not (status.ticks and process.ticks):
-        return status.pid == process.pid and status.started == process.started
-    return status.boot == process.boot and status.ticks >= process.ticks
 
 
 def complete_status(folder: Path, attempt: Attempt, judged: Judgement) -> bool:
     """Write the ending into the run's status.json where nobody has done so: it still says that the attempt's
     process works, or there is none. Whether that was so."""
-    run = RunDirectory(folder)
-    with suppress(RunError):
-        status = run.status()
-        is_lost = status.state == "killed" and not status.ended and is_of(status, attempt)
-        if not is_lost and status.state != "queued":
-            return False
-        state = "killed" if is_lost else "stopped" if judged.ending in ("stopped", "signal") else "failed"
-        ended = replace(status, state=state, exit_reason=judged.reason, ending=judged.ending)
-        run.set_status(replace(ended, ended=attempt.ended))
-        return True
-    return False
+    run, status = RunDirectory(folder), _status_of(folder, attempt)
+    if status is not None:
+        found = replace(status, exit_reason=judged.reason, ending=judged.ending, ended=attempt.ended)
+        return status.state == "killed" and not status.ended and run.settle(found) == found
+    if (folder / "status.json").exists():
+        return False
+    state = "stopped" if judged.ending in ("stopped", "signal") else "failed"
+    run.set_status(Status(state, exit_reason=judged.reason, ending=judged.ending, ended=attempt.ended))
+    return True
 
 
-def last_line(folder: Path, beginning: str = "") -> str:
-    """Of the log, of those that begin so: the end of a traceback, or what the command line said when it
-    refused."""
+def last_line(folder: Path, is_sentence: bool) -> str:
+    """Of the log: the end of a traceback, or what the command line said when it refused."""
     log = folder / "log.txt"
     if not log.is_file():
         return ""
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - LAST_BYTES))
         lines = file.read().decode(errors="replace").split("\n")
-    said = [line.strip() for line in lines if line.strip() and line.startswith(beginning)]
+    said = [line.strip() for line in lines if line.strip() and line.startswith(SPEAKER * is_sentence)]
     return said[-1] if said else ""

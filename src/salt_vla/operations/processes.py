@@ -27,6 +27,7 @@ __all__ = ["ProcessId", "boot_id", "identity", "salt_vla", "start_apart", "start
 
 SECONDS_TO_START = 60.0
 SECONDS_TO_ANSWER = 3.0
+SECONDS_TO_DIE = 10.0  # After SIGKILL; longer only in a system call that hangs.
 SCOPES_KNOW_OOM = 253  # systemd's version from which on a scope can outlive a process that was out of memory.
 _SUBREAPER = 36  # prctl(2): PR_SET_CHILD_SUBREAPER
 
@@ -271,11 +272,17 @@ def adopt_orphans() -> None:
 
 
 def end_all(processes: Sequence[ProcessId], grace_seconds: float = 0.0) -> int:
-    """Kill those that still live after so many seconds; how many there were."""
-    until = time.monotonic() + grace_seconds
+    """Kill those that still live after so many seconds, and wait until they are gone; how many there were."""
+    _wait_for(processes, grace_seconds)
+    killed = sum(process.send(signal.SIGKILL) for process in processes)
+    _wait_for(processes, SECONDS_TO_DIE)  # What they hold of a GPU is free only then.
+    return killed
+
+
+def _wait_for(processes: Sequence[ProcessId], seconds: float) -> None:
+    until = time.monotonic() + seconds
     while any(process.is_alive() for process in processes) and time.monotonic() < until:
-        time.sleep(0.05)
-    return sum(process.send(signal.SIGKILL) for process in processes)
+        time.sleep(0.02)
 
 
 def reap_orphans(but: ProcessId | None = None) -> None:

@@ -11,13 +11,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import FrameType
 
 from salt_vla.errors import RunError, UserError
 from salt_vla.operations.asked import asked_of
 from salt_vla.operations.endings import Judgement, complete_status, ending_of
+from salt_vla.operations.evidence import OomCount, oom_count
 from salt_vla.operations.heartbeat import Heartbeat
 from salt_vla.operations.launch import (
     SUPERVISED,
@@ -79,6 +80,7 @@ class Supervisor:
         self.heartbeat = Heartbeat(folder)
         self.signal_number = 0  # which has asked this process to end
         self.child: ProcessId | None = None
+        self.oom_before: OomCount | None = None
         self.is_untold = False  # The last attempt ended without a word: what follows a run's end is due.
         before = supervision(folder)
         if before is not None and before.token == wanted.token:
@@ -155,6 +157,7 @@ class Supervisor:
 
     def _watch(self, process: ProcessId, is_ours: bool) -> Judgement:
         self.heartbeat.beat(process)
+        self.oom_before = oom_count(process.pid)
         with end_of(process) as has_ended:
             while not has_ended(self.heartbeat.seconds):
                 self.heartbeat.beat(process)
@@ -165,7 +168,7 @@ class Supervisor:
 
     def _judge(self, process: ProcessId, code: int | None) -> Judgement:
         attempt = Attempt(process, code, ended=time.time())
-        judged = ending_of(self.folder, self.now, attempt)
+        judged = ending_of(self.folder, self.now, attempt, self.oom_before)
         if judged.is_failure:
             left = {*self.heartbeat.known, *descendants(identity())}
             left = {each for each in left if each.pid != self.heartbeat.gpu.process}
@@ -175,7 +178,7 @@ class Supervisor:
             self.is_untold = complete_status(self.folder, attempt, judged)
         attempt = replace(attempt, code=judged.code, reason=judged.reason)
         self.now = replace(self.now, attempts=(*self.now.attempts[:-1], attempt))
-        self._note("ended", self.now.state, pid=process.pid, code=judged.code, reason=judged.reason)
+        self._note("ended", self.now.state, pid=process.pid, **asdict(judged))
         return judged
 
     def _wait(self, already: bool) -> None:
