@@ -88,7 +88,7 @@ def test_a_runner_killed_at_any_transition_loses_no_job_and_runs_none_twice(
 ) -> None:
     rng = random.Random(8)
     names = add_jobs(quick_salt, times(10, 100), rng)
-    kills = times(6, 36)
+    kills = times(6, 50)
     for number in range(kills):
         point = POINTS[number % len(POINTS)]
         again = rng.randint(1, 2) if kills > len(POINTS) else 1

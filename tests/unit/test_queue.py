@@ -57,13 +57,13 @@ def end(queue: Queue, name: str, state: str) -> None:
 
 def test_a_job_is_read_as_it_was_added(queue: Queue, tmp_path: Path) -> None:
     waits = Condition("at", "+2h", number=12.5)
-    wanted = Wanted(("train", "demo_student", "--name", "e1"), str(tmp_path), "e1", "gpu1", 3, (waits,))
+    wanted = Wanted(("train", "demo_student", "--name", "e1"), str(tmp_path), "e1", "gpu1", 3, 2, (waits,))
     added = queue.add(wanted)
     assert queue.jobs() == [added]
     assert (added.command, added.directory, added.slot) == (wanted.command, str(tmp_path), "gpu1")
     assert (added.restarts, added.conditions, added.state, added.attempt) == (3, (waits,), "waiting", 0)
     assert added.folder == tmp_path / "runs" / "e1"
-    assert added.launch.restarts == 3
+    assert (added.launch.restarts, added.launch.processes) == (3, 2)
 
 
 def test_jobs_without_a_name_are_named_after_their_command(add: Callable[..., Job]) -> None:

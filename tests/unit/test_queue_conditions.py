@@ -59,7 +59,7 @@ def make_run(root: Path) -> Callable[..., RunDirectory]:
 def job(number: int = 1, name: str = "e1", state: JobState = "waiting", *waits: Condition) -> Job:
     command = ("train", "demo_student", "--name", name)
     return Job(
-        number, name, command, "/", "any", 0, waits, state, False, 1, "", "so it was", 0.0, None, None, "t"
+        number, name, command, "/", "any", 0, 1, waits, state, False, 1, "", "so it was", 0.0, None, None, "t"
     )  # fmt: skip
 
 

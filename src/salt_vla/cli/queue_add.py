@@ -8,11 +8,13 @@ import inspect
 import shlex
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
+from salt_vla.cli.detach import Apart, without_options
 from salt_vla.cli.printing import print_json
 from salt_vla.config import override
 from salt_vla.errors import ConfigError, RunError
@@ -21,7 +23,7 @@ from salt_vla.operations.launch import LAUNCH, Launch
 from salt_vla.operations.queue import Job, Queue, Wanted
 from salt_vla.operations.slots import require_wish, suits
 from salt_vla.recipes import get_recipe
-from salt_vla.rundir import RunDirectory, require_name, root
+from salt_vla.rundir import RunDirectory, default_name, require_name, root
 
 Repeated = tyro.conf.UseAppendAction[tuple[str, ...]]
 NOT_QUEUED = ("queue", "runs", "dashboard")
@@ -65,12 +67,7 @@ def add(
     if restarts < 0:
         raise ConfigError(f"--restarts must be at least 0, not {restarts}")
     queue = Queue()
-    run_name = _checked(command)
-    if run_name and name not in (None, run_name):
-        raise ConfigError(
-            f"--name {name} before the -- and the run's name {run_name} differ; give one of them"
-        )
-    name = run_name or name or ""
+    wanted = _checked(Wanted(command, str(Path.cwd()), name or "", require_wish(slot), restarts))
     conditions = [
         *(_condition("after", text, queue) for text in after),
         *(_condition("after_any", text, queue) for text in after_any),
@@ -80,8 +77,7 @@ def add(
         *(figure_condition("if", text, lambda run: _number_of(run, queue)) for text in if_),
         *(figure_condition("unless", text, lambda run: _number_of(run, queue)) for text in unless),
     ]
-    wish = require_wish(slot)
-    job = queue.add(Wanted(command, str(Path.cwd()), name, wish, restarts, tuple(conditions)))
+    job = queue.add(replace(wanted, conditions=tuple(conditions)))
     if json:
         print_json(job.to_json())
         return
@@ -90,11 +86,12 @@ def add(
     _say_who_works(queue, job)
 
 
-def _checked(command: tuple[str, ...]) -> str:
-    """A command line that can be read, and whose recipe and fields there are; the name of the run that it
-    means, empty for one that means none."""
+def _checked(wanted: Wanted) -> Wanted:
+    """With a command line that can be read, whose recipe and fields there are, and with the name of the run
+    that it means."""
     from salt_vla.cli import COMMANDS
 
+    command = wanted.command
     if not command:
         raise ConfigError("give the command behind --, as in `salt-vla queue add -- train demo_student`")
     noun, rest = command[0], list(command[1:])
@@ -109,18 +106,25 @@ def _checked(command: tuple[str, ...]) -> str:
     if {"-h", "--help"} & set(rest):
         raise ConfigError("--help answers at once: leave the queue out of it")
     given = tyro.cli(_recorded(target), prog=f"salt-vla {noun} {verb}".strip(), args=rest)
-    if given.get("detach") or given.get("restarts"):
+    if given.get("apart", Apart()) != Apart():
         raise ConfigError(
             "the queue starts every job on its own, without a terminal: leave out --detach, and give "
             "--restarts in front of the --"
         )
     if "recipe" in given and "overrides" in given:
         override(get_recipe(given["recipe"]).config, given["overrides"])
-    if noun != "train":
-        return given["name"] or "" if Launch("x", command, "").is_run else ""
-    run = given["name"] if given["name"] is not None else given["recipe"]
-    require_name(run, "run")
-    return str(run)
+    if not Launch("x", command, "").is_run:
+        return wanted
+    name = default_name(given["recipe"]) if given["name"] is None else given["name"]
+    require_name(name, "run")
+    if wanted.name not in ("", name):
+        raise ConfigError(
+            f"--name {wanted.name} in front of the -- and the run's name {name} differ; give one of them"
+        )
+    # Said in the command itself: what a run is called by default may be another word where it starts.
+    named = () if given["name"] is not None else ("--name", name)
+    plain = (*without_options(command), *named)
+    return replace(wanted, name=name, command=plain, processes=given.get("processes", 1))
 
 
 def _recorded(function: Callable[..., Any]) -> Callable[..., dict[str, Any]]:

@@ -29,7 +29,8 @@ QUEUE = "queue.db"
 @dataclass(frozen=True)
 class Job:
     """A line of the queue. `command`: salt-vla's arguments, run from `directory`. `slot`: where it may run,
-    `ran_on`: where it does or did. `attempt` counts its starts by the queue, from 1. `held`: paused by name.
+    `ran_on`: where it does or did. `processes`: so many, by torchrun. `attempt` counts its
+    starts by the queue, from 1. `held`: paused by name.
     Times in seconds since the epoch. `token` names this one start beyond doubt."""
 
     id: int
@@ -38,6 +39,7 @@ class Job:
     directory: str
     slot: str
     restarts: int
+    processes: int
     conditions: tuple[Condition, ...]
     state: JobState
     held: bool
@@ -52,7 +54,8 @@ class Job:
     @property
     def launch(self) -> Launch:
         """This start of it, wherever it is to run."""
-        return Launch(self.name, self.command, self.token, self.restarts, directory=self.directory)
+        where = {"directory": self.directory, "processes": self.processes}
+        return Launch(self.name, self.command, self.token, self.restarts, **where)  # type: ignore[arg-type]
 
     @property
     def folder(self) -> Path:
@@ -101,6 +104,7 @@ class Wanted:
     name: str = ""
     slot: str = "any"
     restarts: int = 0
+    processes: int = 1
     conditions: tuple[Condition, ...] = ()
 
 
@@ -167,14 +171,15 @@ class Queue:
                 )
             job = connection.execute(
                 "INSERT INTO jobs "
-                "(name, command, directory, slot, restarts, conditions, added, place, state) VALUES "
-                "(?, ?, ?, ?, ?, ?, ?, (SELECT coalesce(max(place), 0) + 1 FROM jobs), 'waiting')",
+                "(name, command, directory, slot, restarts, processes, conditions, added, place, state) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, (SELECT coalesce(max(place), 0) + 1 FROM jobs), 'waiting')",
                 (
                     name,
                     json.dumps(wanted.command),
                     wanted.directory,
                     wanted.slot,
                     wanted.restarts,
+                    wanted.processes,
                     json.dumps([asdict(condition) for condition in wanted.conditions]),
                     self.clock(),
                 ),

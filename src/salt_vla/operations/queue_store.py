@@ -27,6 +27,7 @@ CREATE TABLE jobs (
     directory TEXT NOT NULL,
     slot TEXT NOT NULL,
     restarts INTEGER NOT NULL,
+    processes INTEGER NOT NULL,
     conditions TEXT NOT NULL,
     place INTEGER NOT NULL,
     state TEXT NOT NULL CHECK (state IN ('waiting', 'starting', 'running', 'finished', 'failed', 'stopped',
