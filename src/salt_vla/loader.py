@@ -5,6 +5,7 @@ The only room where loader processes live. Knows nothing of what a batch is for.
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import shutil
 import signal
@@ -185,7 +186,10 @@ def _wait_for(
 
 def _dead(processes: list[SpawnProcess], seconds: float) -> list[int]:
     """The numbers of those that have ended, after waiting up to `seconds` for one."""
-    wait([process.sentinel for process in processes], timeout=seconds)
+    ending = wait([process.sentinel for process in processes], timeout=seconds)
+    for process in processes:
+        if process.sentinel in ending:
+            process.join(SECONDS_TO_DIE)  # What it held open is closed a moment before it has ended.
     return [number for number, process in enumerate(processes) if not process.is_alive()]
 
 
@@ -304,6 +308,8 @@ class _Answers(Dataset[Batch | UserError]):
 
 def _prepare_worker(number: int) -> None:
     end_with_parent()
+    if faulthandler.is_enabled():
+        faulthandler.enable()  # Once more: torch has put a sentence in the place of the stack.
     info = get_worker_info()
     assert info is not None and isinstance(info.dataset, _Answers)
     info.dataset.prepare(number)
