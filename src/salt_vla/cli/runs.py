@@ -20,6 +20,7 @@ from salt_vla.rundir import RunDirectory, root
 
 State = Literal["queued", "running", "finished", "failed", "killed", "stopped", "damaged"]
 Key = Literal["name", "updated", "step", "loss", "r2"]
+COLUMNS = ("name", "state", "step", "recipe", "R²", "loss", "best R²", "best loss", "verdict", "exit_reason")
 LOG_LINES = 5
 
 
@@ -50,9 +51,9 @@ def ls(
     runs.sort(key=lambda run: _place(run, sort))
     if json:
         return print_rows(run.to_json() for run in runs)
-    columns = ["name", "state", "step", "total_steps", "recipe", "R²", "loss"]
-    columns += ["best R²", "best loss"] * best + ["verdict", "exit_reason"]
-    print_table([_line(run) for run in runs], columns)
+    lines = [_line(run) for run in runs]
+    said = {key for line in lines for key, text in line.items() if text} | {"name", "state", "step"}
+    print_table(lines, [column for column in COLUMNS if column in said])
 
 
 def _place(run: Overview, key: Key) -> tuple[Any, ...]:
@@ -70,18 +71,18 @@ def _line(run: Overview) -> dict[str, Any]:
         value, step = run.best.get(column, (None, 0))
         return "" if value is None else f"{number(value)} @ {step}"
 
+    reason = run.status.exit_reason
     return {
         "name": run.name,
         "state": run.state,
-        "step": run.step,
-        "total_steps": run.total_steps,
+        "step": f"{run.step}/{run.total_steps}",
         "recipe": run.recipe.get("name", ""),
         "R²": number(run.figure("val", "r2_position_mean")),
         "loss": number(run.figure("val", "loss")),
         "best R²": best("val.r2_position_mean"),
         "best loss": best("val.loss"),
         "verdict": run.verdict.get("verdict", ""),
-        "exit_reason": run.status.exit_reason,
+        "exit_reason": "" if reason == run.state else reason,
     }
 
 
