@@ -11,12 +11,12 @@ import tyro
 
 from salt_vla.cli.detach import Apart
 from salt_vla.cli.train_plan import Ahead
-from salt_vla.config import override
+from salt_vla.config import TrainConfig, override
 from salt_vla.errors import ConfigError
 from salt_vla.operations.session import recorded
 from salt_vla.operations.trackers import require_trackers
 from salt_vla.recipes import get_recipe
-from salt_vla.rundir import RunDirectory, default_name, launched
+from salt_vla.rundir import RunDirectory, Status, default_name, launched
 from salt_vla.verdicts import noted_verdict
 
 LONG_ENOUGH_FOR_PICTURES = 60.0  # Seconds: to a shorter run the second that they take would be a burden.
@@ -61,12 +61,7 @@ def train(
         track: a tracker that mirrors the metrics (wandb, trackio, tensorboard); repeatable.
     """
     experiment = get_recipe(recipe)
-    config = override(experiment.config, overrides)
-    if seed is not None:
-        config = dataclasses.replace(config, seed=seed)
-    if batch_size is not None:
-        parts = math.gcd(batch_size, config.grad_accum_steps)  # How it is computed, never what.
-        config = dataclasses.replace(config, batch_size=batch_size, grad_accum_steps=parts)
+    config = _with_options(override(experiment.config, overrides), seed, batch_size)
     if max_steps is not None and max_steps < 1:
         raise ConfigError(f"--max-steps must be at least 1, not {max_steps}")
     ahead.require_meaning(branch, max_steps)
@@ -89,10 +84,28 @@ def train(
 
             make_branch(run, config, branch, allow_change)
         status = job.train(config, run.name, max_steps, allow_change, experiment)
-        if launched().rank == 0 and status.state == "finished" and status.seconds >= LONG_ENOUGH_FOR_PICTURES:
-            from salt_vla.jobs.pictures import draw_at_end
+        _draw(run, status)
+    _tell(run, recipe, status)
 
-            draw_at_end(run)
+
+def _with_options(config: TrainConfig, seed: int | None, batch_size: int | None) -> TrainConfig:
+    if seed is not None:
+        config = dataclasses.replace(config, seed=seed)
+    if batch_size is not None:
+        parts = math.gcd(batch_size, config.grad_accum_steps)  # How it is computed, never what.
+        config = dataclasses.replace(config, batch_size=batch_size, grad_accum_steps=parts)
+    return config
+
+
+def _draw(run: RunDirectory, status: Status) -> None:
+    """Pictures of a run that has finished and took long enough."""
+    if launched().rank == 0 and status.state == "finished" and status.seconds >= LONG_ENOUGH_FOR_PICTURES:
+        from salt_vla.jobs.pictures import draw_at_end
+
+        draw_at_end(run)
+
+
+def _tell(run: RunDirectory, recipe: str, status: Status) -> None:
     print(f"{run.name}: {status.state} at step {status.step}")
     verdict = noted_verdict(run)
     if verdict:
