@@ -330,7 +330,7 @@ def test_one_slot_has_one_runner_and_two_slots_work_at_once(
     assert {job.name: job.ran_on for job in queue.jobs()} == {"one": "cpu", "two": "gpu0"}
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_runner_that_is_asked_to_end_leaves_its_job_at_work(
     salt: Salt, queue: Queue, idle: Callable[..., Job], number: signal.Signals
 ) -> None:

@@ -16,8 +16,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from salt_vla.operations.queue import Queue
 from salt_vla.operations.runner import Point
 
@@ -127,19 +125,6 @@ def add_more(salt: Salt, number: int, rng: random.Random) -> list[str]:
     for name in names:
         salt.ok("queue", "add", "--name", name, "--", "recipes", "ls", "--json")
     return names
-
-
-@pytest.mark.parametrize("point", ["taken", "launched", "running"])
-def test_the_slots_next_runner_finds_the_job_of_a_killed_one(quick_salt: Salt, point: Point) -> None:
-    add_jobs(quick_salt, 1, random.Random(0))
-    assert wait_for(quick_salt.start_python(KILLED_AT, "cpu", point, 1)) == -signal.SIGKILL
-    left = Queue(quick_salt.root / "queue.db").job("j000")
-    state = "running" if point == "running" else "starting"
-    assert (left.state, left.ran_on, left.attempt) == (state, "cpu", 1)
-    assert (
-        wait_for(quick_salt.start("queue", "run", "--slot", "cpu", "--until-empty", "--seconds", 0.05)) == 0
-    )
-    require_once(quick_salt, ["j000"])
 
 
 def test_a_job_whose_runner_never_comes_back_is_written_down_by_another_slots(quick_salt: Salt) -> None:

@@ -70,6 +70,18 @@ def test_jobs_without_a_name_are_named_after_their_command(add: Callable[..., Jo
     assert [add().name, add().name] == ["recipes-ls-1", "recipes-ls-2"]
 
 
+def test_what_a_runner_looks_at_does_not_grow_with_what_has_ended(
+    queue: Queue, add: Callable[..., Job]
+) -> None:
+    for name in ("meant", "forgotten"):
+        add(name)
+        queue.cancel(name)
+    add("a")
+    add("b", "meant", "a")
+    assert [job.name for job in queue.jobs(ended=False)] == ["a", "b", "meant"]
+    assert len(queue.jobs()) == 4
+
+
 def test_a_queue_that_is_not_there_is_empty_and_reading_makes_none(queue: Queue) -> None:
     assert (queue.jobs(), queue.history(), queue.runners(), queue.is_paused()) == ([], [], [], False)
     assert not queue.file.exists()
@@ -217,9 +229,10 @@ def test_retry_does_not_double_a_name(queue: Queue, add: Callable[..., Job]) -> 
     end(queue, "a", "failed")
     queue.skip(queue.job("b"), "a failed")
     add("b")
-    with pytest.raises(RunError, match="a newer job 'b' is waiting"):
-        queue.retry("a")
-    assert states(queue)["a"] == "failed"  # All of it or nothing.
+    assert queue.retry("a") == ["a"]
+    assert sorted((job.name, job.id, job.state) for job in queue.jobs()) == [
+        ("a", 1, "waiting"), ("b", 2, "skipped"), ("b", 3, "waiting"),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

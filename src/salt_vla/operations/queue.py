@@ -9,103 +9,33 @@ import json
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
 
 from salt_vla.errors import RunError
-from salt_vla.operations.conditions import OF_A_JOB, Condition
-from salt_vla.operations.launch import Launch
+from salt_vla.operations.conditions import OF_A_JOB
 from salt_vla.operations.processes import ProcessId
+from salt_vla.operations.queue_jobs import (
+    ACTIVE,
+    IN_WORK,
+    Event,
+    Job,
+    JobState,
+    RunnerSeen,
+    Wanted,
+    active_of,
+    fresh_name,
+    is_paused,
+    jobs_in,
+    last_of,
+    require_active,
+)
 from salt_vla.operations.queue_store import changing, reading
 from salt_vla.rundir import require_name, root
 
-JobState = Literal["waiting", "starting", "running", "finished", "failed", "stopped", "skipped", "cancelled"]
-ACTIVE: tuple[JobState, ...] = ("waiting", "starting", "running")
-IN_WORK: tuple[JobState, ...] = ("starting", "running")
+__all__ = ["ACTIVE", "Event", "Job", "JobState", "Queue", "RunnerSeen", "Wanted"]
+
 QUEUE = "queue.db"
-
-
-@dataclass(frozen=True)
-class Job:
-    """A line of the queue. `command`: salt-vla's arguments, run from `directory`. `slot`: where it may run,
-    `ran_on`: where it does or did. `processes`: so many, by torchrun. `attempt` counts its
-    starts by the queue, from 1. `held`: paused by name.
-    Times in seconds since the epoch. `token` names this one start beyond doubt."""
-
-    id: int
-    name: str
-    command: tuple[str, ...]
-    directory: str
-    slot: str
-    restarts: int
-    processes: int
-    conditions: tuple[Condition, ...]
-    state: JobState
-    held: bool
-    attempt: int
-    ran_on: str
-    reason: str
-    added: float
-    started: float | None
-    ended: float | None
-    token: str
-
-    @property
-    def launch(self) -> Launch:
-        """This start of it, wherever it is to run."""
-        where = {"directory": self.directory, "processes": self.processes}
-        return Launch(self.name, self.command, self.token, self.restarts, **where)  # type: ignore[arg-type]
-
-    @property
-    def folder(self) -> Path:
-        """Where its launch is written down: the run's own directory, or `jobs/NAME`."""
-        return self.launch.folder
-
-    @property
-    def is_run(self) -> bool:
-        return self.launch.is_run
-
-    @property
-    def is_over(self) -> bool:
-        return self.state not in ACTIVE
-
-    def to_json(self) -> dict[str, Any]:
-        row = {key: value for key, value in asdict(self).items() if key != "token"}
-        return row | {"conditions": [asdict(c) | {"says": str(c)} for c in self.conditions]}
-
-
-@dataclass(frozen=True)
-class Event:
-    """A line of history: what happened to which job, when (seconds since the epoch) and why."""
-
-    id: int
-    time: float
-    job: str
-    event: str
-    why: str
-
-
-@dataclass(frozen=True)
-class RunnerSeen:
-    """Who took a slot last. Whether it still works is `process.is_alive()`."""
-
-    slot: str
-    process: ProcessId
-    since: float
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """A job that is to be added. Without a `name` one is made of the command's words."""
-
-    command: tuple[str, ...]
-    directory: str
-    name: str = ""
-    slot: str = "any"
-    restarts: int = 0
-    processes: int = 1
-    conditions: tuple[Condition, ...] = ()
 
 
 class Queue:
@@ -118,19 +48,28 @@ class Queue:
 
     # What is there
 
-    def jobs(self) -> list[Job]:
-        """Every job: those in work, those that wait in their order, those that ended, the last first."""
+    def jobs(self, ended: bool = True) -> list[Job]:
+        """Every job: those in work, those that wait in their order, those that ended, the last first; of
+        these only what others wait for, where not `ended`."""
         if not self.file.is_file():
             return []
         with reading(self.file) as connection:
-            return _jobs(connection)
+            if ended:
+                return jobs_in(connection)
+            active = jobs_in(connection, "state IN ('waiting', 'starting', 'running')")
+            known = {job.id for job in active}
+            meant = {condition.job for job in active for condition in job.conditions} - known
+            return active + jobs_in(connection, f"id IN ({', '.join(map(str, sorted(meant)))})")
 
     def job(self, name: str) -> Job:
         """The last that was added by this name. Raises `RunError` where there is none."""
-        found = [job for job in self.jobs() if job.name == name]
-        if not found:
+        found = None
+        if self.file.is_file():
+            with reading(self.file) as connection:
+                found = last_of(connection, name)
+        if found is None:
             raise RunError(f"no job {name!r} is or was in the queue; `salt-vla queue ls --all` lists them")
-        return max(found, key=lambda job: job.id)
+        return found
 
     def history(self, name: str | None = None) -> list[Event]:
         """All that happened, in order; with a name, to its jobs."""
@@ -147,7 +86,7 @@ class Queue:
         if not self.file.is_file():
             return False
         with reading(self.file) as connection:
-            return _is_paused(connection)
+            return is_paused(connection)
 
     def runners(self) -> list[RunnerSeen]:
         if not self.file.is_file():
@@ -161,9 +100,9 @@ class Queue:
     def add(self, wanted: Wanted) -> Job:
         """At the end of the line. Raises `RunError` where a job of the name is still in the queue."""
         with changing(self.file) as connection:
-            name = wanted.name or _fresh_name(connection, wanted.command)
+            name = wanted.name or fresh_name(connection, wanted.command)
             require_name(name, "job")
-            before = _active(connection, name)
+            before = active_of(connection, name)
             if before is not None:
                 raise RunError(
                     f"a job {name!r} is in the queue already, and {before.state}; give another --name, or "
@@ -186,12 +125,12 @@ class Queue:
             ).lastrowid
             waits = "; ".join(f"waits for {condition}" for condition in wanted.conditions)
             self._note(connection, job, "added", waits or "waits for its turn")
-            return next(found for found in _jobs(connection) if found.id == job)
+            return jobs_in(connection, "id = ?", job)[0]
 
     def cancel(self, name: str) -> None:
         """Take a waiting job out. Raises `RunError` for one that has begun."""
         with changing(self.file) as connection:
-            job = _require_active(connection, name)
+            job = require_active(connection, name)
             if job.state != "waiting":
                 raise RunError(f"job {name!r} is {job.state}; stop it with `salt-vla runs stop {name}`")
             self._end(connection, job, "cancelled", "taken out of the queue by hand")
@@ -200,8 +139,8 @@ class Queue:
         """Put a job that did not end well at the end of the line again, and after it those that were skipped
         on its account, or on theirs; their names. Raises `RunError`."""
         with changing(self.file) as connection:
-            jobs = _jobs(connection)
-            last = max((job for job in jobs if job.name == name), key=lambda job: job.id, default=None)
+            jobs = jobs_in(connection)
+            last = last_of(connection, name)
             if last is None:
                 raise RunError(f"no job {name!r} was in the queue; `salt-vla queue ls --all` lists them")
             if not last.is_over or last.state == "finished":
@@ -210,7 +149,8 @@ class Queue:
             again = [last]
             for job in sorted(jobs, key=lambda job: job.id):
                 on = {condition.job for condition in job.conditions if condition.kind in OF_A_JOB}
-                if job.state == "skipped" and job != last and on & {other.id for other in again}:
+                newest = last_of(connection, job.name) == job
+                if job.state == "skipped" and newest and job != last and on & {each.id for each in again}:
                     again.append(job)
             for job in again:
                 self._wait_again(
@@ -219,11 +159,6 @@ class Queue:
             return [job.name for job in again]
 
     def _wait_again(self, connection: sqlite3.Connection, job: Job, why: str) -> None:
-        other = _active(connection, job.name)
-        if other is not None:
-            raise RunError(
-                f"a newer job {job.name!r} is {other.state}; retry cannot bring the older one back"
-            )
         connection.execute(
             "UPDATE jobs SET state = 'waiting', reason = '', ran_on = '', started = NULL, ended = NULL, "
             "place = (SELECT max(place) + 1 FROM jobs) WHERE id = ?",
@@ -234,7 +169,7 @@ class Queue:
     def move(self, name: str, before: str | None = None, last: bool = False) -> None:
         """To the head of the line, in front of the job `before`, or to its end. Raises `RunError`."""
         with changing(self.file) as connection:
-            line = [job for job in _jobs(connection) if job.state == "waiting"]
+            line = jobs_in(connection, "state = 'waiting'")
             names = [job.name for job in line]
             for wanted in (name, *([before] if before is not None else [])):
                 if wanted not in names:
@@ -261,7 +196,7 @@ class Queue:
                 connection.execute("INSERT OR REPLACE INTO meta VALUES ('paused', ?)", (str(held),))
                 self._note(connection, None, event, "by hand")
                 return
-            job = _require_active(connection, name)
+            job = require_active(connection, name)
             if job.state != "waiting":
                 raise RunError(f"job {name!r} is {job.state}, not waiting")
             connection.execute("UPDATE jobs SET held = ? WHERE id = ?", (held, job.id))
@@ -286,7 +221,7 @@ class Queue:
             self._note(
                 connection, job.id, "taken", f"by the runner of {slot}: all that it waited for is there"
             )
-            return next(found for found in _jobs(connection) if found.id == job.id)
+            return jobs_in(connection, "id = ?", job.id)[0]
 
     def mark_running(self, job: Job, why: str) -> None:
         with changing(self.file) as connection:
@@ -353,49 +288,3 @@ class Queue:
     def _note(self, connection: sqlite3.Connection, job: int | None, event: str, why: str) -> None:
         row = (self.clock(), job, event, why)
         connection.execute("INSERT INTO history (time, job, event, why) VALUES (?, ?, ?, ?)", row)
-
-
-def _jobs(connection: sqlite3.Connection) -> list[Job]:
-    queue = connection.execute("SELECT value FROM meta WHERE key = 'queue'").fetchone()[0]
-    order = (
-        "CASE WHEN state IN ('starting', 'running') THEN 0 WHEN state = 'waiting' THEN 1 ELSE 2 END, "
-        "CASE WHEN state = 'waiting' THEN place ELSE -coalesce(ended, id) END, id"
-    )
-    return [_job(row, queue) for row in connection.execute(f"SELECT * FROM jobs ORDER BY {order}")]
-
-
-def _job(row: sqlite3.Row, queue: str) -> Job:
-    held = dict(row)
-    del held["place"]
-    try:
-        conditions = tuple(Condition(**each) for each in json.loads(held["conditions"]))
-        changed = {"command": tuple(json.loads(held["command"])), "conditions": conditions}
-    except (ValueError, TypeError) as error:
-        raise RunError(
-            f"job {held['name']!r} is damaged in the queue's file ({error}); move that away"
-        ) from error
-    token = f"{queue}-{held['id']}-{held['attempt']}"
-    return Job(**held | changed | {"held": bool(held["held"]), "token": token})
-
-
-def _active(connection: sqlite3.Connection, name: str) -> Job | None:
-    return next((job for job in _jobs(connection) if job.name == name and not job.is_over), None)
-
-
-def _require_active(connection: sqlite3.Connection, name: str) -> Job:
-    job = _active(connection, name)
-    if job is None:
-        raise RunError(f"no job {name!r} waits or runs; `salt-vla queue ls` lists those that do")
-    return job
-
-
-def _is_paused(connection: sqlite3.Connection) -> bool:
-    row = connection.execute("SELECT value FROM meta WHERE key = 'paused'").fetchone()
-    return row is not None and row[0] == "1"
-
-
-def _fresh_name(connection: sqlite3.Connection, command: Sequence[str]) -> str:
-    """The command's first words, with a number that no job has had."""
-    base = "-".join(word for word in command[:2] if not word.startswith("-"))
-    taken = {row[0] for row in connection.execute("SELECT name FROM jobs")}
-    return next(name for n in range(1, len(taken) + 2) if (name := f"{base}-{n}") not in taken)

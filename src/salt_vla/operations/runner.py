@@ -54,7 +54,7 @@ class Runner:
                 why = "nothing is left to do" if not stop else "stopped by a signal"
             finally:
                 self.queue.note_runner_gone(self.slot, why)
-            working = self._in_work(self.queue.jobs())
+            working = self._in_work(self.queue.jobs(ended=False))
             goes_on = f", while {working.name} goes on under its supervisor" if working else ""
             stop.check(f"in slot {self.slot}{goes_on}")
 
@@ -73,20 +73,20 @@ class Runner:
 
     def look(self) -> int:
         """One look at everything; how many jobs are left for this slot."""
-        for job in self.queue.jobs():
+        for job in self.queue.jobs(ended=False):
             if job.state == "running":  # Of any slot: its own runner may never come back.
                 try:
                     self._follow(job)
                 except UserError as error:  # Whether it works cannot be told: its slot is not given away.
                     self._tell(f"{job.name}: {error}")
-        jobs = self.queue.jobs()
+        jobs = self.queue.jobs(ended=False)
         mine = self._in_work(jobs)
         if mine is None:
             self.passing("free")
             mine = self._take(jobs)
         if mine is not None and mine.state == "starting":
             self._start(mine)
-        left = self.queue.jobs()
+        left = self.queue.jobs(ended=False)
         waiting = sum(job.state == "waiting" and suits(job.slot, self.slot) for job in left)
         return waiting + (self._in_work(left) is not None)
 
@@ -105,7 +105,7 @@ class Runner:
             if found.state == "never":
                 self.queue.skip(job, found.why)
                 self._tell(f"{job.name}: skipped: {found.why}")
-                return self._take(self.queue.jobs())
+                return self._take(self.queue.jobs(ended=False))
             if found.state == "holds":
                 taken = self.queue.take(job, self.slot)
                 if taken is not None:
