@@ -62,13 +62,9 @@ def train(
     """
     experiment = get_recipe(recipe)
     config = _with_options(override(experiment.config, overrides), seed, batch_size)
-    if max_steps is not None and max_steps < 1:
-        raise ConfigError(f"--max-steps must be at least 1, not {max_steps}")
-    ahead.require_meaning(branch, max_steps)
+    _require_sense(max_steps, branch, apart, ahead)
     require_trackers(track)
     run = RunDirectory.named(default_name(recipe) if name is None else name)
-    if apart.detach and ahead.is_asked:
-        raise ConfigError("--detach would do nothing here: the answer comes at once")
     if apart.starts("train", run.name, {"--data": data, "--cache": cache}, processes):
         return
     with nullcontext() if ahead.is_asked else recorded(run, track):
@@ -86,6 +82,14 @@ def train(
         status = job.train(config, run.name, max_steps, allow_change, experiment)
         _draw(run, status)
     _tell(run, recipe, status)
+
+
+def _require_sense(max_steps: int | None, branch: str | None, apart: Apart, ahead: Ahead) -> None:
+    if max_steps is not None and max_steps < 1:
+        raise ConfigError(f"--max-steps must be at least 1, not {max_steps}")
+    ahead.require_meaning(branch, max_steps)
+    if apart.detach and ahead.is_asked:
+        raise ConfigError("--detach would do nothing here: the answer comes at once")
 
 
 def _with_options(config: TrainConfig, seed: int | None, batch_size: int | None) -> TrainConfig:

@@ -160,7 +160,10 @@ def _state(run: RunDirectory, seen: Overview, live: Live) -> list[Component]:
 def _about(run: RunDirectory, seen: Overview, live: Live) -> list[Component]:
     recipe, verdict = seen.recipe, seen.verdict
     pairs = [
-        *((key, str(recipe.get(key, ""))) for key in ("name", "parent", "hypothesis", "target", "criterion")),
+        *(
+            (key, str(recipe.get(key) or ""))
+            for key in ("name", "parent", "hypothesis", "target", "criterion")
+        ),
         ("verdict", " – ".join(str(verdict[key]) for key in ("verdict", "reason") if verdict.get(key))),
         *((f"{key}", shown(value)) for key, value in seen.cost.items() if isinstance(value, (int, float))),
     ]
