@@ -123,6 +123,20 @@ def test_masks_are_compared_by_probes_alone(make: Make) -> None:
     assert found[0].mean == pytest.approx(-0.1)
 
 
+def test_a_figure_is_of_the_seeds_that_have_it(make: Make) -> None:
+    runs = []
+    for seed in range(3):
+        probes = {"action": 0.5} if seed < 2 else None
+        runs.append(make(f"slow{seed}", 0.1, 1.0, "optimizer.lr=1e-3", seed=seed, probes=probes))
+        probes = {"action": 0.6} if seed else None
+        runs.append(make(f"fast{seed}", 0.2, 1.0, "optimizer.lr=2e-3", seed=seed, probes=probes))
+    found = by_column(effects(runs))
+    assert len(found[R2_COLUMN].runs) == 3
+    (probe,) = (each for column, each in found.items() if column.startswith("probe "))
+    assert probe.runs == (("slow1", "fast1"),) and "one seed" in probe.sentence
+    assert next(iter(found)) == R2_COLUMN
+
+
 def test_losses_of_other_targets_are_never_compared(make: Make) -> None:
     runs = [
         make("raw", 0.1, 11.5, "objective.targets=raw"),

@@ -86,32 +86,37 @@ def _within(name: str, by_value: dict[str, dict[int, RunFacts]]) -> Iterator[Eff
     for before, after in combinations(sorted(by_value, key=lambda text: (_number(text), text)), 2):
         seeds = sorted(set(by_value[before]) & set(by_value[after]))
         pairs = [(by_value[before][seed], by_value[after][seed]) for seed in seeds]
-        for column, old, new in _figures(pairs):
-            mean, low, high, note = interval([b - a for a, b in zip(old, new, strict=True)])
-            names = tuple((a.name, b.name) for a, b in pairs)
+        for column, used, differences in _figures(pairs):
+            mean, low, high, note = interval(differences)
+            names = tuple((a.name, b.name) for a, b in used)
             yield Effect(name, json.loads(before), json.loads(after), column, names, mean, low, high, note)
 
 
-def _figures(pairs: Sequence[tuple[RunFacts, RunFacts]]) -> Iterator[tuple[str, list[float], list[float]]]:
-    """(column, of the runs before, of the runs after) for what every pair has and what compares."""
-    if not pairs:
-        return
-    if all(_compares(a, b, "val", "r2_position_mean") for a, b in pairs):
-        old = [(a.r2 or {}).get("r2_position_mean") for a, _ in pairs]
-        new = [(b.r2 or {}).get("r2_position_mean") for _, b in pairs]
-        yield from _there(R2_COLUMN, old, new)
-    if all(_compares(a, b, "train", "loss") for a, b in pairs):
-        yield from _there(LOSS_COLUMN, [a.last_loss for a, _ in pairs], [b.last_loss for _, b in pairs])
-    for key in sorted({key for a, b in pairs for key in _probes(a).keys() & _probes(b).keys()}):
-        old, new = ([_probes(pair[side]).get(key) for pair in pairs] for side in (0, 1))
-        yield from _there(f"probe {key}", old, new)
+Pairs = list[tuple[RunFacts, RunFacts]]
 
 
-def _there(
-    column: str, old: list[float | None], new: list[float | None]
-) -> Iterator[tuple[str, list[float], list[float]]]:
-    if None not in old and None not in new:
-        yield column, [each for each in old if each is not None], [each for each in new if each is not None]
+def _figures(pairs: Pairs) -> Iterator[tuple[str, Pairs, list[float]]]:
+    """(column, the pairs that have it, second − first of each) for what may be compared."""
+    columns: dict[str, tuple[Pairs, list[float]]] = {}
+    for pair in pairs:
+        first, second = (_comparable(run, *pair) for run in pair)
+        for column in first.keys() & second.keys():
+            used, differences = columns.setdefault(column, ([], []))
+            used.append(pair)
+            differences.append(second[column] - first[column])
+    for column in sorted(columns, key=lambda each: (each != R2_COLUMN, each != LOSS_COLUMN, each)):
+        yield column, *columns[column]
+
+
+def _comparable(run: RunFacts, first: RunFacts, second: RunFacts) -> dict[str, float]:
+    """Column → figure of the run, for those that measure the same thing in both runs."""
+    found = _probes(run)
+    r2 = (run.r2 or {}).get("r2_position_mean")
+    if r2 is not None and _compares(first, second, "val", "r2_position_mean"):
+        found[R2_COLUMN] = r2
+    if run.last_loss is not None and _compares(first, second, "train", "loss"):
+        found[LOSS_COLUMN] = run.last_loss
+    return found
 
 
 def _compares(first: RunFacts, second: RunFacts, kind: str, field: str) -> bool:
@@ -123,7 +128,9 @@ def _compares(first: RunFacts, second: RunFacts, kind: str, field: str) -> bool:
 def _probes(run: RunFacts) -> dict[str, float]:
     """Suite, target and clips → value, of the run's own encoder."""
     return {
-        f"{row.get('suite')}, {row.get('target')} (clips {str(row['clip_table'])[:8]})": float(row["value"])
+        f"probe {row.get('suite')}, {row.get('target')} (clips {str(row['clip_table'])[:8]})": float(
+            row["value"]
+        )
         for row in run.probes
         if "against" not in row and type(row.get("value")) in (int, float)
     }

@@ -21,6 +21,7 @@ from salt_vla.rundir import RunDirectory, Status, all_runs
 from salt_vla.verdicts import CLIPS, TEACHERS
 
 NEWEST = 200  # runs that the page looks into; of the others it says how many there are
+FINEST = "/grid"  # The pooling that reads out most (docs/evaluation.md).
 R2 = ("r2_position_mean", "r2_channel_mean", "r2_copy_nearest")
 PINS = (CLIPS, *TEACHERS)
 
@@ -169,9 +170,10 @@ def _pins(run: RunDirectory) -> dict[str, Any]:
 
 def noted_probes(run: RunDirectory) -> tuple[Row, ...]:
     """The rows and the paired comparisons (those have `against`) in `probes.json`, each with the hash of the
-    clips that it is of."""
+    clips that it is of: those that keep places and times, where there are such."""
     held = noted(run, PROBES).get("suites", [])
     suites = [suite for suite in held if isinstance(suite, dict)] if isinstance(held, list) else []
+    suites = [suite for suite in suites if str(suite.get("suite")).endswith(FINEST)] or suites
     return tuple(
         row | {"clip_table": suite.get("clip_table", "")}
         for suite in suites
