@@ -35,6 +35,7 @@ class _Capture:
 
     def __init__(self, log: Path, copy: Path | None) -> None:
         self.log, self.copy = log.absolute(), copy
+        self.begin = self.log.stat().st_size if self.log.is_file() else 0
         self.pid = os.getpid()
         self.before = [_duplicate(fd) for fd in (OUT, ERR)]
         # One pipe where both go to one place, so that their order is kept.
@@ -56,6 +57,7 @@ class _Capture:
         asked = {
             "log": str(self.log),
             "copy": str(self.copy or ""),
+            "begin": self.begin,
             "pid": self.pid,
             "control": theirs.fileno(),
             "streams": list(zip(self.read_ends, sinks, strict=True)),

@@ -10,6 +10,7 @@ import json
 import os
 import select
 import signal
+import stat
 import sys
 import time
 from pathlib import Path
@@ -24,13 +25,14 @@ LOOK_SECONDS = 0.5
 
 
 class Copy:
-    """A second place of the log: all that is appended to `source` from now on, whoever appends it."""
+    """A second place of the log: all that is appended to `source` behind its first `begin` bytes, whoever
+    appends it. A successor goes on where this one ends."""
 
-    def __init__(self, path: str, source: Path) -> None:
+    def __init__(self, path: str, source: Path, begin: int) -> None:
         self.source = source
         self.fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         self.read_fd = -1
-        self.offset = source.stat().st_size if source.is_file() else 0
+        self.offset = begin + os.fstat(self.fd).st_size
 
     def follow(self) -> None:
         try:
@@ -101,7 +103,7 @@ class Sink:
     """Where the run's output went before: a terminal, a pipe, a file. It may take its time, or be gone."""
 
     def __init__(self, fd: int) -> None:
-        self.fd = fd
+        self.fd = _never_waiting(fd)
         self.waiting = bytearray()
         self.dropped = 0
         self.has_bars = os.isatty(fd) and os.environ.get("TERM", "dumb") != "dumb"
@@ -122,7 +124,7 @@ class Sink:
         self.waiting += data
 
     def push(self) -> None:
-        """What it takes at once; a pipe that can be written to takes so many bytes."""
+        """What it takes at once."""
         try:
             wrote = os.write(self.fd, self.waiting[: select.PIPE_BUF])
         except BlockingIOError:
@@ -140,6 +142,20 @@ class Sink:
         while self.waiting and self.fd >= 0 and (left := until - time.monotonic()) > 0:
             if poll.poll(1000 * left):
                 self.push()
+
+
+def _never_waiting(fd: int) -> int:
+    """The same terminal or pipe, opened once more: to be asked not to wait is a property of an opening, which
+    others share. Where that cannot be, pieces are so small that a pipe which has room takes them whole."""
+    mode = os.fstat(fd).st_mode
+    if stat.S_ISCHR(mode) or stat.S_ISFIFO(mode):
+        try:
+            again = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
+        except OSError:
+            return fd
+        os.close(fd)
+        return again
+    return fd
 
 
 def write_all(fd: int, data: bytes) -> tuple[int, str]:
@@ -237,15 +253,15 @@ class Companion:
 
 
 def main() -> None:
-    """One argument: JSON with `log`, `copy` (or ""), `pid`, `control` and `streams` [[read from, pass on to],
-    …], all of them descriptors that were handed down."""
+    """One argument: JSON with `log` and its size at the `begin`, `copy` (or ""), `pid`, `control` and
+    `streams` [[read from, pass on to], …], the last two descriptors that were handed down."""
     asked = json.loads(sys.argv[1])
     if os.fork():
         os._exit(0)  # Nobody's child: who looks after the run's children need not know this one.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)  # It ends when there is nothing left to hear.
     log = Path(asked["log"])
-    copy = Copy(asked["copy"], log) if asked["copy"] else None
+    copy = Copy(asked["copy"], log, asked["begin"]) if asked["copy"] else None
     streams = {fd: Sink(to) for fd, to in asked["streams"]}
     Companion(Log(log, copy), streams, asked["control"], asked["pid"]).work()
 
