@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -84,17 +85,20 @@ def main() -> None:
             make_runs(root / "runs", chosen.runs, chosen.lines)
         program = str(Path(sys.executable).with_name("salt-vla"))
         environment = os.environ | {"SALT_VLA_ROOT": str(root)}
-        print(f"{'command':28} {'first s':>8} {'min s':>8} {'median s':>10}   ({REPEATS} runs)")
+        print(f"{'command':28} {'first s':>8} {'min s':>8} {'median s':>10} {'CPU s':>8}   ({REPEATS} runs)")
         for command in COMMANDS:
-            times = []
-            for _ in range(1 + REPEATS):
-                began = time.perf_counter()
-                subprocess.run(
-                    [program, *command.split()], stdout=subprocess.DEVNULL, check=True, env=environment
-                )
-                times.append(time.perf_counter() - began)
-            first, later = times[0], times[1:]
-            print(f"{command:28} {first:8.3f} {min(later):8.3f} {statistics.median(later):10.3f}")
+            found = [_seconds([program, *command.split()], environment) for _ in range(1 + REPEATS)]
+            (first, _), walls, cpus = found[0], [w for w, _ in found[1:]], [c for _, c in found[1:]]
+            figures = f"{first:8.3f} {min(walls):8.3f} {statistics.median(walls):10.3f} {min(cpus):8.3f}"
+            print(f"{command:28} {figures}", flush=True)
+
+
+def _seconds(command: list[str], environment: dict[str, str]) -> tuple[float, float]:
+    """(wall, processor) seconds of a process; where the machine is busy, the second says more."""
+    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    subprocess.run(command, stdout=subprocess.DEVNULL, check=True, env=environment)
+    wall, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
+    return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 if __name__ == "__main__":

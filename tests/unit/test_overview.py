@@ -15,7 +15,7 @@ import pytest
 from salt_vla.config import TrainConfig
 from salt_vla.identity import identity
 from salt_vla.operations import index
-from salt_vla.operations.overview import FEW, Overview, best_of, curve, glance, overview, overviews
+from salt_vla.operations.overview import FEW, Overview, best_of, curve, glance, overview, overviews, with_best
 from salt_vla.rundir import RunDirectory
 
 WriteRun = Callable[..., RunDirectory]
@@ -151,8 +151,8 @@ def _age(folder: Path, seconds: float = 60.0) -> None:
         os.utime(path, (then, then))
 
 
-def _by_name(best: bool = False) -> dict[str, Overview]:
-    return {run.name: run for run in overviews(best)}
+def _by_name() -> dict[str, Overview]:
+    return {run.name: run for run in overviews()}
 
 
 def test_a_second_list_says_the_same_and_reads_no_run(settled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,11 +163,22 @@ def test_a_second_list_says_the_same_and_reads_no_run(settled: Path, monkeypatch
 
 
 def test_best_figures_are_read_once(settled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    overviews()
-    first = overviews(best=True)
-    assert first[0].best["val.loss"] == (0.5, 100)
-    monkeypatch.setattr("salt_vla.operations.overview.overview", lambda run: pytest.fail("read again"))
-    assert overviews(best=True) == first
+    first = with_best(overviews())
+    assert all(run.best["val.loss"] == (0.5, 100) for run in first)
+    with monkeypatch.context() as patched:
+        patched.setattr("salt_vla.operations.overview.all_rows", lambda run: pytest.fail("read again"))
+        assert with_best(overviews()) == first
+    (settled / "run003" / "metrics.jsonl").write_text('{"kind": "val", "step": 7, "loss": 0.25}\n')
+    again = {run.name: run.best for run in with_best(overviews()[:5])}
+    assert again.pop("run003") == {"val.loss": (0.25, 7)}
+    assert again == {run.name: run.best for run in first[:5] if run.name != "run003"}
+
+
+def test_best_figures_of_a_run_at_work_are_those_of_now(write_run: WriteRun, rows_of: Rows) -> None:
+    run = write_run("some", rows_of(50), **_running())
+    assert with_best(overviews())[0].best["val.loss"] == (0.5, 50)
+    run.log_metrics({"kind": "val", "step": 60, "loss": 0.1})
+    assert with_best(overviews())[0].best["val.loss"] == (0.1, 60)
 
 
 @pytest.mark.parametrize("file", ["status.json", "recipe.json", "verdict.json", "metrics.jsonl"])

@@ -13,7 +13,7 @@ from salt_vla.cli.printing import print_json, print_rows, print_table
 from salt_vla.errors import UserError
 from salt_vla.operations.control import find
 from salt_vla.operations.launch import events, supervision, wanted_in
-from salt_vla.operations.overview import Overview, overview, overviews
+from salt_vla.operations.overview import Overview, overview, overviews, with_best
 from salt_vla.operations.tail import last_lines
 from salt_vla.operations.words import ago, duration, number
 from salt_vla.rundir import RunDirectory, root
@@ -44,10 +44,11 @@ def ls(
     """
     if last < 0:
         raise UserError(f"--last must be at least 0, not {last}; 0 lists all runs")
-    runs = [run for run in overviews(best) if not state or run.state in state]
+    runs = [run for run in overviews() if not state or run.state in state]
     if last:
         newest = {run.name for run in sorted(runs, key=lambda run: run.updated)[-last:]}
         runs = [run for run in runs if run.name in newest]
+    runs = with_best(runs) if best else runs
     runs.sort(key=lambda run: _place(run, sort))
     if json:
         return print_rows(run.to_json() for run in runs)

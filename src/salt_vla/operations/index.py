@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 FILE = ".index.db"
 VERSION = 2  # of the texts below; another one is written anew
@@ -30,24 +31,30 @@ class Entry:
     best: str = ""
 
 
-def signature(run: str) -> str:
-    """Which files a run's folder holds now; a folder's time of change tells of files that came and went."""
-    parts = []
+class Look(NamedTuple):
+    """Which files a run's folder holds now. `changed`: by name, when each of those there last did, in
+    nanoseconds since the epoch; that of the folder, "", tells of files that came and went."""
+
+    signature: str
+    changed: dict[str, int]
+
+    @property
+    def has_settled(self) -> bool:
+        """Whether no file changed so recently that the next change may look the same."""
+        return time.time_ns() - max(self.changed.values(), default=0) > SECONDS_TO_SETTLE * 1e9
+
+
+def look(run: str) -> Look:
+    parts, changed = [], {}
     for name in WATCHED:
         try:
             found = os.stat(f"{run}/{name}")  # noqa: PTH116  # Ten thousand times, pathlib's part is most.
         except OSError:
             parts.append("-")
             continue
-        size = found.st_size if name else 0
-        parts.append(f"{found.st_ino}:{size}:{found.st_mtime_ns}")
-    return " ".join(parts)
-
-
-def has_settled(signature: str) -> bool:
-    """Whether no file changed so recently that the next change may look the same."""
-    latest = max(int(part.rpartition(":")[2]) for part in signature.split() if part != "-")
-    return time.time_ns() - latest > SECONDS_TO_SETTLE * 1e9
+        changed[name] = found.st_mtime_ns
+        parts.append(f"{found.st_ino}:{found.st_size if name else 0}:{found.st_mtime_ns}")
+    return Look(" ".join(parts), changed)
 
 
 def read(folder: Path) -> dict[str, Entry]:

@@ -8,15 +8,14 @@ from __future__ import annotations
 import gc
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 from salt_vla.config import TrainConfig, from_json
-from salt_vla.errors import UserError
+from salt_vla.errors import RunError, UserError
 from salt_vla.operations import index
 from salt_vla.operations.curves import Follower, Row, is_number, last_rows, points
 from salt_vla.rundir import RunDirectory, Status, read_json, root
@@ -40,9 +39,9 @@ class Overview:
 
     `recipe`, `verdict`, `masks`, `cost` are what its files hold, empty where there are none. `best` has, for
     `kind.column`, the best value and its step: the lowest, or of an R² the highest. Lists lack `masks` and
-    `cost`, and `best` unless it is asked for. `clips_per_s` is that of the last lines while a run is at
-    work, later of its last; `rate` is in steps a second. `updated` is when the run last gave a sign of life,
-    in seconds since the epoch."""
+    `cost`, and `best` unless it is asked for (`with_best`). `clips_per_s` is that of the last lines while a
+    run is at work, later of its last; `rate` is in steps a second. `updated` is when the run last gave a sign
+    of life, in seconds since the epoch."""
 
     name: str
     status: Status
@@ -116,22 +115,25 @@ def overview(run: RunDirectory, rows: list[Row] | None = None) -> Overview:
     """All of it, the best figures too; `rows`: the run's metrics, where somebody has them already."""
     rows = all_rows(run) if rows is None else rows
     train = [row for row in rows if row["kind"] == "train"][-ROWS_OF_PACE:]
-    seen = _glance(run, train, [row for row in rows if row["kind"] == "val"][-1:])
+    val = [row for row in rows if row["kind"] == "val"][-1:]
+    seen = _glance(run, train, val, index.look(str(run.path)))
     if seen.state != "damaged":
         with suppress(UserError):  # Neither is worth hiding the rest for.
             seen = replace(seen, masks=noted(run, MASKS), cost=noted(run, COST))
     return replace(seen, best=best_of(rows))
 
 
-def glance(run: RunDirectory) -> Overview:
-    """As `overview`, from the end of the metrics alone: without best figures, masks and cost."""
-    seen = _glance(run, *last_rows(run.metrics_file))
-    return _glance(run, *last_rows(run.metrics_file, ROWS_OF_PACE)) if seen.is_running else seen
+def glance(run: RunDirectory, look: index.Look | None = None) -> Overview:
+    """As `overview`, from the end of the metrics alone: without best figures, masks and cost. `look`: at its
+    files, where somebody has just had one."""
+    look = look or index.look(str(run.path))
+    seen = _glance(run, *last_rows(run.metrics_file), look)
+    return _glance(run, *last_rows(run.metrics_file, ROWS_OF_PACE), look) if seen.is_running else seen
 
 
-def overviews(best: bool = False) -> list[Overview]:
-    """A glance at every run under the root, by name; the `best` figures cost a first reading of all metrics.
-    What has been read of a run that has ended is not read again until its files change."""
+def overviews() -> list[Overview]:
+    """A glance at every run under the root, by name. What has been read of a run that has ended is not read
+    again until its files change."""
     folder = root() / "runs"
     if not folder.is_dir():
         return []
@@ -139,19 +141,37 @@ def overviews(best: bool = False) -> list[Overview]:
     names = sorted(entry.name for entry in os.scandir(folder))
     with _no_collection():
         for name in names:
-            held, signature = known.get(name), index.signature(f"{folder}/{name}")
-            is_known = held is not None and held.signature == signature and bool(held.best or not best)
+            held, look = known.get(name), index.look(f"{folder}/{name}")
+            is_known = held is not None and held.signature == look.signature
             seen = _restored(name, held) if held is not None and is_known else None
-            if seen is not None:
-                found.append(seen)
-            elif (run := RunDirectory(folder / name)).exists():
-                seen = overview(run) if best else glance(run)
-                found.append(seen)
-                if seen.status.state not in UNSETTLED and index.has_settled(signature):
-                    fresh[name] = _kept(seen, signature, best)
+            if seen is None:
+                run = RunDirectory(folder / name)
+                if "status.json" not in look.changed and not run.exists():
+                    continue
+                seen = glance(run, look)
+                if seen.state not in UNSETTLED and look.has_settled:
+                    fresh[name] = _kept(seen, look.signature)
+            found.append(seen)
     gone = known.keys() - set(names)
-    if len(fresh) + len(gone) >= FEW or (best and fresh):
+    if len(fresh) + len(gone) >= FEW:
         index.write(folder, fresh, gone)
+    return found
+
+
+def with_best(runs: Sequence[Overview]) -> list[Overview]:
+    """The same with their best figures: all of a run's metrics are read for them, once after it has ended."""
+    folder = root() / "runs"
+    known, fresh, found = index.read(folder), {}, []
+    for seen in runs:
+        held, look = known.get(seen.name), index.look(f"{folder}/{seen.name}")
+        kept = _restored(seen.name, held) if held is not None and held.best else None
+        if kept is None or held is None or held.signature != look.signature:
+            kept = replace(seen, best=best_of(all_rows(RunDirectory(folder / seen.name))))
+            if seen.state not in UNSETTLED and look.has_settled:
+                fresh[seen.name] = _kept(kept, look.signature, best=True)
+        found.append(replace(seen, best=kept.best))
+    if fresh:
+        index.write(folder, fresh, set())
     return found
 
 
@@ -167,7 +187,7 @@ def _no_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _kept(seen: Overview, signature: str, best: bool) -> index.Entry:
+def _kept(seen: Overview, signature: str, best: bool = False) -> index.Entry:
     names = ("verdict", "last_train", "last_val", "clips_per_s", "warnings", "updated")
     glance = {"status": vars(seen.status), "recipe": json.dumps(seen.recipe)} | {
         name: getattr(seen, name) for name in names
@@ -192,15 +212,16 @@ def _recipe(text: str) -> dict[str, Any]:
     return dict(json.loads(text))
 
 
-def _glance(run: RunDirectory, train: list[Row], val: list[Row]) -> Overview:
+def _glance(run: RunDirectory, train: list[Row], val: list[Row], look: index.Look) -> Overview:
+    updated = max(look.changed.get("status.json", 0), look.changed.get("metrics.jsonl", 0)) / 1e9
     try:
-        recipe, verdict, status = noted_recipe(run), noted_verdict(run), run.status()
+        recipe = noted_recipe(run) if "recipe.json" in look.changed else {}
+        verdict = noted_verdict(run) if "verdict.json" in look.changed else {}
+        status = run.status()
+        if not isinstance(status.state, str) or not isinstance(status.exit_reason, str):
+            raise RunError(f"{run.path}/status.json is damaged (no state in words); remove it")
     except (UserError, OSError) as error:
-        return Overview(run.name, Status("damaged", exit_reason=str(error)))
-    if not isinstance(status.state, str) or not isinstance(status.exit_reason, str):
-        return Overview(
-            run.name, Status("damaged", exit_reason=f"{run.path}/status.json has no state in words")
-        )
+        return Overview(run.name, Status("damaged", exit_reason=str(error)), updated=updated)
     last_train, last_val = (rows[-1] if rows else {} for rows in (train, val))
     rows = train if status.state == "running" else train[-1:]
     pace = [row["clips_per_s"] for row in rows if is_number(row.get("clips_per_s")) and row["clips_per_s"]]
@@ -213,7 +234,7 @@ def _glance(run: RunDirectory, train: list[Row], val: list[Row]) -> Overview:
         clips_per_s=clips_per_s,
         rate=clips_per_s / clips if clips_per_s and clips else None,
         warnings=tuple(_warnings(last_train, last_val)),
-        updated=max(_changed(run.metrics_file), _changed(run.path / "status.json")),
+        updated=updated,
     )  # fmt: skip
 
 
@@ -279,10 +300,3 @@ def _warnings(train: Row, val: Row) -> list[str]:
 def _number(row: Row, column: str) -> float | None:
     value = row.get(column)
     return float(value) if is_number(value) and value is not None else None
-
-
-def _changed(file: Path) -> float:
-    try:
-        return file.stat().st_mtime
-    except OSError:
-        return 0.0
