@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,7 +27,7 @@ from salt_vla.operations.launch import Attempt, Launch, Supervision, events, lau
 from salt_vla.operations.processes import descendants
 from salt_vla.rundir import RunDirectory
 
-PATIENCE = 240.0  # Seconds; others may use this machine too.
+PATIENCE = 120.0  # Seconds; others may use this machine too.
 Command = Callable[..., list[object]]
 IDLE = ("queue", "run", "--slot", "cpu")
 LONG = {"steps": 4000, "runtime__checkpoint_every": 20, "runtime__validate_every": 1000}
@@ -509,3 +510,24 @@ def test_what_a_killed_launcher_of_several_processes_leaves_is_ended(
     over(folder)
     assert len(ranks) == 2 and not any(each.is_alive() for each in ranks)
     assert salt.json("runs", "show", "run")["state"] == "killed"
+
+
+@pytest.mark.skipif(shutil.which("faketime") is None, reason="faketime is not installed")
+@pytest.mark.parametrize("date", ["2001-01-01 00:00:00", "2041-01-01 00:00:00"])
+def test_a_clock_that_jumps_neither_loses_nor_doubles_anything(date: str, begin: Any, salt: Any) -> None:
+    """A supervisor that lives decades before or after what it finds. Python cannot sleep under faketime, so
+    nothing here needs to."""
+    folder = begin(IDLE, restarts=1, backoff_seconds=0.0, environment={"LD_PRELOAD": ""})
+    process = wait_until(lambda: launched(folder).living())
+    launched(folder).supervisor.send(signal.SIGKILL)
+    wait_until(lambda: not launched(folder).is_at_work)
+    program = ["faketime", "--exclude-monotonic", date, sys.executable, "-m", "salt_vla"]
+    other = salt.start_command(program, "runs", "supervise", folder)
+    wait_until(lambda: happened(folder, "taken over"))
+    assert launched(folder).living() == process and len(launched(folder).attempts) == 1
+    process.send(signal.SIGKILL)
+    again = wait_until(lambda: len(launched(folder).attempts) == 2 and launched(folder).living())
+    assert again != process and "SIGKILL" not in launched(folder).attempts[0].reason
+    assert not salt("runs", "stop", "job").code
+    other.wait(PATIENCE)
+    assert abs(events(folder)[-1]["time"] - time.time()) > 10**8
