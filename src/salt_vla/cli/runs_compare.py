@@ -106,10 +106,11 @@ def _sentences(found: Comparison) -> list[str]:
 
 
 def _curves(found: Comparison) -> list[Figure]:
+    from salt_vla.reports.figures import LOWEST_R2_SHOWN
     from salt_vla.reports.html import Figure
     from salt_vla.reports.overlay import overlay
 
-    figures = []
+    figures, lowest = [], LOWEST_R2_SHOWN if ".r2_" in found.column else None
     for axis in AXES:
         curves = {}
         for run in found.runs:
@@ -117,7 +118,9 @@ def _curves(found: Comparison) -> list[Figure]:
             curves[run.name] = ([each / UNITS[axis] for each in x], values)
         if not any(x for x, _ in curves.values()):
             continue
-        light, dark = (overlay(curves, ACROSS[axis], label(found.column), dark) for dark in (False, True))
+        light, dark = (
+            overlay(curves, ACROSS[axis], label(found.column), is_dark, lowest) for is_dark in (False, True)
+        )
         lacking = [name for name, (x, _) in curves.items() if not x]
         without = f" Not drawn, since it is not known of them: {', '.join(lacking)}." if lacking else ""
         text = f"{label(found.column)} by {ACROSS[axis]}"

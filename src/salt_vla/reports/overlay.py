@@ -17,8 +17,11 @@ def overlay(
     across: str,
     up: str,
     dark: bool = False,
+    lowest: float | None = None,
 ) -> bytes:
-    """`curves`: (x, values) by run. Raises `DataError` where no run has a point."""
+    """`curves`: (x, values) by run. What falls below `lowest` is left to the imagination where anything lies
+    above it: an early, hopeless point must not flatten the rest. Raises `DataError` where no run has a point.
+    """
     drawn = {name: points for name, points in curves.items() if points[0]}
     if not drawn:
         raise DataError(f"no run has a curve of {up} to draw")
@@ -32,9 +35,10 @@ def overlay(
         dash = DASHES[place // len(colours.series) % len(DASHES)]
         shown = name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
         marker = "o" if len(x) <= 30 else ""
-        axes.plot(
-            x, values, dash, color=colour, linewidth=1.5, marker=marker, markersize=3, label=shown.lstrip("_")
-        )
+        axes.plot(x, values, dash, color=colour, linewidth=1.5, marker=marker, markersize=3, label=shown)
+    heights = [value for _, values in drawn.values() for value in values]
+    if lowest is not None and min(heights) < lowest < max(heights):
+        axes.set_ylim(bottom=lowest)
     axes.set_xlabel(across, color=colours.quiet, fontsize=9)
     axes.set_ylabel(up, color=colours.quiet, fontsize=9)
     legend(axes, colours, columns=NAMES_A_LINE)
