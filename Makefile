@@ -46,7 +46,7 @@ test: lint ## Run the linters, the type checker, the import layers, then the tes
 	OMP_NUM_THREADS=1 $(venv)/bin/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 tortured := $(addprefix tests/pipeline/test_cache_,kill.py kill_decoding.py faults.py repair.py)
-tortured += tests/pipeline/test_full_shape.py tests/pipeline/test_train_kill.py tests/unit/test_compiled.py
+tortured += tests/pipeline/test_detached.py tests/pipeline/test_queue_kill.py tests/pipeline/test_full_shape.py tests/pipeline/test_train_kill.py tests/unit/test_compiled.py
 
 torture: $(dev) ## Kill builders and runs, damage caches, for some minutes; docs/reliability.md says what is looked for
 	OMP_NUM_THREADS=1 $(venv)/bin/python -m pytest $(tortured) --torture -rP $(ARGS)
