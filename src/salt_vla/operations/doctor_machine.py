@@ -71,7 +71,8 @@ def memory() -> Iterable[Finding]:
     else:
         yield Finding("memory", "ok", text)
     if swap.total and swap.used > swap.total / 2:
-        yield Finding("memory", "warn", f"{swap.percent:.0f}% of the swap is in use: steps will stall")
+        text = f"{swap.percent:.0f}% of the swap is in use: steps will stall"
+        yield Finding("memory", "warn", text, "end other work, then swapoff -a && swapon -a")
 
 
 def shared_memory() -> Iterable[Finding]:

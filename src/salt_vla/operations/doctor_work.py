@@ -40,7 +40,7 @@ def runs() -> Iterable[Finding]:
             damaged.append(str(error))
     restart = f"salt-vla runs restart {lost[0].split()[0]}" if lost else ""
     yield from _some("runs", "warn", lost, restart)
-    yield from _some("runs", "warn", damaged)
+    yield from _damaged("runs", damaged)
     yield Finding("runs", "ok", f"{len(found)} below {root()}, {working} at work")
 
 
@@ -103,7 +103,7 @@ def caches() -> Iterable[Finding]:
     cure = "run the same `salt-vla cache build` again, or salt-vla cache prune"
     yield from _some("caches", "warn", unfinished, cure, "half built, and nobody builds: ")
     yield from _some("caches", "warn", stale, "salt-vla cache prune", "locks of builders that are gone: ")
-    yield from _some("caches", "warn", damaged)
+    yield from _damaged("caches", damaged)
     yield Finding("caches", "ok", f"{complete} complete, {building} being built, below {root() / 'caches'}")
 
 
@@ -143,3 +143,12 @@ def _some(
     if names:
         more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
         yield Finding(check, verdict, what + ", ".join(names[:SHOWN]) + more, cure)
+
+
+def _damaged(check: str, sentences: list[str]) -> Iterator[Finding]:
+    """One for each of the first few; such a sentence ends with its cure."""
+    for sentence in sentences[:SHOWN]:
+        what, _, cure = sentence.rpartition("; ")
+        yield Finding(check, "warn", what, cure)
+    if len(sentences) > SHOWN:
+        yield Finding(check, "warn", f"{len(sentences) - SHOWN} more are damaged", "mend those above first")

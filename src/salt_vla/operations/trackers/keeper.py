@@ -107,7 +107,7 @@ def work_of(run: RunDirectory, follow: bool, beside: str) -> Work:
 def keep(run: RunDirectory, tracker: str, work: Work, patience: float = PATIENCE) -> Outcome:
     """Let everything be sent, also what comes while the run works; `patience` counts from its end."""
     mirror = Mirror(run, tracker)
-    with _alone(mirror, work) as lock:
+    with _alone(mirror, work, patience) as lock:
         if lock is None:
             return "busy"
         is_sent = _keep_sending(mirror, work, patience, lock.fileno())
@@ -119,23 +119,24 @@ def keep(run: RunDirectory, tracker: str, work: Work, patience: float = PATIENCE
 
 
 @contextmanager
-def _alone(mirror: Mirror, work: Work) -> Iterator[IO[str] | None]:
-    """The tracker's lock, which the sender holds too; None where another keeper has it. That of a resumed run
-    waits for its forerunner's, as long as the run works."""
+def _alone(mirror: Mirror, work: Work, patience: float) -> Iterator[IO[str] | None]:
+    """The tracker's lock, which the sender holds too; None where another keeper has it and keeps it. A
+    resumed run's waits for its forerunner, which may still be closing the tracker when the run has ended."""
     with writing_to(mirror.lock_file):
         file = mirror.lock_file.open("w")
     with file:
+        ends = float("inf")
         while True:
-            try:
+            with suppress(BlockingIOError):
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if work.beside is None or not work.is_going():
-                    yield None
-                    return
-                time.sleep(SECONDS_BETWEEN_LOOKS)
-            else:
-                yield file
+                break
+            if not work.is_going():
+                ends = min(ends, time.monotonic() + patience)
+            if work.beside is None or time.monotonic() >= ends:
+                yield None
                 return
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+        yield file
 
 
 def _keep_sending(mirror: Mirror, work: Work, patience: float, lock: int) -> bool:
