@@ -441,6 +441,42 @@ def test_a_damaged_launch_keeps_its_slot_and_ends_no_runner(
     assert states(queue) == {"damaged": "stopped", "next": "finished"}
 
 
+def test_a_damaged_launch_of_before_ends_no_runner_and_loses_no_job(
+    salt: Salt, queue: Queue, runner: Callable[..., list[str]]
+) -> None:
+    for name in ("asked", "went"):
+        (salt.root / "jobs" / name).mkdir(parents=True)
+        add(salt, name)
+    add(salt, "next")
+    (salt.root / "jobs" / "asked" / "launch.json").write_text("{")
+    file = salt.root / "jobs" / "went" / "supervision.json"
+    file.write_text("{")
+    process = salt.start("queue", "run", "--slot", "cpu", "--seconds", 0.05, "--until-empty")
+    until(lambda: queue.job("next").state == "finished")
+    assert states(queue) == {"asked": "finished", "went": "waiting", "next": "finished"}
+    # Whether somebody works there cannot be told: nothing is started beside it.
+    assert "supervision.json is damaged" in salt.json("queue", "ls")["jobs"][0]["why"]
+    file.unlink()
+    assert ended(process)[0] == 0
+    assert queue.job("went").state == "finished"
+
+
+def test_a_job_whose_folder_breaks_while_it_is_started_waits_and_ends_no_runner(
+    salt: Salt, queue: Queue, runner: Callable[..., list[str]]
+) -> None:
+    add(salt, "a")
+    queue.take(queue.job("a"), "cpu")
+    folder = salt.root / "jobs" / "a"
+    folder.mkdir(parents=True)
+    (folder / "supervision.json").write_text("{")
+    runner(looks=1)
+    assert states(queue) == {"a": "waiting"}
+    assert "is damaged" in queue.history("a")[-1].why
+    (folder / "supervision.json").unlink()
+    runner()
+    assert states(queue) == {"a": "finished"}
+
+
 def test_a_machine_that_refuses_is_asked_again_and_no_job_is_lost(salt: Salt, queue: Queue) -> None:
     (salt.root / "jobs").write_text("a file where folders should be")
     add(salt, "a")

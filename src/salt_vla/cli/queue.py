@@ -15,8 +15,9 @@ from salt_vla.operations.conditions import in_clock
 from salt_vla.operations.conditions_now import Now, answer, ending_of, may_start
 from salt_vla.operations.launch import Launch, launch
 from salt_vla.operations.queue import Event, Job, Queue
+from salt_vla.operations.queue_jobs import IN_WORK
 from salt_vla.operations.runner import Runner
-from salt_vla.operations.slots import first_slot, require_slot
+from salt_vla.operations.slots import first_slot, require_slot, suits
 from salt_vla.progress import duration
 from salt_vla.rundir import root
 
@@ -221,15 +222,27 @@ def _row(job: Job, now: Now) -> dict[str, Any]:
     row = job.to_json() | {"why": job.reason, "expected": None}
     if job.state == "waiting":
         found = may_start(job, now)
-        turn = "waits for its turn" if found.state == "holds" else found.why
-        why = f"paused by name; {turn}" if job.held else turn
-        row |= {"why": f"will be skipped: {why}" if found.state == "never" else why}
-        row |= {"expected": found.expected}
+        why, expected = _turn(job, now) if found.state == "holds" else (found.why, found.expected)
+        why = f"will be skipped: {why}" if found.state == "never" else why
+        row |= {"why": f"paused by name; {why}" if job.held else why, "expected": expected}
     elif not job.is_over:
         row |= {"expected": ending_of(job, now.clock)}
         if row["expected"]:
             row["why"] += f"; done in about {duration(row['expected'] - now.clock)}"
     return row
+
+
+def _turn(job: Job, now: Now) -> tuple[str, float | None]:
+    """Whose end a job waits for that has all it asked for, and when that is expected where it is next."""
+    before = [
+        other for other in now.jobs.values() if other.state in IN_WORK and suits(job.slot, other.ran_on)
+    ]
+    if not before:
+        return "waits for its turn", None
+    line = [other for other in now.jobs.values() if other.state == "waiting" and not other.held]
+    ends = [end for other in before if (end := ending_of(other, now.clock)) is not None]
+    expected = min(ends) if ends and line[0] == job else None
+    return f"waits for its turn after {' or '.join(other.name for other in before)}", expected
 
 
 def _event(event: Event) -> dict[str, Any]:

@@ -220,9 +220,13 @@ def _outside_the_queue(name: str) -> tuple[str, str, float | None]:
 
 def nobody_works_on(job: Job) -> Answer:
     """Whether the job's run or name is nobody else's now: it may have been started by hand meanwhile."""
-    launched = supervision(job.folder)
-    busy = launched is not None and (launched.is_at_work or launched.living() is not None)
-    if busy or (job.is_run and RunDirectory(job.folder).status().state == "running"):
+    try:
+        launched = supervision(job.folder)
+        busy = launched is not None and (launched.is_at_work or launched.living() is not None)
+        busy = busy or (job.is_run and RunDirectory(job.folder).status().state == "running")
+    except UserError as error:
+        return Answer("waits", f"waits until it can be told whether somebody works on {job.name}: {error}")
+    if busy:
         return Answer("waits", f"waits for {job.name}, which is under way and was not started by the queue")
     return HOLDS
 

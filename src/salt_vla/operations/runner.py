@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -14,7 +15,7 @@ from salt_vla.interrupts import StopFlag, stop_on_signals
 from salt_vla.operations.asked import asked_of
 from salt_vla.operations.conditions_now import Now, may_start, nobody_works_on
 from salt_vla.operations.handoff import refresh
-from salt_vla.operations.launch import LAUNCH, Supervision, launch, supervision, take_over, wanted_in
+from salt_vla.operations.launch import Supervision, launch, supervision, take_over, wanted_in
 from salt_vla.operations.processes import identity
 from salt_vla.operations.queue import Job, JobState, Queue
 from salt_vla.operations.slots import environment_of, holding, require_slot, suits
@@ -127,7 +128,9 @@ class Runner:
         self.passing("running")
 
     def _could_not_start(self, job: Job, error: UserError) -> None:
-        asked = wanted_in(job.folder) if (job.folder / LAUNCH).is_file() else None
+        asked = None
+        with suppress(UserError):
+            asked = wanted_in(job.folder)
         if asked is not None and asked.token == job.token:  # It may have begun all the same.
             raise ResourceError(f"{job.name}: {error}") from error
         if nobody_works_on(job).state == "waits":
@@ -166,7 +169,8 @@ def _ending(job: Job, now: Supervision | None) -> tuple[JobState, str]:
         return "finished", why
     was_stopped = asked_of(job.folder, now.token) is not None
     if job.is_run and not was_stopped:
-        was_stopped = RunDirectory(job.folder).status().state == "stopped"
+        with suppress(UserError):  # What the supervisor says is enough.
+            was_stopped = RunDirectory(job.folder).status().state == "stopped"
     return "stopped" if was_stopped else "failed", why
 
 
