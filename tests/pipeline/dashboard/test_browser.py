@@ -165,7 +165,7 @@ def test_what_is_chosen_is_compared(open_tab: Callable[..., Tab], page: Any) -> 
     tab.wait("new Set(graph.data.map(each => each.name)).size == 2")
     tab.page.click("#to-compare")
     answer = tab.page.locator("#compare-answer")
-    playwright.expect(answer).to_contain_text("at equal points")
+    playwright.expect(answer).to_contain_text("at equal steps")
     assert "at_work" in answer.inner_text() and "finished" in answer.inner_text()
     tab.page.click("#to-runs")
     assert tab.names_chosen() == {"at_work", "finished"}

@@ -156,7 +156,7 @@ def test_runs_are_compared(page: Any) -> None:
     values = (0, ["finished", "failed"], "val.r2_position_mean", False, None)
     status, said = page.call("compare-answer.children", *values)
     text = json.dumps(said["compare-answer"]["children"])
-    assert status == 200 and "at equal points" in text and "mean of last 100 lines" in text
+    assert status == 200 and "at equal clips" in text and "mean of the last 100 lines" in text
     gone = page.call("compare-answer.children", 0, ["finished", "nobody"], "val.loss", False, None)[1]
     assert "there is no run" in gone["compare-answer"]["children"]
 

@@ -40,7 +40,7 @@ class Look:
     """How curves are looked at: which columns (`kind.column`), over what axis, on which scale, and how much
     of each value a smoothed one keeps from those before it (0: none, below 1)."""
 
-    columns: Sequence[str]
+    columns: Sequence[str] = ()
     axis: str = "step"
     log: bool = False
     smoothing: float = 0.0
@@ -121,6 +121,8 @@ def _layout(look: Look) -> dict[str, Any]:
     count = max(1, len(look.columns))
     gap = 0.16 / count
     each = (1 - gap * (count - 1)) / count
+    below = {"title": {"text": AXES[look.axis]}, "visible": bool(look.columns)}
+    below["anchor"] = f"y{count}" if count > 1 else "y"
     layout: dict[str, Any] = {
         "uirevision": f"{look.axis} {look.log} {','.join(look.columns)}",
         "height": HEAD + HEIGHT * count,
@@ -130,9 +132,11 @@ def _layout(look: Look) -> dict[str, Any]:
         "legend": {"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 0, "font": {"size": 12}},
         "paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)",
         "font": {"family": "system-ui, sans-serif", "size": 12, "color": "#6b7077"},
-        "xaxis": _axis({"title": {"text": AXES[look.axis]}, "anchor": f"y{count}" if count > 1 else "y"}),
+        "xaxis": _axis(below),
         "annotations": [],
     }  # fmt: skip
+    if not look.columns:
+        layout["yaxis"] = {"visible": False}
     for place, column in enumerate(look.columns, 1):
         top = 1 - (place - 1) * (each + gap)
         domain = [max(0.0, top - each) if place < count else 0.0, top]

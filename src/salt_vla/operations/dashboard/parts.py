@@ -122,19 +122,6 @@ def shown(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def amount(count: float) -> str:
-    """Of steps, clips or FLOPs."""
-    return f"{count:,.0f}" if count < 1e7 else f"{count:.3g}"
-
-
-def duration(seconds: float | None) -> str:
-    if seconds is None:
-        return ""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
 def when(seconds: float | None) -> str:
     """A time of this machine's clock."""
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds)) if seconds else ""

@@ -9,7 +9,7 @@ from dash import Input, dcc, html
 from dash.development.base_component import Component
 
 from salt_vla.operations.dashboard import parts
-from salt_vla.operations.dashboard.charts import AXES, Look
+from salt_vla.operations.dashboard.charts import AXES, Look, figure
 from salt_vla.operations.dashboard.curves import FIRST_COLUMNS
 
 MOST_COLUMNS = 6
@@ -38,6 +38,12 @@ def look_controls(page: str) -> Component:
         [parts.choice(*each) for each in zip(names, CONTROLS.values(), made, strict=True)],
         className="controls",
     )
+
+
+def graph(name: str) -> Component:
+    """Empty so far."""
+    config = {"displaylogo": False, "responsive": True}
+    return dcc.Graph(id=name, figure=figure([], Look()), config=config, className="graph")
 
 
 def look_inputs(page: str) -> list[Input]:

@@ -10,17 +10,19 @@ from dash.development.base_component import Component
 
 from salt_vla.config import leaves
 from salt_vla.errors import RunError, UserError
+from salt_vla.operations.compare_tables import label
 from salt_vla.operations.dashboard import parts
 from salt_vla.operations.dashboard.actions import Actions
 from salt_vla.operations.dashboard.charts import figure, same
 from salt_vla.operations.dashboard.curves import columns_of, curves_of
 from salt_vla.operations.dashboard.live import Live
-from salt_vla.operations.dashboard.parts import duration, shown, when
+from salt_vla.operations.dashboard.parts import shown, when
 from salt_vla.operations.dashboard.pictures import pictures_of
 from salt_vla.operations.dashboard.tails import last_events, tail
-from salt_vla.operations.dashboard.view import look_controls, look_from, look_inputs
+from salt_vla.operations.dashboard.view import graph, look_controls, look_from, look_inputs
 from salt_vla.operations.launch import EVENTS, supervision
 from salt_vla.operations.overview import Overview, config_of
+from salt_vla.operations.words import duration
 from salt_vla.rundir import RunDirectory
 
 OFFERED = 50  # names in the list to choose from
@@ -30,7 +32,6 @@ NO_CHOICE = "Choose a run above, or by a click on its name in the table of runs.
 def layout(actions: Actions) -> list[Component]:
     chooser = dcc.Dropdown([], placeholder="choose a run", id="run-chooser", clearable=False)
     stop = parts.button("run-stop", "Stop it", hidden=not actions.token)
-    graph = dcc.Graph(id="run-graph", config={"displaylogo": False, "responsive": True}, className="graph")
     return [
         html.Section(
             [html.Div([chooser, stop, html.Span(id="run-answer", className="quiet")], className="head")],
@@ -38,7 +39,7 @@ def layout(actions: Actions) -> list[Component]:
         ),
         html.Div(NO_CHOICE, id="run-state", className="card"),
         html.Div(id="run-about", className="card"),
-        parts.card("Curves", look_controls("run"), graph, wide=True),
+        parts.card("Curves", look_controls("run"), graph("run-graph"), wide=True),
         html.Div(id="run-pictures", className="card wide"),
         html.Div(id="run-log", className="card wide"),
         html.Div(id="run-attempts", className="card"),
@@ -135,13 +136,13 @@ def _connect_curves(app: Dash, live: Live) -> None:
 def _state(run: RunDirectory, seen: Overview, live: Live) -> list[Component]:
     status = seen.status
     figures = [
-        (f"best {name.replace('.', ' ')}", f"{shown(value)} at step {step:,}")
+        (f"best {label(name)}", f"{shown(value)} at step {step:,}")
         for name, (value, step) in seen.best.items()
     ]
     pairs = [
         ("exit reason", status.exit_reason),
         ("step", f"{seen.step:,} of {seen.total_steps:,} ({seen.share:.0%})" if seen.total_steps else ""),
-        ("time left", duration(seen.eta_seconds)),
+        ("time left", duration(seen.eta_seconds) if seen.eta_seconds is not None else ""),
         ("pace", f"{seen.clips_per_s:.1f} clips/s" if seen.clips_per_s else ""),
         ("waits for data", f"{seen.data_wait_share:.0%}" if seen.data_wait_share is not None else ""),
         ("memory", f"{seen.memory_gb:.2f} GB" if seen.memory_gb is not None else ""),

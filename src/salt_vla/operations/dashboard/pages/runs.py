@@ -13,7 +13,7 @@ from salt_vla.operations.dashboard.charts import MOST_RUNS, figure, same, withou
 from salt_vla.operations.dashboard.curves import columns_of, curves_of
 from salt_vla.operations.dashboard.live import Live
 from salt_vla.operations.dashboard.parts import number, words
-from salt_vla.operations.dashboard.view import look_controls, look_from, look_inputs, names_in
+from salt_vla.operations.dashboard.view import graph, look_controls, look_from, look_inputs, names_in
 
 COLUMNS = (
     words("name", "run", 190, pinned="left", cellClass="link"),
@@ -57,7 +57,7 @@ def layout(actions: Actions) -> list[Component]:
             "Curves",
             look_controls("runs"),
             html.P(NONE_CHOSEN, id="runs-note", className="quiet"),
-            dcc.Graph(id="runs-graph", config={"displaylogo": False, "responsive": True}, className="graph"),
+            graph("runs-graph"),
             wide=True,
         ),
         dcc.Store(id="runs-mark"),
