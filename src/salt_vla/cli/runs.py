@@ -77,7 +77,7 @@ def _line(run: Overview) -> dict[str, Any]:
         "name": run.name,
         "state": run.state,
         "step": f"{run.step}/{run.total_steps}",
-        "recipe": run.recipe.get("name", ""),
+        "recipe": run.recipe_name,
         "R²": number(run.figure("val", "r2_position_mean")),
         "loss": number(run.figure("val", "loss")),
         "best R²": best("val.r2_position_mean"),
@@ -136,8 +136,8 @@ def _for_people(run: Overview) -> Iterator[tuple[str, str]]:
         "\n".join(f"{name} {number(value)} at step {step}" for name, (value, step) in run.best.items()),
     )
     yield "warnings", "\n".join(run.warnings)
-    yield "recipe", run.recipe.get("name", "")
-    yield "hypothesis", run.recipe.get("hypothesis", "")
+    yield "recipe", run.recipe_name
+    yield "hypothesis", run.hypothesis
     yield "verdict", "{verdict}: {reason}".format(**run.verdict) if run.verdict else ""
     yield "masks", "\n".join(run.masks.get("summary", []))
     yield "cost", _cost(run.cost)

@@ -57,7 +57,7 @@ def _runs(found: Comparison) -> TextTable:
         why = seen.status.exit_reason if seen.state in ("damaged", "failed", "killed") else ""
         state = f"{seen.state}: {why}" if why else seen.state
         time = duration(seconds) if seconds else ""
-        rows.append((run.name, state, steps, clips, flops, time, seen.recipe.get("name", ""), verdict))
+        rows.append((run.name, state, steps, clips, flops, time, seen.recipe_name, verdict))
     columns = ("run", "state", "steps", "clips", "PFLOP", "worked for", "recipe", "verdict")
     return TextTable("Runs", "What was run", columns, tuple(rows), "\n".join(found.notes))
 

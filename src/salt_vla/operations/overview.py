@@ -62,6 +62,15 @@ class Overview:
         return self.status.state
 
     @property
+    def recipe_name(self) -> str:
+        """Empty where the run is of none on record."""
+        return str(self.recipe["name"]) if self.recipe else ""
+
+    @property
+    def hypothesis(self) -> str:
+        return str(self.recipe["hypothesis"]) if self.recipe else ""
+
+    @property
     def is_running(self) -> bool:
         return self.status.state == "running"
 

@@ -45,7 +45,7 @@ def frame(moment: Moment, width: int) -> RenderableType:
 
 def _run(run: Watched, now: float, width: int) -> list[Text]:
     seen = run.overview
-    recipe = seen.recipe.get("name", "")
+    recipe = seen.recipe_name
     title = Text.assemble(
         (seen.state, STYLES.get(seen.state, "yellow")),  # First, since a long name is cut.
         ("  ", ""),
