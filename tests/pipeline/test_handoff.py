@@ -217,6 +217,25 @@ def test_of_ten_thousand_runs_the_newest_are_told(salt: Any) -> None:
     assert f"{10_000 - NEWEST} older runs" in (salt.root / "PROGRESS.md").read_text()
 
 
+def test_metrics_that_have_not_changed_are_not_read_again(salt: Any, student: Student) -> None:
+    """And whatever becomes of what was kept, the page says the same."""
+    for name in ("one", "two"):
+        salt.ok(*student(name, "--max-steps", 4))
+    first = salt.json("runs", "report")
+    kept = salt.root / "runs" / ".handoff.json"
+    held = json.loads(kept.read_text())
+    assert set(held["runs"]) == {"one", "two"}
+    held["runs"]["one"]["min_loss"] = 123.0  # Said again, so it was not read.
+    kept.write_text(json.dumps(held))
+    losses = {run["name"]: run["min_loss"] for run in salt.json("runs", "report")["runs"]}
+    assert losses["one"] == 123.0
+    salt.at("one").log_metrics({"kind": "train", "step": 5, "loss": 0.001})
+    assert salt.json("runs", "report")["runs"][0]["min_loss"] == 0.001
+    for damage in ("{", "[]", '{"version": 1, "runs": {"one": 3, "two": {}}}', '{"version": 99}'):
+        kept.write_text(damage)
+        assert salt.json("runs", "report")["runs"][1] == first["runs"][1]
+
+
 def _report_often(root: str, times: int) -> None:
     os.environ["SALT_VLA_ROOT"] = root
     for _ in range(times):

@@ -111,11 +111,10 @@ def _figures(pairs: Pairs) -> Iterator[tuple[str, Pairs, list[float]]]:
 def _comparable(run: RunFacts, first: RunFacts, second: RunFacts) -> dict[str, float]:
     """Column → figure of the run, for those that measure the same thing in both runs."""
     found = _probes(run)
-    r2 = (run.r2 or {}).get("r2_position_mean")
-    if r2 is not None and _compares(first, second, "val", "r2_position_mean"):
-        found[R2_COLUMN] = r2
-    if run.last_loss is not None and _compares(first, second, "train", "loss"):
-        found[LOSS_COLUMN] = run.last_loss
+    if run.r2 is not None and _compares(first, second, "val", "r2_position_mean"):
+        found[R2_COLUMN] = run.r2
+    if run.measured.last_loss is not None and _compares(first, second, "train", "loss"):
+        found[LOSS_COLUMN] = run.measured.last_loss
     return found
 
 

@@ -6,32 +6,31 @@ Knows files of runs; what follows from several of them is for `effects`, how it 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import xxhash
 
 from salt_vla.config import TrainConfig, leaves
 from salt_vla.errors import UserError
-from salt_vla.operations.curves import Follower, Row, points
-from salt_vla.operations.handoff.trends import Trend, trend
+from salt_vla.operations.curves import Row
+from salt_vla.operations.handoff.measured import Kept, Measured
 from salt_vla.operations.launch import supervision
-from salt_vla.operations.overview import PROBES, Overview, config_of, noted, overview
-from salt_vla.rundir import RunDirectory, Status, all_runs
+from salt_vla.operations.overview import PROBES, Overview, config_of, glance, noted
+from salt_vla.rundir import RunDirectory, Status, all_runs, root
 from salt_vla.verdicts import CLIPS, TEACHERS
 
 NEWEST = 200  # runs that the page looks into; of the others it says how many there are
 FINEST = "/grid"  # The pooling that reads out most (docs/evaluation.md).
-R2 = ("r2_position_mean", "r2_channel_mean", "r2_copy_nearest")
 PINS = (CLIPS, *TEACHERS)
 
 
 @dataclass(frozen=True)
 class RunFacts:
     """One run. `space`: what its losses are measured in, in words; `space_key`: equal for runs whose losses
-    compare, empty where none does (no settings, or targets of its own that move). `last_loss`: the mean of
-    its last rows of kind train, as many as `last_rows`. `r2`: the last held-out row's. `pins`: what lies at
-    the places that the settings name. `broke_off`: why each of its supervised starts ended that did not end
+    compare, empty where none does (no settings, or targets of its own that move). `pins`: what lies at the
+    places that the settings name. `broke_off`: why each of its supervised starts ended that did not end
     well."""
 
     run: RunDirectory
@@ -40,14 +39,7 @@ class RunFacts:
     space: str = ""
     space_key: str = ""
     pins: str = ""
-    min_loss: float | None = None
-    min_step: int = 0
-    last_loss: float | None = None
-    last_rows: int = 0
-    r2: dict[str, float] | None = None
-    trend: Trend | None = None
-    last_lr: float | None = None
-    alarms: tuple[str, ...] = ()
+    measured: Measured = field(default_factory=Measured)
     probes: tuple[Row, ...] = ()
     broke_off: tuple[str, ...] = ()
     problem: str = ""
@@ -67,22 +59,31 @@ class RunFacts:
 
     @property
     def clips(self) -> int | None:
-        a_step = self.seen.cost.get("clips_a_step") or (self.config.batch_size if self.config else 0)
-        return self.seen.step * int(a_step) if a_step else None
+        return self.seen.step * self.config.batch_size if self.config else None
+
+    @property
+    def r2(self) -> float | None:
+        """Held out, against each place's mean."""
+        return self.measured.r2.get("r2_position_mean")
 
     def to_json(self) -> dict[str, Any]:
         """Without the curves."""
-        said = {"name": self.name, "state": self.state, "step": self.seen.step, "clips": self.clips}
+        said: dict[str, Any] = {
+            "name": self.name,
+            "state": self.state,
+            "step": self.seen.step,
+            "clips": self.clips,
+        }
         said |= {"seconds": self.seen.status.seconds, "exit_reason": self.seen.status.exit_reason}
         said |= {
             "recipe": self.seen.recipe.get("name", ""),
             "verdict": self.seen.verdict,
             "space": self.space,
         }
-        said |= {"min_loss": self.min_loss, "min_step": self.min_step, "last_loss": self.last_loss}
-        said |= {"r2": self.r2, "alarms": list(self.alarms), "probes": list(self.probes)}
-        curve = asdict(self.trend) | {"verdict": self.trend.verdict} if self.trend else None
-        return said | {"trend": curve, "eta_seconds": self.seen.eta_seconds, "problem": self.problem}
+        said |= asdict(self.measured) | {"probes": list(self.probes), "broke_off": list(self.broke_off)}
+        if self.measured.trend is not None:
+            said["trend"]["verdict"] = self.measured.trend.verdict
+        return said | {"eta_seconds": self.seen.eta_seconds, "problem": self.problem}
 
 
 def newest_runs(count: int = NEWEST) -> tuple[list[RunDirectory], int]:
@@ -101,26 +102,30 @@ def _changed(run: RunDirectory) -> float:
     return 0.0
 
 
-def facts_of(run: RunDirectory) -> RunFacts:
+def facts_of_all(runs: Sequence[RunDirectory]) -> list[RunFacts]:
+    """Of every one; metrics that have not changed since the last time are not read again."""
+    kept = Kept(root() / "runs")
+    found = [facts_of(run, kept) for run in runs]
+    kept.keep()
+    return found
+
+
+def facts_of(run: RunDirectory, kept: Kept | None = None) -> RunFacts:
     """Of any run, a damaged one too: then `problem` says what is wrong with it."""
     try:
-        follower = Follower(run.metrics_file)
-        follower.poll()
-        rows = follower.rows
-        seen = overview(run, rows)
+        figures = (kept or Kept(run.path)).of(run)
+        seen = glance(run)
     except (UserError, OSError) as error:
-        return RunFacts(
-            run, Overview(run.name, Status("damaged", exit_reason=str(error))), problem=str(error)
-        )
+        seen = Overview(run.name, Status("damaged", exit_reason=str(error)))
+        return RunFacts(run, seen, problem=str(error))
     if seen.state == "damaged":
         return RunFacts(run, seen, problem=seen.status.exit_reason)
     try:
         config, pins, probes = config_of(run), _pins(run), noted_probes(run)
     except (UserError, OSError) as error:
-        return RunFacts(run, seen, problem=str(error), **_curve(rows))
+        return RunFacts(run, seen, measured=figures, problem=str(error))
     space, key = _space(run, config, pins) if config else ("", "")
-    broke_off, curve = _broke_off(run), _curve(rows)
-    return RunFacts(run, seen, config, space, key, _hash(pins), probes=probes, broke_off=broke_off, **curve)
+    return RunFacts(run, seen, config, space, key, _hash(pins), figures, probes, _broke_off(run))
 
 
 def _broke_off(run: RunDirectory) -> tuple[str, ...]:
@@ -129,39 +134,6 @@ def _broke_off(run: RunDirectory) -> tuple[str, ...]:
     except UserError:  # What it said is lost; the run is not.
         return ()
     return tuple(each.reason for each in now.attempts if each.code not in (0, None)) if now else ()
-
-
-def _curve(rows: list[Row]) -> dict[str, Any]:
-    steps, losses = points(rows, "train", "loss")
-    said: dict[str, Any] = {"alarms": tuple(_alarms(rows))}
-    if losses:
-        lowest = losses.index(min(losses))
-        tail = losses[-min(100, max(1, len(losses) // 10)) :]
-        said |= {"min_loss": losses[lowest], "min_step": int(steps[lowest])}
-        said |= {"last_loss": sum(tail) / len(tail), "last_rows": len(tail)}
-        said["trend"] = trend([int(step) for step in steps], losses)
-    _, rates = points(rows, "train", "lr")
-    held_out = {name: values[-1] for name in R2 if (values := points(rows, "val", name)[1])}
-    return said | {"r2": held_out or None, "last_lr": rates[-1] if rates else None}
-
-
-def _alarms(rows: list[Row]) -> list[str]:
-    collapsed = [row["step"] for row in rows if row.get("collapse") is True]
-    said = []
-    if collapsed:
-        said.append(f"the collapse alarm rang {len(collapsed)} times, first at step {collapsed[0]}")
-    for column, what in (("bad_steps", "bad steps were left out"), ("rollbacks", "returns to a checkpoint")):
-        counts = points(rows, "train", column)[1]
-        if counts and counts[-1]:
-            said.append(f"{int(counts[-1])} {what}")
-    damaged = max((value for kind in ("train", "val") for value in points(rows, kind, "corrupt_records")[1]),
-                  default=0)  # fmt: skip
-    if damaged:
-        said.append(f"{int(damaged)} damaged records were met")
-    waits = points(rows, "train", "data_wait_share")[1]
-    if waits and sum(waits) / len(waits) > 0.2:
-        said.append(f"{sum(waits) / len(waits):.0%} of its time was spent waiting for data")
-    return said
 
 
 def _pins(run: RunDirectory) -> dict[str, Any]:

@@ -210,7 +210,7 @@ def _place_for(recipe: Recipe, runs: Sequence[RunFacts], caches: Sequence[CacheF
 
 def _still_falling(runs: Sequence[RunFacts]) -> Iterator[Step]:
     for run in runs:
-        if run.is_whole and run.config and run.trend and run.trend.verdict == "still falls":
+        if run.is_whole and run.config and run.measured.trend and run.measured.trend.verdict == "still falls":
             longer = replace(run.config, steps=2 * run.config.steps)
             command = make_again(run.run, longer, run.seen.recipe.get("name", ""), name=f"{run.name}-longer")
             yield Step(f"{run.name}'s loss still fell when its steps were over; twice as many would tell",

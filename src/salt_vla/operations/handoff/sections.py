@@ -78,7 +78,7 @@ def conclusions(project: Project) -> list[str]:
     parts += [f"{waiting} waiting in the queue"] * bool(waiting)
     when = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(project.written))
     said = [f"As of {when}: runs: {', '.join(parts)}."]
-    r2 = {run.name: run.r2["r2_position_mean"] for run in runs if run.r2 and "r2_position_mean" in run.r2}
+    r2 = {run.name: run.r2 for run in runs if run.r2 is not None}
     if r2:
         best = max(r2, key=lambda name: r2[name])
         above = sum(value > 0 for value in r2.values())
@@ -111,7 +111,7 @@ def _now(project: Project) -> list[Block]:
     cells = []
     for run in running:
         seen = run.seen
-        warnings = "; ".join([*seen.warnings, *run.alarms])
+        warnings = "; ".join([*seen.warnings, *run.measured.alarms])
         texts = (
             f"{seen.step} of {seen.total_steps}", _duration(seen.eta_seconds),
             _number(seen.figure("train", "loss")), _signed(seen.figure("val", "r2_position_mean")),
@@ -173,10 +173,14 @@ def _of_one_space(runs: Sequence[RunFacts]) -> Table:
     )  # fmt: skip
     cells = []
     for run in runs:
-        r2 = run.r2 or {}
-        lowest = f"{_number(run.min_loss)} at {run.min_step}" if run.min_loss is not None else "–"
+        r2 = run.measured.r2
+        lowest = (
+            f"{_number(run.measured.min_loss)} at {run.measured.min_step}"
+            if run.measured.min_loss is not None
+            else "–"
+        )
         texts = (
-            run.seen.verdict.get("verdict", "–"), lowest, _number(run.last_loss),
+            run.seen.verdict.get("verdict", "–"), lowest, _number(run.measured.last_loss),
             _signed(r2.get("r2_position_mean")), _signed(r2.get("r2_channel_mean")),
             _signed(r2.get("r2_copy_nearest")), f"{run.seen.step}", f"{run.clips or 0:,}",
             f"{run.seen.status.seconds / 3600:.2f}", run.seen.status.exit_reason,
@@ -227,9 +231,9 @@ def _learned(project: Project) -> list[Block]:
     items = [("ok" if each.is_apart else "warn", each.field, each.sentence) for each in project.effects]
     for run in project.runs:
         said = _of_its_curve(run) if run.state == "finished" else []
-        if said or run.alarms:
-            is_well = not run.alarms and (run.r2 or {}).get("r2_position_mean", 1) > 0
-            items.append(("ok" if is_well else "warn", run.name, "; ".join([*said, *run.alarms])))
+        if said or run.measured.alarms:
+            is_well = not run.measured.alarms and (run.r2 is None or run.r2 > 0)
+            items.append(("ok" if is_well else "warn", run.name, "; ".join([*said, *run.measured.alarms])))
     if not items:
         return ["Nothing yet: effects need two runs that differ in one field, plateaus a curve of 40 lines."]
     told = sum(each.low is not None for each in project.effects)
@@ -239,22 +243,21 @@ def _learned(project: Project) -> list[Block]:
 
 
 def _of_its_curve(run: RunFacts) -> list[str]:
-    said = [_plateau(run)] if run.trend is not None else []
-    r2 = (run.r2 or {}).get("r2_position_mean")
-    if r2 is not None and r2 <= 0:
-        said.append(f"R² against each place's mean is {r2:+.3f}: nothing that the mean does not say")
+    said = [_plateau(run)] if run.measured.trend is not None else []
+    if run.r2 is not None and run.r2 <= 0:
+        said.append(f"R² against each place's mean is {run.r2:+.3f}: nothing that the mean does not say")
     return said
 
 
 def _plateau(run: RunFacts) -> str:
-    trend = run.trend
+    trend = run.measured.trend
     assert trend is not None
     change, low, high = (100 * each / abs(trend.level) if trend.level else math.nan for each in
                          (trend.change, trend.low, trend.high))  # fmt: skip
     said = {"cannot be told": "whether its loss still falls cannot be told"}
     flat = ""
-    if trend.verdict == "stands" and run.config and run.last_lr is not None:
-        left = run.last_lr / run.config.optimizer.lr if run.config.optimizer.lr else 1.0
+    if trend.verdict == "stands" and run.config and run.measured.last_lr is not None:
+        left = run.measured.last_lr / run.config.optimizer.lr if run.config.optimizer.lr else 1.0
         flat = f"; its rate ended at {left:.0%} of the peak, which flattens any curve" if left < 0.1 else ""
     verdict = said.get(trend.verdict, f"its loss {trend.verdict}")
     return (

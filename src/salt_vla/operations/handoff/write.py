@@ -15,7 +15,7 @@ from pathlib import Path
 
 from salt_vla.errors import ResourceError, UserError
 from salt_vla.operations.handoff.effects import effects
-from salt_vla.operations.handoff.facts import facts_of, newest_runs
+from salt_vla.operations.handoff.facts import facts_of_all, newest_runs
 from salt_vla.operations.handoff.marks import by_hand, merged
 from salt_vla.operations.handoff.next_steps import next_steps
 from salt_vla.operations.handoff.project import caches, machine, tables
@@ -55,7 +55,7 @@ byte for byte.
 def gather() -> Project:
     """What is known of the project at the root."""
     chosen, others = newest_runs()
-    runs = [facts_of(run) for run in chosen]
+    runs = facts_of_all(chosen)
     jobs: list[Job] = []
     problem, has_runner = "", False
     try:
