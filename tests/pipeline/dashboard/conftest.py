@@ -18,7 +18,8 @@ import pytest
 
 from salt_vla.cache import CacheWriter, Manifest, Record
 from salt_vla.config import to_json
-from salt_vla.identity import identity
+from salt_vla.identity import ProcessId, identity
+from salt_vla.operations.launch import Attempt, Supervision, record, record_event
 from salt_vla.operations.queue import Queue, Wanted
 from salt_vla.recipes import get_recipe
 from salt_vla.reports.canvas import new_figure, to_png
@@ -114,6 +115,14 @@ def write_run(root: Path, name: str, steps: int = 60, **status: Any) -> RunDirec
     return run
 
 
+def supervised(run: RunDirectory) -> None:
+    """As if two attempts had been made by processes that are gone."""
+    gone = ProcessId(pid=1, started=1.0)
+    attempts = (Attempt(gone, -11, f"killed by SIGSEGV {EVIL}", 1e9), Attempt(gone, 1, "exit code 1", 2e9))
+    record(run.path, Supervision("token", "ended", gone, attempts))
+    record_event(run.path, "started again", why=EVIL)
+
+
 def log_step(run: RunDirectory, step: int) -> None:
     run.log_metrics({"kind": "train", "step": step, "loss": 10 + math.exp(-step / 30), "lr": 1e-3})
     if step % 10 == 0:
@@ -137,7 +146,7 @@ def traps(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A root with a failed run, a finished one and one at work (this process), a queue and a cache. Tests
     may add to the run at work, and change the queue."""
     root = tmp_path_factory.mktemp("traps")
-    write_run(root, "failed")
+    supervised(write_run(root, "failed"))
     write_run(root, "finished", steps=100, state="finished", exit_reason="finished")
     me = identity()
     at_work = {"pid": me.pid, "started": me.started, "boot": me.boot, "ticks": me.ticks, "exit_reason": ""}

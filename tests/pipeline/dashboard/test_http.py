@@ -7,6 +7,7 @@ import re
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -102,7 +103,11 @@ def test_one_run_is_shown_with_its_reason_and_its_log(page: Any, evil: str) -> N
     assert reason in text["run-state"] and "failed" in text["run-state"]
     assert json.dumps(evil)[1:-1] in text["run-log"]
     assert "/picture/failed/masks.png?" in text["run-pictures"] and "linked" not in text["run-pictures"]
-    assert "optimizer.lr" in text["run-settings"] and "not started under" in text["run-attempts"].lower()
+    assert "optimizer.lr" in text["run-settings"]
+    attempts = text["run-attempts"]
+    assert "killed by SIGSEGV" in attempts and "exit code 1" in attempts and "started again" in attempts
+    alone = json.dumps(page.call("run-state.children", 0, "/run/finished", None)[1]["run-attempts"])
+    assert "Not started under a supervisor" in alone
 
 
 def test_what_has_not_changed_is_not_sent_again(page: Any) -> None:
@@ -240,6 +245,26 @@ def test_stopping_what_does_not_work_is_a_sentence(acting_page: Any, token: str)
     for path in ("/run/finished", "/run/nobody", "/run/..%2f..%2fx", "/queue"):
         said = acting_page.call("run-answer.children", 1, path, token)[1]["run-answer"]["children"]
         assert said and "asked" not in said and "Traceback" not in said
+
+
+def test_a_run_is_stopped_with_the_token_alone(
+    open_page: Callable[..., Any], salt: Any, pixels: Callable[..., list[object]], token: str
+) -> None:
+    process = salt.start(*pixels("going", steps=100_000))
+    run = salt.at("going")
+    page = open_page(salt.root, "--token", SALT_VLA_DASHBOARD_TOKEN=token)
+    until = time.monotonic() + 120
+    while not run.metrics() and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.1)
+    assert run.status().state == "running"
+    page.call("run-answer.children", 1, "/run/going", "wrong")
+    assert not list(run.path.glob("asked*")) and run.status().state == "running"
+    page.call("run-answer.children", 1, "/run/going", token)
+    process.communicate(timeout=120)
+    status = run.status()
+    assert status.state == "stopped" and status.step > 0
+    seen = json.dumps(page.call("run-state.children", 0, "/run/going", None)[1]["run-state"])
+    assert "stopped" in seen
 
 
 def test_it_answers_this_machine_alone(page: Any) -> None:
