@@ -19,6 +19,7 @@ from typing import IO, Literal
 
 from salt_vla.errors import ConfigError, RunError
 from salt_vla.identity import ProcessId, identity
+from salt_vla.interrupts import StopFlag, stop_on_signals
 from salt_vla.operations.processes import salt_vla
 from salt_vla.operations.trackers.base import require_trackers
 from salt_vla.operations.trackers.journal import Mirror
@@ -28,6 +29,7 @@ PATIENCE = 120.0  # Seconds after the run's end.
 SECONDS_BETWEEN_LOOKS = 0.5
 FIRST_WAIT, LONGEST_WAIT = 5.0, 300.0  # Seconds before the sender is started again: doubled each time.
 SECONDS_TO_END = 5.0
+WHERE = "between two rows"
 Outcome = Literal["sent", "given up", "busy"]
 
 
@@ -105,12 +107,13 @@ def work_of(run: RunDirectory, follow: bool, beside: str) -> Work:
 
 
 def keep(run: RunDirectory, tracker: str, work: Work, patience: float = PATIENCE) -> Outcome:
-    """Let everything be sent, also what comes while the run works; `patience` counts from its end."""
+    """Let everything be sent, also what comes while the run works; `patience` counts from its end. Raises
+    `Stopped` after a signal, when the sender has ended."""
     mirror = Mirror(run, tracker)
-    with _alone(mirror, work, patience) as lock:
+    with stop_on_signals() as stop, _alone(mirror, work, patience, stop) as lock:
         if lock is None:
             return "busy"
-        is_sent = _keep_sending(mirror, work, patience, lock.fileno())
+        is_sent = _keep_sending(mirror, work, patience, lock.fileno(), stop)
     if is_sent:
         return "sent"
     command = f"salt-vla runs sync {run.name} --tracker {tracker}"
@@ -119,7 +122,7 @@ def keep(run: RunDirectory, tracker: str, work: Work, patience: float = PATIENCE
 
 
 @contextmanager
-def _alone(mirror: Mirror, work: Work, patience: float) -> Iterator[IO[str] | None]:
+def _alone(mirror: Mirror, work: Work, patience: float, stop: StopFlag) -> Iterator[IO[str] | None]:
     """The tracker's lock, which the sender holds too; None where another keeper has it and keeps it. A
     resumed run's waits for its forerunner, which may still be closing the tracker when the run has ended."""
     with writing_to(mirror.lock_file):
@@ -135,15 +138,16 @@ def _alone(mirror: Mirror, work: Work, patience: float) -> Iterator[IO[str] | No
             if work.beside is None or time.monotonic() >= ends:
                 yield None
                 return
+            stop.check(WHERE)
             time.sleep(SECONDS_BETWEEN_LOOKS)
         yield file
 
 
-def _keep_sending(mirror: Mirror, work: Work, patience: float, lock: int) -> bool:
+def _keep_sending(mirror: Mirror, work: Work, patience: float, lock: int, stop: StopFlag) -> bool:
     wait, ends = FIRST_WAIT, float("inf")
     while True:
         with _sender(mirror, lock) as sender:
-            ends = _wait(sender, work, patience, ends)
+            ends = _wait(sender, work, patience, ends, stop)
         if sender.returncode == 0:
             return True
         if time.monotonic() >= ends:
@@ -152,6 +156,7 @@ def _keep_sending(mirror: Mirror, work: Work, patience: float, lock: int) -> boo
         _say(mirror, f"the sender ended with {sender.returncode}; started again in {wait:.0f} s at most")
         # When the run ends while nobody sends, one more attempt is made at once.
         while time.monotonic() < min(again, ends) and work.is_going() == was_going:
+            stop.check(WHERE)
             time.sleep(SECONDS_BETWEEN_LOOKS)
         wait = min(2 * wait, LONGEST_WAIT)
 
@@ -176,10 +181,11 @@ def _sender(mirror: Mirror, lock: int) -> Iterator[subprocess.Popen[bytes]]:
             _end_all_of(sender)
 
 
-def _wait(sender: subprocess.Popen[bytes], work: Work, patience: float, ends: float) -> float:
+def _wait(sender: subprocess.Popen[bytes], work: Work, patience: float, ends: float, stop: StopFlag) -> float:
     """Until the sender has ended or it is time to end it; when that is."""
     assert sender.stdin is not None
     while sender.poll() is None and time.monotonic() < ends:
+        stop.check(WHERE)
         if not work.is_going():
             ends = min(ends, time.monotonic() + patience)
             sender.stdin.close()
