@@ -14,7 +14,6 @@ from salt_vla.errors import ResourceError, UserError
 from salt_vla.interrupts import StopFlag, stop_on_signals
 from salt_vla.operations.asked import asked_of
 from salt_vla.operations.conditions_now import Now, may_start, nobody_works_on
-from salt_vla.operations.handoff import refresh
 from salt_vla.operations.launch import Supervision, launch, supervision, take_over, wanted_in
 from salt_vla.operations.processes import identity
 from salt_vla.operations.queue import Job, JobState, Queue
@@ -153,6 +152,8 @@ class Runner:
         self._tell(f"{job.name}: {state}: {why}")
         self.passing("ended")
         if job.is_run:
+            from salt_vla.operations.handoff import refresh  # Loads much that only a report needs.
+
             refresh(RunDirectory(job.folder))  # When the run ended it was in the queue still.
 
     def _tell(self, sentence: str) -> None:
