@@ -111,10 +111,13 @@ def show(name: Annotated[str, tyro.conf.Positional], json: bool = False) -> None
 
 
 def _supervised(run: RunDirectory) -> dict[str, Any]:
-    now = supervision(run.path)
-    if now is None:
-        return {}
-    wanted = wanted_in(run.path)
+    try:
+        now = supervision(run.path)
+        if now is None:
+            return {}
+        wanted = wanted_in(run.path)
+    except (UserError, OSError) as error:  # The run itself is shown all the same.
+        return {"supervision_problem": str(error)}
     about = asdict(now) | {"at_work": now.is_at_work, "command": list(wanted.command)}
     return {"supervision": about, "events": events(run.path)}
 
@@ -167,6 +170,7 @@ def _cost(cost: dict[str, Any]) -> str:
 
 
 def _of_supervision(summary: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    yield "supervision", summary.get("supervision_problem", "")
     now = summary.get("supervision")
     if now is None:
         return
