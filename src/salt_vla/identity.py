@@ -16,6 +16,7 @@ import psutil
 SAME_START = 1.0  # Seconds: how exactly a start is known where only its time of day was written down.
 DETACHED = "SALT_VLA_DETACHED"  # In the environment of what shall outlive the process that started it.
 ENDED = ("Z", "X")  # Process states: it has ended, and nobody has waited for it yet.
+MOST_OF_STAT = 4096  # bytes
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -86,9 +87,20 @@ def identity(pid: int | None = None) -> ProcessId:
 def state_and_ticks(pid: int) -> tuple[str, int]:
     """A process' state letter and its start in clock ticks since boot; "" and 0 where the system does not
     tell."""
+    fields = stat_fields(pid)
+    return (fields[0], int(fields[19])) if fields else ("", 0)
+
+
+def stat_fields(pid: int) -> list[str]:
+    """The fields of proc(5)'s `stat` from the third on: state, parent, …; empty where the system has none."""
+    try:
+        descriptor = os.open(f"/proc/{pid}/stat", os.O_RDONLY)
+    except OSError:
+        return []
     try:
         # The name, in parentheses, may itself hold spaces and parentheses.
-        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
-        return fields[0], int(fields[19])
-    except OSError:
-        return "", 0
+        return os.read(descriptor, MOST_OF_STAT).decode(errors="replace").rpartition(")")[2].split()
+    except ProcessLookupError:  # It has gone just now.
+        return []
+    finally:
+        os.close(descriptor)

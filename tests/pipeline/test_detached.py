@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -531,3 +532,31 @@ def test_a_clock_that_jumps_neither_loses_nor_doubles_anything(date: str, begin:
     assert not salt("runs", "stop", "job").code
     other.wait(PATIENCE)
     assert abs(events(folder)[-1]["time"] - time.time()) > 10**8
+
+
+def test_a_full_disk_ends_no_supervisor(begin: Any, salt: Any, tmp_path: Path) -> None:
+    """It cannot write down what happens, and waits until it can."""
+    if os.geteuid():
+        pytest.skip("only root can make a disk that is full")
+    salt.root = tmp_path / "small"
+    salt.root.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", salt.root], check=True)
+    try:
+        folder = begin(IDLE, restarts=1)
+        process = wait_until(lambda: launched(folder).living())
+        wait_until(lambda: last_heartbeat(folder))
+        ballast = salt.root / "ballast"
+        with suppress(OSError), ballast.open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(512))
+        process.send(signal.SIGKILL)
+        wait_until(lambda: not process.is_alive())
+        time.sleep(0.5)  # In which it would fall over.
+        supervisor = launched(folder).supervisor
+        assert supervisor.is_alive() and launched(folder).attempts[0].code is None
+        ballast.unlink()
+        wait_until(lambda: len(launched(folder).attempts) == 2 and launched(folder).living())
+        assert launched(folder).supervisor == supervisor
+    finally:
+        salt.end_all()
+        subprocess.run(["umount", "--lazy", salt.root], check=True)

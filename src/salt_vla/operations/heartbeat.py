@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import subprocess
 import time
@@ -16,13 +17,14 @@ from typing import Any
 
 import psutil
 
-from salt_vla.operations.processes import ProcessId, descendants
-from salt_vla.rundir import writing_to
+from salt_vla.identity import ProcessId, stat_fields
+from salt_vla.operations.processes import descendants, reap_orphans
 
 HEARTBEAT = "heartbeat.json"
 SECONDS = 5.0
 SECONDS_BETWEEN_GPU = 60.0  # Asking starts a program, which takes some hundredths of a second.
-MOST_OF_A_CORE = 0.0005  # Of its time: on a machine with very many processes a look takes longer.
+MOST_OF_A_CORE = 0.0005  # Of its time: on a machine with very many processes a look at them takes longer.
+PAGE = resource.getpagesize()
 
 
 def last_heartbeat(folder: Path) -> dict[str, Any]:
@@ -36,37 +38,44 @@ def last_heartbeat(folder: Path) -> dict[str, Any]:
 
 @dataclass
 class Heartbeat:
-    """Writes the file; `seconds` is how long to wait until the next time. `known`: the processes below the
-    command when it was last looked at."""
+    """Writes the file, every `SECONDS` at most. `known`: the processes below the command when it was last
+    looked for them, which takes the longer the more processes the machine has."""
 
     folder: Path
-    seconds: float = SECONDS
     known: list[ProcessId] = field(default_factory=list)
     gpu: GpuMemory = field(default_factory=lambda: GpuMemory())
+    next_look: float = field(default_factory=time.monotonic)
 
     def beat(self, process: ProcessId) -> None:
-        began = time.process_time()
-        self.known = descendants(process)
+        """Where the disk is full there is no sign of life this time."""
+        if time.monotonic() >= self.next_look:
+            began = time.process_time()
+            self.known = descendants(process)
+            reap_orphans(but=process)
+            cost = time.process_time() - began
+            self.next_look = time.monotonic() + max(SECONDS / 2, cost / MOST_OF_A_CORE)
         row: dict[str, Any] = {"time": round(time.time(), 3), "pid": process.pid}
-        row |= {"rss_gb": round(_resident([process, *self.known]) / 1e9, 3), "processes": 1 + len(self.known)}
+        resident = [resident_bytes(each) for each in (process, *self.known) if each.is_alive()]
+        row |= {"rss_gb": round(sum(resident) / 1e9, 3), "processes": len(resident)}
         used = self.gpu.gb()
         if used is not None:
             row["gpu_gb"] = used
         file = self.folder / HEARTBEAT
         part = file.with_name(f".{HEARTBEAT}.{os.getpid()}-0.part")
         # Not flushed to disk: it is written again at once, and a reader of a damaged one does without.
-        with writing_to(file):
+        with suppress(OSError):
             part.write_text(json.dumps(row))
             part.replace(file)
-        self.seconds = max(SECONDS, (time.process_time() - began) / MOST_OF_A_CORE)
 
 
-def _resident(processes: list[ProcessId]) -> int:
-    total = 0
-    for process in processes:
-        with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-            total += psutil.Process(process.pid).memory_info().rss
-    return total
+def resident_bytes(process: ProcessId) -> int:
+    """0 where it has gone."""
+    with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+        fields = stat_fields(process.pid)
+        if fields:
+            return int(fields[21]) * PAGE
+        return psutil.Process(process.pid).memory_info().rss
+    return 0
 
 
 class GpuMemory:
@@ -91,7 +100,8 @@ class GpuMemory:
             which = [f"--id={seen}"] if seen else []
             question = [self._program, "--query-gpu=memory.used", "--format=csv,noheader,nounits", *which]
             none, pipe = subprocess.DEVNULL, subprocess.PIPE
-            self._asked = subprocess.Popen(question, stdin=none, stdout=pipe, stderr=none, text=True)
+            with suppress(OSError):  # No further process can be started.
+                self._asked = subprocess.Popen(question, stdin=none, stdout=pipe, stderr=none, text=True)
             self._next = time.monotonic() + SECONDS_BETWEEN_GPU
         return self._last
 

@@ -172,9 +172,12 @@ def wanted_in(folder: Path) -> Launch:
         raise RunError(f"{folder} was not started with --detach or by the queue: it has no {LAUNCH}; {cure}")
     held = read_json(folder / LAUNCH, dict, cure)
     try:
-        return Launch(**held | {"command": tuple(held["command"])})
+        wanted = Launch(**held | {"command": tuple(held["command"])})
     except (TypeError, KeyError) as error:
         raise RunError(f"{folder / LAUNCH} is damaged ({error}); {cure}") from error
+    if wanted.name != folder.name:
+        raise RunError(f"{folder / LAUNCH} is that of {wanted.name!r}, of which this is a copy; {cure}")
+    return wanted
 
 
 def supervision(folder: Path) -> Supervision | None:

@@ -20,8 +20,16 @@ from pathlib import Path
 
 import psutil
 
-from salt_vla.errors import RunError
-from salt_vla.identity import DETACHED, ENDED, ProcessId, boot_id, identity, state_and_ticks
+from salt_vla.errors import ResourceError, RunError
+from salt_vla.identity import (
+    DETACHED,
+    ENDED,
+    ProcessId,
+    boot_id,
+    identity,
+    stat_fields,
+    state_and_ticks,
+)
 
 __all__ = ["ProcessId", "boot_id", "identity", "salt_vla", "start_apart", "start_detached", "user_manager"]
 
@@ -172,7 +180,13 @@ def start_held(
     ready, gate = os.pipe()
     program, args, variables = os.fsencode(command[0]), list(command), dict(environment)
     signals = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-    pid = os.fork()
+    try:
+        pid = os.fork()
+    except OSError as error:
+        signal.pthread_sigmask(signal.SIG_SETMASK, signals)
+        os.close(ready)
+        os.close(gate)
+        raise ResourceError(f"no further process can be started: {error.strerror}; see ulimit -u") from error
     if pid == 0:
         try:
             os.close(gate)
@@ -246,23 +260,33 @@ def _ends_within(process: ProcessId, seconds: float) -> bool:
     return not process.is_alive()
 
 
+def parents() -> dict[int, int]:
+    """The parent of every process of this machine, by its pid."""
+    proc = Path("/proc/self/stat")
+    if not proc.exists():
+        return {each.pid: each.info["ppid"] or 0 for each in psutil.process_iter(["ppid"])}
+    found = {}
+    for name in os.listdir("/proc"):  # noqa: PTH208
+        if name.isdigit() and (fields := stat_fields(int(name))):
+            found[int(name)] = int(fields[1])
+    return found
+
+
 def descendants(process: ProcessId) -> list[ProcessId]:
     """The processes below it that live, without those that shall outlive it and what is below them."""
-    below: dict[int, psutil.Process] = {}
-    with suppress(psutil.NoSuchProcess):
-        if process.is_alive():
-            below = {child.pid: child for child in psutil.Process(process.pid).children(recursive=True)}
-
-    def is_apart(child: psutil.Process) -> bool:
-        parent = below.get(child.ppid())
-        return DETACHED in child.environ() or (parent is not None and is_apart(parent))
-
-    found = []
-    for child in below.values():
+    if not process.is_alive():
+        return []
+    children: dict[int, list[int]] = {}
+    for pid, parent in parents().items():
+        children.setdefault(parent, []).append(pid)
+    found, waiting = [], children.get(process.pid, [])
+    while waiting:
+        pid = waiting.pop()
         with suppress(psutil.NoSuchProcess, psutil.AccessDenied, ProcessLookupError):
-            if not is_apart(child):
-                found.append(identity(child.pid))
-    return found
+            if DETACHED not in psutil.Process(pid).environ():
+                found.append(identity(pid))
+                waiting += children.get(pid, [])
+    return [each for each in found if each.is_alive()]
 
 
 def adopt_orphans() -> None:
@@ -287,7 +311,8 @@ def _wait_for(processes: Sequence[ProcessId], seconds: float) -> None:
 
 def reap_orphans(but: ProcessId | None = None) -> None:
     """Wait for the children that have ended, except one."""
-    for child in psutil.Process().children():
-        if state_and_ticks(child.pid)[0] in ENDED and (but is None or child.pid != but.pid):
+    for pid, parent in parents().items():
+        is_ours = parent == os.getpid() and (but is None or pid != but.pid)
+        if is_ours and state_and_ticks(pid)[0] in ENDED:
             with suppress(ChildProcessError):
-                os.waitpid(child.pid, os.WNOHANG)
+                os.waitpid(pid, os.WNOHANG)

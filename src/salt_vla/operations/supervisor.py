@@ -14,12 +14,13 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import FrameType
+from typing import BinaryIO, TypeVar
 
-from salt_vla.errors import RunError, UserError
+from salt_vla.errors import ResourceError, RunError, UserError
 from salt_vla.operations.asked import asked_of
 from salt_vla.operations.endings import Judgement, complete_status, ending_of
 from salt_vla.operations.evidence import OomCount, oom_count
-from salt_vla.operations.heartbeat import Heartbeat
+from salt_vla.operations.heartbeat import SECONDS, Heartbeat
 from salt_vla.operations.launch import (
     SUPERVISED,
     Attempt,
@@ -46,9 +47,12 @@ from salt_vla.operations.processes import (
 )
 from salt_vla.rundir import RunDirectory, void, writing_to
 
+T = TypeVar("T")
 MARK = ".began"
 SECONDS_FOR_LEFTOVERS = 3.0  # After a command was lost its helpers notice by themselves, most of them.
 SECONDS_A_NAP = 0.25
+SECONDS_FOR_SPACE = 5.0
+SECONDS_TO_LEAVE = 10.0
 LONGEST_BACKOFF = 3600.0
 
 
@@ -56,19 +60,39 @@ def supervise(folder: Path, at_work: Callable[[], None] = lambda: None) -> int:
     """Carry out what `launch.json` asks for; the exit code of the last attempt. `at_work` is called when
     supervision.json says so. Raises `RunError` where another supervisor does it already."""
     with _alone(folder):
-        return Supervisor(folder, wanted_in(folder)).carry_out(at_work)
+        supervisor = Supervisor(folder, wanted_in(folder))
+        code = supervisor.carry_out(at_work)
+    if supervisor.is_untold:  # What follows a run's end, which its own process could not do.
+        _after_run(folder)
+    return code
 
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
+    """As the folder's supervisor, after one that has written its last word already."""
     with writing_to(folder):
         lock = (folder / ".supervisor").open("w")
+    until = time.monotonic() + SECONDS_TO_LEAVE
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # Given back by the death of the process.
-        except BlockingIOError:
-            raise RunError(f"{folder} has a supervisor already; `salt-vla runs show` says which") from None
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # Given back by the death of the process.
+                break
+            except BlockingIOError:
+                before = supervision(folder)
+                if before is None or before.is_at_work or time.monotonic() > until:
+                    raise RunError(f"{folder} has a supervisor already; stop the run first") from None
+                time.sleep(SECONDS_A_NAP)
         yield
+
+
+def _after_run(folder: Path) -> None:
+    from salt_vla.operations.session import after_run  # Not before: the supervisor stays light.
+
+    try:
+        after_run(RunDirectory(folder))
+    except (OSError, UserError) as error:
+        record_event(folder, "report failed", reason=str(error))
 
 
 class Supervisor:
@@ -78,6 +102,7 @@ class Supervisor:
         self.folder, self.wanted = folder, wanted
         self.mark = folder / MARK
         self.heartbeat = Heartbeat(folder)
+        self.is_at_work = False
         self.signal_number = 0  # which has asked this process to end
         self.child: ProcessId | None = None
         self.oom_before: OomCount | None = None
@@ -95,6 +120,7 @@ class Supervisor:
         if not is_over:
             self._note("supervised", self.now.state, keeper=self.now.keeper)
         at_work()
+        self.is_at_work = True
         if not is_over:
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
             for number in (signal.SIGTERM, signal.SIGINT):
@@ -116,15 +142,10 @@ class Supervisor:
 
     def _attempt(self) -> Judgement:
         environment = os.environ | self.wanted.environment | {SUPERVISED: str(self.folder)}
-        # Its own log is the run's; what another process of the same name would say is not mixed into it.
-        with writing_to(self.folder), (self.folder / "log.txt").open("ab") as log:
-            held = start_held(
-                self._command(),
-                (log.fileno(), log.fileno()),
-                environment,
-                Path(self.wanted.directory or "."),
-                self.mark,
-            )
+        place = Path(self.wanted.directory or ".")
+        with self._insist(self._log) as log:
+            ends = (log.fileno(), log.fileno())
+            held = self._insist(lambda: start_held(self._command(), ends, environment, place, self.mark))
         self.now = replace(self.now, attempts=(*self.now.attempts, Attempt(held.process)))
         self._note("started", "running", pid=held.process.pid)
         self.child = held.process
@@ -132,6 +153,10 @@ class Supervisor:
             held.process.send(signal.SIGTERM)
         held.begin()
         return self._watch(held.process, is_ours=True)
+
+    def _log(self) -> BinaryIO:
+        with writing_to(self.folder / "log.txt"):
+            return (self.folder / "log.txt").open("ab")
 
     def _command(self) -> list[str]:
         if self.wanted.processes == 1:
@@ -159,9 +184,8 @@ class Supervisor:
         self.heartbeat.beat(process)
         self.oom_before = oom_count(process.pid)
         with end_of(process) as has_ended:
-            while not has_ended(self.heartbeat.seconds):
+            while not has_ended(SECONDS):
                 self.heartbeat.beat(process)
-                reap_orphans(but=process)
         self.child = None
         code = os.waitstatus_to_exitcode(os.waitpid(process.pid, 0)[1]) if is_ours else None
         return self._judge(process, code)
@@ -175,7 +199,7 @@ class Supervisor:
             end_all(list(left), SECONDS_FOR_LEFTOVERS)
         reap_orphans()
         if self.wanted.is_run:
-            self.is_untold = complete_status(self.folder, attempt, judged)
+            self.is_untold = self._insist(lambda: complete_status(self.folder, attempt, judged))
         attempt = replace(attempt, code=judged.code, reason=judged.reason)
         self.now = replace(self.now, attempts=(*self.now.attempts[:-1], attempt))
         self._note("ended", self.now.state, pid=process.pid, **asdict(judged))
@@ -200,16 +224,6 @@ class Supervisor:
     def _end(self, reason: str) -> None:
         self.now = replace(self.now, exit_reason=reason)
         self._note("over", "ended", reason=reason)
-        if self.is_untold:
-            self._after_run()
-
-    def _after_run(self) -> None:
-        from salt_vla.operations.session import after_run  # Only when its own process could not do it.
-
-        try:
-            after_run(RunDirectory(self.folder))
-        except (OSError, UserError) as error:
-            record_event(self.folder, "report failed", reason=str(error))
 
     def _is_unwanted(self) -> bool:
         return bool(self.signal_number) or asked_of(self.folder, self.now.token) is not None
@@ -221,5 +235,15 @@ class Supervisor:
 
     def _note(self, event: str, state: State, **details: object) -> None:
         self.now = replace(self.now, state=state)
-        record(self.folder, self.now)
-        record_event(self.folder, event, **details)
+        self._insist(lambda: record(self.folder, self.now))
+        self._insist(lambda: record_event(self.folder, event, **details))
+
+    def _insist(self, work: Callable[[], T]) -> T:
+        """Again and again while the disk is full: what is not written down is not done."""
+        while True:
+            try:
+                return work()
+            except ResourceError:
+                if not self.is_at_work or self.signal_number or not self.folder.is_dir():
+                    raise
+            time.sleep(SECONDS_FOR_SPACE)
