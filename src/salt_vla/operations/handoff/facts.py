@@ -76,7 +76,7 @@ class RunFacts:
         }
         said |= {"seconds": self.seen.status.seconds, "exit_reason": self.seen.status.exit_reason}
         said |= {
-            "recipe": self.seen.recipe.get("name", ""),
+            "recipe": self.seen.recipe_name,
             "verdict": self.seen.verdict,
             "space": self.space,
         }

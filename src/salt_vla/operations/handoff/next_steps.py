@@ -74,7 +74,7 @@ def _broken_off(runs: Sequence[RunFacts], waiting: set[str]) -> Iterator[Step]:
             yield Step(f"{run.name} {run.state} before it began ({reason}); mend that, and start it again",
                        _launched_as(run))  # fmt: skip
             continue
-        command = make_again(run.run, run.config, run.seen.recipe.get("name", ""), run.seen.total_steps)
+        command = make_again(run.run, run.config, run.seen.recipe_name, run.seen.total_steps)
         yield Step(f"{run.name} was {where} ({reason}); {first}the same command goes on from its checkpoint",
                    command)  # fmt: skip
 
@@ -89,7 +89,7 @@ def _cut_short(runs: Sequence[RunFacts], waiting: set[str]) -> Iterator[Step]:
         ):
             where = f"step {run.seen.step} of {run.config.steps}"
             yield Step(f"{run.name} was cut short at {where}, as --max-steps asked; this does the rest",
-                       make_again(run.run, run.config, run.seen.recipe.get("name", "")))  # fmt: skip
+                       make_again(run.run, run.config, run.seen.recipe_name))  # fmt: skip
 
 
 def _is_looked_after(run: RunFacts) -> bool:
@@ -151,7 +151,7 @@ def _open_hypotheses(
     runs: Sequence[RunFacts], caches: Sequence[CacheFacts], waiting: set[str]
 ) -> Iterator[Step]:
     """Recipes without an answer that can be run on what is here."""
-    begun = {run.seen.recipe.get("name") for run in runs if run.is_whole or run.state != "finished"}
+    begun = {run.seen.recipe_name for run in runs if run.is_whole or run.state != "finished"}
     for recipe in open_hypotheses(runs):
         if recipe.name in begun | waiting:
             continue
@@ -181,7 +181,7 @@ def _answer(run: RunFacts) -> str:
 
 def open_hypotheses(runs: Sequence[RunFacts]) -> list[Recipe]:
     """Every recipe that claims something that no run here has confirmed or refuted."""
-    answered = {run.seen.recipe.get("name") for run in runs if _answer(run) in ("confirmed", "refuted")}
+    answered = {run.seen.recipe_name for run in runs if _answer(run) in ("confirmed", "refuted")}
     found = []
     for name in recipe_names():
         try:
@@ -212,7 +212,7 @@ def _still_falling(runs: Sequence[RunFacts]) -> Iterator[Step]:
     for run in runs:
         if run.is_whole and run.config and run.measured.trend and run.measured.trend.verdict == "still falls":
             longer = replace(run.config, steps=2 * run.config.steps)
-            command = make_again(run.run, longer, run.seen.recipe.get("name", ""), name=f"{run.name}-longer")
+            command = make_again(run.run, longer, run.seen.recipe_name, name=f"{run.name}-longer")
             yield Step(f"{run.name}'s loss still fell when its steps were over; twice as many would tell",
                        command)  # fmt: skip
 
@@ -229,7 +229,7 @@ def _more_seeds(runs: Sequence[RunFacts], found: Sequence[Effect]) -> Iterator[S
             if run.config is None or name in asked:
                 continue
             asked.add(name)
-            command = make_again(run.run, run.config, run.seen.recipe.get("name", ""), name=run.name)
+            command = make_again(run.run, run.config, run.seen.recipe_name, name=run.name)
             seed = 1 + max(r.config.seed for r in runs if r.config is not None)
             yield Step(
                 f"what {effect.field} does has been seen with {count} {'seed' if count == 1 else 'seeds'} "

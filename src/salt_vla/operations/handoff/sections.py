@@ -192,7 +192,7 @@ def _of_one_space(runs: Sequence[RunFacts]) -> Table:
 
 
 def _names(runs: Sequence[RunFacts]) -> tuple[tuple[str, str], ...]:
-    return tuple((run.name, str(run.seen.recipe.get("name", ""))) for run in runs)
+    return tuple((run.name, run.seen.recipe_name) for run in runs)
 
 
 def _probes(runs: Sequence[RunFacts]) -> list[Block]:
@@ -284,7 +284,7 @@ def _hypotheses(project: Project) -> list[Block]:
     recipes = open_hypotheses(project.runs)
     tried: dict[str, list[str]] = {}
     for run in project.runs:
-        tried.setdefault(str(run.seen.recipe.get("name")), []).append(f"{run.name} ({run.state})")
+        tried.setdefault(run.seen.recipe_name, []).append(f"{run.name} ({run.state})")
     items = [
         ("warn", recipe.name, f"{recipe.hypothesis} Counts as success: {_wanted(recipe)}. "
          f"Runs: {', '.join(tried.get(recipe.name, ())[:MOST_NAMED]) or 'none here'}.")
@@ -332,7 +332,7 @@ def _commands(project: Project) -> list[Block]:
         if has_changes(run.run):
             unknown.append(run.name)
         lines.append(
-            make_again(run.run, run.config, run.seen.recipe.get("name", ""), run.seen.total_steps,
+            make_again(run.run, run.config, run.seen.recipe_name, run.seen.total_steps,
                        name=f"{run.name}-again")
         )  # fmt: skip
     if not lines:
