@@ -11,10 +11,9 @@ import tyro
 
 from salt_vla.cli.printing import print_json, print_rows, print_table
 from salt_vla.errors import UserError
-from salt_vla.operations.control import find
 from salt_vla.operations.launch import events, supervision, wanted_in
 from salt_vla.operations.overview import Overview, overview, overviews, with_best
-from salt_vla.operations.tail import last_lines
+from salt_vla.operations.tail import last_lines, place_of
 from salt_vla.operations.words import ago, duration, number
 from salt_vla.rundir import RunDirectory, root
 
@@ -96,7 +95,7 @@ def show(name: Annotated[str, tyro.conf.Positional], json: bool = False) -> None
         name: the run's name, or that of a job which --detach or the queue started.
         json: print JSON instead of a table.
     """
-    run = RunDirectory(find(name))
+    run = place_of(name)
     is_run = run.path.parent == root() / "runs"
     if is_run:
         run.status()  # Of one run, what is damaged is said as an error.

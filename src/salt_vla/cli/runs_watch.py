@@ -11,11 +11,10 @@ import tyro
 
 from salt_vla.cli.printing import printable
 from salt_vla.errors import UserError
-from salt_vla.operations.control import find
 from salt_vla.operations.tail import follow as lines_to_come
+from salt_vla.operations.tail import place_of
 from salt_vla.operations.tail import tail as last_lines
 from salt_vla.operations.watch import Moment, Watch
-from salt_vla.rundir import RunDirectory
 
 SLOWEST, FASTEST = 3600.0, 0.1  # Seconds between two frames.
 
@@ -105,7 +104,7 @@ def tail(
     """
     if lines < 0:
         raise UserError(f"--lines must be at least 0, not {lines}")
-    run = RunDirectory(find(name))
+    run = place_of(name)
     try:
         for line in lines_to_come(run, lines) if follow else last_lines(run, lines):
             print(printable(line), flush=True)

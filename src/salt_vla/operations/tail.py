@@ -9,13 +9,29 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from salt_vla.errors import UserError
 from salt_vla.operations.appended import Appended
-from salt_vla.operations.control import working_in
+from salt_vla.operations.control import find, working_in
 from salt_vla.operations.curves import Follower, last_rows
+from salt_vla.operations.overview import glance
 from salt_vla.operations.words import sentence
 from salt_vla.rundir import RunDirectory
 
 SECONDS_A_LOOK = 0.5
+
+
+def place_of(name: str) -> RunDirectory:
+    """The run's directory, or that of a job which has no run. Raises `RunError` for neither."""
+    run = RunDirectory.named(name)
+    return run if run.exists() else RunDirectory(find(name))
+
+
+def is_over(run: RunDirectory) -> bool:
+    """Whether nobody works on it any more, nor will start it again by himself."""
+    try:
+        return working_in(run.path).is_over
+    except UserError:  # What is damaged tells of no supervisor; the run's own word is left.
+        return glance(run).state != "running"
 
 
 def last_lines(file: Path, lines: int) -> list[str]:
@@ -41,10 +57,10 @@ def follow(run: RunDirectory, lines: int, wait: Callable[[float], None] = time.s
     metrics.poll()
     yield from (sentence(row) for rows in last_rows(run.metrics_file) for row in rows)
     while True:
-        is_over = working_in(run.path).is_over  # Asked first: what is written before an end is read after it.
+        is_last = is_over(run)  # Asked first: what is written before an end is read after it.
         yield from map(_text, log.poll())
         yield from map(sentence, metrics.poll())
-        if is_over:
+        if is_last:
             return
         wait(SECONDS_A_LOOK)
 

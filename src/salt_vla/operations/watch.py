@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from salt_vla.errors import UserError
-from salt_vla.operations.control import working_in
 from salt_vla.operations.curves import Follower, points
 from salt_vla.operations.overview import Overview, overview, overviews
 from salt_vla.operations.queue import ACTIVE, Job, Queue
+from salt_vla.operations.tail import is_over
 from salt_vla.rundir import RunDirectory
 
 SECONDS_A_LIST = 15.0  # between two looks at which runs there are
@@ -104,15 +104,11 @@ class Watch:
         follower = self._followers.setdefault(run.name, Follower(run.metrics_file))
         follower.poll()
         seen = overview(run, follower.rows)
-        try:
-            is_over = working_in(run.path).is_over
-        except UserError:
-            is_over = not seen.is_running
         r2 = next(
             (values for kind in ("val", "train") if (values := _curve(follower, kind, "r2_position_mean"))),
             [],
         )
-        return Watched(seen, _curve(follower, "train", "loss"), r2, is_over)
+        return Watched(seen, _curve(follower, "train", "loss"), r2, is_over(run))
 
 
 def _curve(follower: Follower, kind: str, column: str) -> list[float]:
