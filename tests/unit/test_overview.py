@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 
 from salt_vla.config import TrainConfig
+from salt_vla.errors import RunError
 from salt_vla.identity import identity
 from salt_vla.operations import index
 from salt_vla.operations.overview import FEW, Overview, best_of, curve, glance, overview, overviews, with_best
-from salt_vla.rundir import RunDirectory
+from salt_vla.rundir import RunDirectory, Status
 
 WriteRun = Callable[..., RunDirectory]
 Rows = Callable[..., list[dict[str, Any]]]
@@ -94,6 +95,40 @@ def test_a_damaged_run_hides_no_other_and_says_which_file(write_run: WriteRun, f
     assert [found[name].state for name in "abc"] == ["finished", "damaged", "finished"]
     assert file in found["b"].status.exit_reason
     assert overview(RunDirectory.named("b")).state == "damaged"
+
+
+@pytest.mark.parametrize(
+    "status",
+    [
+        *(
+            {"state": state, "step": 3, "exit_reason": "why"}
+            for state in ("finished", "running", "new", "queued")
+        ),
+        {"state": "finished", "step": True, "exit_reason": ""},
+        {"state": "finished", "pid": "7", "exit_reason": ""},
+        {"state": "finished", "seconds": 1e400, "exit_reason": ""},
+        {"state": "finished", "exit_reason": "", "of_a_later_version": 1},
+        {
+            "state": "stopped",
+            "exit_reason": "",
+            "resumed_from": [1, 2],
+            "branched_from": "other",
+            "boot": "x",
+        },
+        {"state": "finished"},
+        {"step": 3},
+        [],
+        "x" * (1 << 21),
+    ],
+)
+def test_a_status_is_read_as_the_run_itself_reads_it(write_run: WriteRun, status: Any) -> None:
+    run = write_run("some")
+    (run.path / "status.json").write_text(json.dumps(status))
+    try:
+        wanted = run.status()
+    except RunError as error:
+        wanted = Status("damaged", exit_reason=str(error))
+    assert glance(run).status == wanted
 
 
 def test_damage_beside_the_figures_hides_no_figure(write_run: WriteRun) -> None:

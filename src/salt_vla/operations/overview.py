@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from salt_vla.config import TrainConfig, from_json
@@ -27,6 +29,9 @@ MINIMA = (
     ("val", "r2_position_mean"), ("val", "r2_channel_mean"), ("val", "r2_copy_nearest"),
 )  # fmt: skip
 HIGHER_IS_BETTER = "r2_"
+ENDED = ("finished", "failed", "killed", "stopped")
+COUNTS = {"pid", "started", "step", "total_steps", "seconds", "ended", "ticks"}  # of a status
+LARGEST_STATUS = 1 << 20  # bytes
 UNSETTLED = ("running", "queued")  # States that change without a file of the run's doing so.
 FEW = 50  # runs read anew before it is worth keeping what was read of them
 ROWS_OF_PACE = 20  # lines of metrics that a rate is taken over: validations and checkpoints fall among them
@@ -125,19 +130,22 @@ def overview(run: RunDirectory, rows: list[Row] | None = None) -> Overview:
     rows = all_rows(run) if rows is None else rows
     train = [row for row in rows if row["kind"] == "train"][-ROWS_OF_PACE:]
     val = [row for row in rows if row["kind"] == "val"][-1:]
-    seen = _glance(run, train, val, index.look(str(run.path)))
+    seen = _glance(str(run.path), train, val, index.look(str(run.path)))
     if seen.state != "damaged":
         with suppress(UserError):  # Neither is worth hiding the rest for.
             seen = replace(seen, masks=noted(run, MASKS), cost=noted(run, COST))
     return replace(seen, best=best_of(rows))
 
 
-def glance(run: RunDirectory, look: index.Look | None = None) -> Overview:
-    """As `overview`, from the end of the metrics alone: without best figures, masks and cost. `look`: at its
-    files, where somebody has just had one."""
-    look = look or index.look(str(run.path))
-    seen = _glance(run, *last_rows(run.metrics_file), look)
-    return _glance(run, *last_rows(run.metrics_file, ROWS_OF_PACE), look) if seen.is_running else seen
+def glance(run: RunDirectory) -> Overview:
+    """As `overview`, from the end of the metrics alone: without best figures, masks and cost."""
+    return _from_the_end(str(run.path), index.look(str(run.path)))
+
+
+def _from_the_end(run: str, look: index.Look) -> Overview:
+    metrics = f"{run}/metrics.jsonl"
+    seen = _glance(run, *last_rows(metrics), look)
+    return _glance(run, *last_rows(metrics, ROWS_OF_PACE), look) if seen.is_running else seen
 
 
 def overviews() -> list[Overview]:
@@ -150,14 +158,14 @@ def overviews() -> list[Overview]:
     names = sorted(entry.name for entry in os.scandir(folder))
     with _no_collection():
         for name in names:
-            held, look = known.get(name), index.look(f"{folder}/{name}")
+            run = f"{folder}/{name}"
+            held, look = known.get(name), index.look(run)
             is_known = held is not None and held.signature == look.signature
             seen = _restored(name, held) if held is not None and is_known else None
             if seen is None:
-                run = RunDirectory(folder / name)
-                if "status.json" not in look.changed and not run.exists():
+                if "status.json" not in look.changed and not _directory(run).exists():
                     continue
-                seen = glance(run, look)
+                seen = _from_the_end(run, look)
                 if seen.state not in UNSETTLED and look.has_settled:
                     fresh[name] = _kept(seen, look.signature)
             found.append(seen)
@@ -221,23 +229,48 @@ def _recipe(text: str) -> dict[str, Any]:
     return dict(json.loads(text))
 
 
-def _glance(run: RunDirectory, train: list[Row], val: list[Row], look: index.Look) -> Overview:
+def _directory(run: str) -> RunDirectory:
+    return RunDirectory(Path(run))
+
+
+def _status(run: str) -> Status:
+    """As `RunDirectory.status`, which is asked where the file is not that of a run that has plainly ended."""
+    try:
+        descriptor = os.open(f"{run}/status.json", os.O_RDONLY)
+        try:
+            held = json.loads(os.read(descriptor, LARGEST_STATUS))
+        finally:
+            os.close(descriptor)
+        has_ended = held["state"] in ENDED and type(held["exit_reason"]) is str
+        if has_ended and all(_is_count(held[name]) for name in COUNTS & held.keys()):
+            return Status(**held)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        pass  # It says itself what is wrong.
+    return _directory(run).status()
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value < math.inf
+
+
+def _glance(run: str, train: list[Row], val: list[Row], look: index.Look) -> Overview:
+    name = run.rpartition("/")[2]
     updated = max(look.changed.get("status.json", 0), look.changed.get("metrics.jsonl", 0)) / 1e9
     try:
-        recipe = noted_recipe(run) if "recipe.json" in look.changed else {}
-        verdict = noted_verdict(run) if "verdict.json" in look.changed else {}
-        status = run.status()
+        recipe = noted_recipe(_directory(run)) if "recipe.json" in look.changed else {}
+        verdict = noted_verdict(_directory(run)) if "verdict.json" in look.changed else {}
+        status = _status(run)
         if not isinstance(status.state, str) or not isinstance(status.exit_reason, str):
-            raise RunError(f"{run.path}/status.json is damaged (no state in words); remove it")
+            raise RunError(f"{run}/status.json is damaged (no state in words); remove it")
     except (UserError, OSError) as error:
-        return Overview(run.name, Status("damaged", exit_reason=str(error)), updated=updated)
+        return Overview(name, Status("damaged", exit_reason=str(error)), updated=updated)
     last_train, last_val = (rows[-1] if rows else {} for rows in (train, val))
     rows = train if status.state == "running" else train[-1:]
     pace = [row["clips_per_s"] for row in rows if is_number(row.get("clips_per_s")) and row["clips_per_s"]]
     clips_per_s = len(pace) / sum(1 / each for each in pace) if pace else None
-    clips = _clips_a_step(run) if clips_per_s and status.state == "running" else None
+    clips = _clips_a_step(_directory(run)) if clips_per_s and status.state == "running" else None
     return Overview(
-        run.name, status, recipe, verdict,
+        name, status, recipe, verdict,
         last_train=last_train,
         last_val=last_val,
         clips_per_s=clips_per_s,
