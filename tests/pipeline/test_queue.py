@@ -28,7 +28,7 @@ Salt = Any  # tests/pipeline/conftest.py
 QUICK = ("recipes", "ls", "--json")
 FAILS = ("sweep", "show", "nothing")
 IDLE = ("runs", "tail", "-f", "watched")  # Works until it is asked to end; imports little.
-SECONDS = 60  # that anything here may take at most
+SECONDS = 120  # that anything here may take at most
 
 
 @pytest.fixture
@@ -146,6 +146,10 @@ def test_ls_says_why_each_job_waits(salt: Salt, queue: Queue, idle: Callable[...
     add(salt, "space", "--when-free", "disk:9000TB")
     add(salt, "cache", "--after-cache", salt.root / "caches" / "ssv2")
     add(salt, "doomed", "--after", "busy")
+    rows = {row["name"]: row["why"] for row in salt.json("queue", "ls")["jobs"]}
+    assert rows["busy"] == "under supervisor 1"
+    assert rows["turn"] == "waits for its turn after busy"
+    assert rows["after"] == "waits for busy, which is running"
     salt.ok("queue", "pause", "turn")
     queue.end(running, "failed", "exit code 1")
     rows = {row["name"]: row for row in salt.json("queue", "ls")["jobs"]}

@@ -64,7 +64,7 @@ def outputs(folder: Path) -> int:
 
 
 def wait_for(process: subprocess.Popen[str]) -> int:
-    process.communicate(timeout=300)
+    process.communicate(timeout=1800)  # All that is left of 100 jobs, on a busy machine.
     return process.returncode
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from salt_vla.config import to_json
 from salt_vla.errors import ConfigError, UserError
 from salt_vla.operations.conditions import (
     Condition,
@@ -22,11 +23,12 @@ from salt_vla.operations.conditions import (
     parse_free,
     parse_time,
 )
-from salt_vla.operations.conditions_now import Answer, Now, answer, may_start, statistic
+from salt_vla.operations.conditions_now import Answer, Now, answer, ending_of, may_start, statistic
 from salt_vla.operations.launch import Attempt, Launch, Supervision, record
 from salt_vla.operations.processes import ProcessId, identity
 from salt_vla.operations.queue import Job, JobState
-from salt_vla.operations.slots import environment_of, holding, require_slot, require_wish, suits
+from salt_vla.operations.slots import environment_of, first_slot, holding, require_slot, require_wish, suits
+from salt_vla.recipes import get_recipe
 from salt_vla.rundir import RunDirectory, Status
 
 GONE = ProcessId(2**22 - 1, 1.0)
@@ -178,6 +180,18 @@ def test_a_job_waits_for_anothers_end(state: JobState, after: str, after_any: st
         assert found.why in (f"e1 {state} (so it was)", f"e1 was {state} (so it was)")
     if after == "waits":
         assert found.why.startswith("waits for e1, which ")
+
+
+def test_a_runs_end_is_expected_as_its_pace_says(make_run: Callable[..., RunDirectory]) -> None:
+    run = make_run("e1", (), "running")
+    assert ending_of(job(1, "e1", "running"), 1000.0) is None
+    config = replace(get_recipe("demo_student").config, batch_size=4, grad_accum_steps=1)
+    run.config_file.write_text(to_json(config))
+    for step in (1, 2, 3):
+        run.log_metrics({"kind": "train", "step": step, "loss": 1.0, "clips_per_s": 2.0})
+    assert ending_of(job(1, "e1", "running"), 1000.0) == 1000.0 + (9 - 3) * 4 / 2.0
+    found = answer(Condition("after", "e1", 1), now(job(1, "e1", "running")))
+    assert (found.state, found.expected) == ("waits", 1012.0)
 
 
 @pytest.mark.parametrize(
@@ -365,7 +379,11 @@ def test_a_gpus_memory_is_asked_of_its_driver(root: Path, monkeypatch: pytest.Mo
     assert answer(replace(condition, number=21e9), now(slot="gpu1")).why.endswith("21.0 GB are free now")
     assert "no GPU answers here" in answer(condition, now(slot="gpu0")).why
     assert "no GPU answers here" in answer(condition, now(slot="cpu")).why
+    assert first_slot() == "cpu"
+    tool.write_text("#!/bin/sh\necho 20000\n")
+    assert first_slot() == "gpu0"
     tool.unlink()
+    assert first_slot() == "cpu"
     assert "no GPU answers here" in answer(condition, now(slot="gpu1")).why
 
 
