@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this ma
 WIDTHS = (400, 900, 1500)
 READY = {
     "/runs": "#runs-table .ag-row",
-    "/run/failed": "#run-log pre",
+    "/run/failed": "#run-graph .scatterlayer .trace",
     "/compare": "#compare-answer",
     "/queue": "#queue-table .ag-row",
     "/caches": "#caches-table .ag-row",

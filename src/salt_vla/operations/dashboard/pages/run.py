@@ -26,6 +26,10 @@ from salt_vla.operations.words import duration
 from salt_vla.rundir import RunDirectory
 
 OFFERED = 50  # names in the list to choose from
+CAPTIONS = {
+    "masks": "What each mask group of the first batch shows, hides and drops.",
+    "pca": "Three principal components of the encoder's tokens, beside the same encoder at random.",
+}
 NO_CHOICE = "Choose a run above, or by a click on its name in the table of runs."
 
 
@@ -166,7 +170,11 @@ def _about(run: RunDirectory, seen: Overview, live: Live) -> list[Component]:
             for key in ("name", "parent", "hypothesis", "target", "criterion")
         ),
         ("verdict", " – ".join(str(verdict[key]) for key in ("verdict", "reason") if verdict.get(key))),
-        *((f"{key}", shown(value)) for key, value in seen.cost.items() if isinstance(value, (int, float))),
+        *(
+            (key.replace("_", " "), shown(value))
+            for key, value in seen.cost.items()
+            if isinstance(value, (int, float))
+        ),
     ]
     masks = seen.masks.get("summary", [])
     lines = [html.P(str(line)) for line in masks] if isinstance(masks, list) else []
@@ -179,11 +187,12 @@ def _pictures(run: RunDirectory, seen: Overview, live: Live) -> list[Component]:
     figures = [
         html.Figure([
             html.Img(src=f"/picture/{run.name}/{file.name}?{file.stat().st_mtime_ns}", alt=file.stem),
-            html.Figcaption(file.stem),
+            html.Figcaption(CAPTIONS.get(file.stem, file.stem)),
         ])
         for file in found
     ]  # fmt: skip
-    return [html.H2("Pictures"), *(figures or [html.P(cure, className="quiet")])]
+    inside = html.Div(figures, className="figures") if figures else html.P(cure, className="quiet")
+    return [html.H2("Pictures"), inside]
 
 
 def _attempts(run: RunDirectory, seen: Overview, live: Live) -> list[Component]:
