@@ -59,13 +59,13 @@ class Size:
 SIZES = {
     "tiny": Size(
         "demo_teacher",
-        1500,
+        600,
         ("encoder.depth=1", "predictor.depth=1", "batch_size=2"),
     ),
-    "demo": Size("demo_teacher", 100, ()),
+    "demo": Size("demo_teacher", 60, ()),
     "small": Size(
         "demo_teacher",
-        40,
+        25,
         ("encoder.name=vit_tiny_patch16_224", "batch_size=16"),
     ),
 }

@@ -21,7 +21,6 @@ from typing import Any
 import psutil
 import pytest
 
-from salt_vla.errors import ConfigError
 from salt_vla.operations.trackers.base import TRACKERS, Entry, flat
 from salt_vla.operations.trackers.journal import Mirror
 from salt_vla.rundir import RunDirectory
@@ -281,13 +280,16 @@ def test_no_server_changes_a_run_or_its_end(
     student: Callable[..., list[object]],
     curve: Callable[[RunDirectory], list[dict[str, Any]]],
     monkeypatch: pytest.MonkeyPatch,
+    times: Callable[[int, int], int],
 ) -> None:
+    if server in SERVERS[times(1, len(SERVERS)) :]:
+        pytest.skip("the worst of them stands for the others; --torture has all")
     with ExitStack() as stack:
         monkeypatch.setenv("WANDB_MODE", "online")
         monkeypatch.setenv("WANDB_API_KEY", KEY)
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server(stack)}")
         salt.ok(*student("plain", "--max-steps", 8))
-        answer = salt.run(*student("a", "--max-steps", 8, "--track", "wandb"))
+        answer = salt(*student("a", "--max-steps", 8, "--track", "wandb"))
         run, mirror = salt.at("a"), Mirror(salt.at("a"), "wandb")
         assert answer.code == 0 and run.status().state == "finished", answer.err
         assert curve(run) == curve(salt.at("plain"))
@@ -330,11 +332,6 @@ def test_what_is_no_tracker_or_not_installed_is_said_before_the_run_begins(
             answer.sentence == "there is no tracker 'mlflow'; trackers: tensorboard, trackio, wandb, absent"
         )
     assert not salt.at("a").path.exists()
-    with pytest.raises(ConfigError):
-        Entry  # noqa: B018 - named above
-        from salt_vla.operations.trackers import require_trackers
-
-        require_trackers(["mlflow"])
 
 
 @needs["tensorboard"]

@@ -108,8 +108,9 @@ def work_of(run: RunDirectory, follow: bool, beside: str) -> Work:
 
 def keep(run: RunDirectory, tracker: str, work: Work, patience: float = PATIENCE) -> Outcome:
     """Let everything be sent, also what comes while the run works; `patience` counts from its end. Raises
-    `Stopped` after a signal, when the sender has ended."""
+    `Stopped` after a signal, when the sender has ended, and `RunError` for a damaged note of what it sent."""
     mirror = Mirror(run, tracker)
+    mirror.place()  # What is damaged is said at once; no sender could mend it.
     with stop_on_signals() as stop, _alone(mirror, work, patience, stop) as lock:
         if lock is None:
             return "busy"
