@@ -28,7 +28,7 @@ from salt_vla.operations.launch import Attempt, Launch, Supervision, events, lau
 from salt_vla.operations.processes import descendants
 from salt_vla.rundir import RunDirectory
 
-PATIENCE = 120.0  # Seconds; others may use this machine too.
+PATIENCE = 300.0  # Seconds; others may use this machine too.
 Command = Callable[..., list[object]]
 IDLE = ("queue", "run", "--slot", "cpu")
 LONG = {"steps": 4000, "runtime__checkpoint_every": 20, "runtime__validate_every": 1000}
@@ -166,7 +166,8 @@ def cmdline(process: ProcessId) -> list[str]:
 def test_a_run_goes_on_without_its_supervisor_and_another_one_takes_its_place(
     salt: Any, pixels: Command, begin: Any
 ) -> None:
-    folder, run = begin(pixels("run", steps=100)), salt.at("run")
+    """Twice; the second time the run ends while nobody looks, and its end is told all the same."""
+    folder, run = begin(pixels("run", steps=150, runtime__validate_every=50)), salt.at("run")
     wait_until(lambda: steps_of(run) > 0)
     before = launched(folder)
     assert before.supervisor.send(signal.SIGKILL)
@@ -176,30 +177,21 @@ def test_a_run_goes_on_without_its_supervisor_and_another_one_takes_its_place(
     assert "under supervisor" in salt.ok("runs", "restart", "run").out
     now = launched(folder)
     assert now.is_at_work and now.supervisor != before.supervisor and now.living() == worker
-    end = over(folder)
-    assert end.ended_well and len(end.attempts) == 1 and happened(folder, "taken over") == 1
-    assert salt.json("runs", "show", "run")["exit_reason"] == "finished"
-
-
-def test_what_ends_while_no_supervisor_is_there_is_told_all_the_same(
-    salt: Any, pixels: Command, begin: Any
-) -> None:
-    folder, run = begin(pixels("run", steps=100, runtime__validate_every=50)), salt.at("run")
-    wait_until(lambda: steps_of(run) > 0)
-    assert launched(folder).supervisor.send(signal.SIGKILL)
-    wait_until(lambda: run.status().state == "finished")
+    wait_until(lambda: happened(folder, "taken over") == 1)
+    assert now.supervisor.send(signal.SIGKILL)
+    wait_until(lambda: run.status().state == "finished" and not worker.is_alive())
     assert salt.json("runs", "show", "run")["exit_reason"] == "finished"
     assert not launched(folder).is_over
     with salt.here():
         take_over(folder)
     end = over(folder)
-    assert end.ended_well and len(end.attempts) == 1
+    assert end.ended_well and len(end.attempts) == 1 and happened(folder, "started") == 1
 
 
 def test_a_lost_process_is_started_again_by_the_next_supervisor(begin: Any, salt: Any) -> None:
     """As after a power cut: nobody saw the end of the one, and the other is gone too."""
     folder = begin(IDLE, restarts=1)
-    process = wait_until(lambda: launched(folder).living())
+    process = wait_until(lambda: last_heartbeat(folder) and launched(folder).living())
     launched(folder).supervisor.send(signal.SIGKILL)
     process.send(signal.SIGKILL)
     wait_until(lambda: not process.is_alive())
@@ -207,7 +199,7 @@ def test_a_lost_process_is_started_again_by_the_next_supervisor(begin: Any, salt
         take_over(folder)
     wait_until(lambda: len(launched(folder).attempts) == 2 and launched(folder).living())
     assert launched(folder).attempts[0].code is None and launched(folder).restarts_left == 0
-    assert "no supervisor" in launched(folder).attempts[0].reason
+    assert "without a word" in launched(folder).attempts[0].reason
 
 
 def test_of_two_supervisors_of_one_folder_one_works(begin: Any, salt: Any) -> None:
@@ -311,8 +303,8 @@ def test_kill_takes_all_of_a_run_and_it_is_not_started_again(salt: Any, pixels: 
     assert len(end.attempts) == 1 and (status.state, status.ending) == ("killed", "killed")
 
 
-def test_stop_and_kill_work_for_runs_that_nobody_supervises(salt: Any, pixels: Command) -> None:
-    for verb, state in (("stop", "stopped"), ("kill", "killed")):
+def test_stop_and_kill_work_for_runs_that_nobody_supervises(salt: Any, pixels: Command, times: Any) -> None:
+    for verb, state in (("kill", "killed"), ("stop", "stopped"))[: times(1, 2)]:
         process = salt.start(*pixels("run", **LONG), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         wait_until(lambda: steps_of(salt.at("run")) > 0 and salt.at("run").status().state == "running")
         assert f"by `salt-vla runs {verb}`, user" in salt.ok("runs", verb, "run").out
@@ -483,8 +475,10 @@ def test_commands_without_a_run_go_on_apart_too(salt: Any, workshop: Any) -> Non
     assert "complete" in (salt.root / "jobs" / name / "log.txt").read_text()
 
 
-def test_several_processes_are_one_run_and_stop_together(salt: Any, pixels: Command) -> None:
+def test_several_processes_are_one_run_and_stop_together(salt: Any, pixels: Command, times: Any) -> None:
     """By torchrun, whose own exit code says nothing: the run's word counts."""
+    if not times(0, 1):
+        pytest.skip("starts six processes with torch: with --torture")
     salt.ok(*pixels("run", "--detach", "--restarts", 2, "--processes", 2, **LONG))
     folder, run = salt.root / "runs" / "run", salt.at("run")
     wait_until(lambda: steps_of(run) > 0)
@@ -519,7 +513,7 @@ def test_a_clock_that_jumps_neither_loses_nor_doubles_anything(date: str, begin:
     """A supervisor that lives decades before or after what it finds. Python cannot sleep under faketime, so
     nothing here needs to."""
     folder = begin(IDLE, restarts=1, backoff_seconds=0.0, environment={"LD_PRELOAD": ""})
-    process = wait_until(lambda: launched(folder).living())
+    process = wait_until(lambda: last_heartbeat(folder) and launched(folder).living())
     launched(folder).supervisor.send(signal.SIGKILL)
     wait_until(lambda: not launched(folder).is_at_work)
     program = ["faketime", "--exclude-monotonic", date, sys.executable, "-m", "salt_vla"]

@@ -50,6 +50,7 @@ from salt_vla.rundir import RunDirectory, void, writing_to
 T = TypeVar("T")
 MARK = ".began"
 SECONDS_FOR_LEFTOVERS = 3.0  # After a command was lost its helpers notice by themselves, most of them.
+SECONDS_A_LOOK, LOOKS = 0.05, 200
 SECONDS_A_NAP = 0.25
 SECONDS_FOR_SPACE = 5.0
 SECONDS_TO_LEAVE = 10.0
@@ -171,6 +172,10 @@ class Supervisor:
             return None
         if last.ended:
             return ending_of(self.folder, self.now, last)
+        with end_of(last.process) as has_ended:
+            for _ in range(LOOKS):  # It learns at this moment that it may begin, or never will.
+                if began(last.process, self.mark) or has_ended(SECONDS_A_LOOK):
+                    break
         if last.process.is_alive():
             self._note("taken over", "running", pid=last.process.pid)
             self.child = last.process
