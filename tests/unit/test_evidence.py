@@ -20,6 +20,7 @@ from salt_vla.operations import evidence, kernel_log
 from salt_vla.operations.asked import ask
 from salt_vla.operations.evidence import OomCount, explain_loss, explained, kills_in, oom_count
 from salt_vla.operations.kernel_log import KernelLine
+from salt_vla.operations.launch import Supervision, record
 from salt_vla.rundir import RunDirectory, Status
 
 OTHER_BOOT = "00000000-1111-2222-3333-444444444444"
@@ -235,6 +236,16 @@ def test_a_run_that_others_have_taken_meanwhile_is_left_alone(run: RunDirectory,
     assert run.settle(found).state == "running" and run.status().pid == os.getpid()
     run.set_status(run.status().over("finished", "finished", "finished"))
     assert run.settle(found).state == "finished"
+
+
+def test_what_a_supervisor_is_about_to_write_down_is_left_to_it(run: RunDirectory, started: Any) -> None:
+    process = a_process(started)
+    working(run, process)
+    ended(started)
+    record(run.path, Supervision("token", "running", identity()))
+    assert explained(run).ended == 0.0 and run.status().ended == 0.0
+    record(run.path, Supervision("token", "running", process))  # That one is gone, too.
+    assert explained(run).ended > 0
 
 
 def test_where_nothing_can_be_written_it_is_only_told(

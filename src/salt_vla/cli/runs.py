@@ -11,6 +11,7 @@ import tyro
 
 from salt_vla.cli.printing import print_json, print_rows, print_table
 from salt_vla.errors import UserError
+from salt_vla.operations.evidence import explained
 from salt_vla.operations.launch import events, supervision, wanted_in
 from salt_vla.operations.overview import Overview, overview, overviews, with_best
 from salt_vla.operations.tail import last_lines, place_of
@@ -98,7 +99,7 @@ def show(name: Annotated[str, tyro.conf.Positional], json: bool = False) -> None
     run = place_of(name)
     is_run = run.path.parent == root() / "runs"
     if is_run:
-        run.status()  # Of one run, what is damaged is said as an error.
+        explained(run)  # Of one run: why it is lost, found out and written down; damage is said as an error.
     seen = overview(run)
     summary = (seen.to_json() if is_run else {"name": run.name}) | _supervised(run)
     summary |= {"log": last_lines(run.log_file, LOG_LINES)}

@@ -17,6 +17,7 @@ from salt_vla.identity import ProcessId, boot_id
 from salt_vla.operations import kernel_log
 from salt_vla.operations.asked import asked_of
 from salt_vla.operations.heartbeat import last_heartbeat
+from salt_vla.operations.launch import supervision
 from salt_vla.rundir import RunDirectory, Status
 
 CGROUPS = Path("/sys/fs/cgroup")
@@ -147,7 +148,7 @@ def explained(run: RunDirectory) -> Status:
     """The run's status; of one whose process is gone without a word, with all that can be found out, which is
     written down for those who ask when the kernel has forgotten. Where that cannot be, it is only told."""
     status = run.status()
-    if status.ending not in ("killed", "machine") or status.ended:
+    if status.ending not in ("killed", "machine") or status.ended or _is_looked_after(run):
         return status
     loss = explain_loss(run.path, status.process)
     found = replace(status, ending=loss.ending, exit_reason=loss.reason, ended=_last_change(run))
@@ -155,6 +156,14 @@ def explained(run: RunDirectory) -> Status:
         if os.access(run.path, os.W_OK) and run.settle(found) == found:
             run.log(f"{time.strftime(TIME)} {found.state}: {found.exit_reason}")
     return found
+
+
+def _is_looked_after(run: RunDirectory) -> bool:
+    """Whether a supervisor is about to write down more than others can know: it sees the exit code."""
+    with suppress(UserError):
+        now = supervision(run.path)
+        return now is not None and now.is_at_work
+    return False
 
 
 def _last_change(run: RunDirectory) -> float:
