@@ -47,6 +47,7 @@ test: lint ## Run the linters, the type checker, the import layers, then the tes
 
 tortured := $(addprefix tests/pipeline/test_cache_,kill.py kill_decoding.py faults.py repair.py)
 tortured += tests/pipeline/test_detached.py tests/pipeline/test_queue_kill.py tests/pipeline/test_full_shape.py tests/pipeline/test_train_kill.py tests/unit/test_compiled.py
+tortured += tests/pipeline/test_trackers.py
 
 torture: $(dev) ## Kill builders and runs, damage caches, for some minutes; docs/reliability.md says what is looked for
 	OMP_NUM_THREADS=1 $(venv)/bin/python -m pytest $(tortured) --torture -rP $(ARGS)
