@@ -17,7 +17,7 @@ from salt_vla.operations.launch import Launch, launch
 from salt_vla.operations.queue import Event, Job, Queue
 from salt_vla.operations.queue_jobs import IN_WORK
 from salt_vla.operations.runner import Runner
-from salt_vla.operations.slots import first_slot, require_slot, suits
+from salt_vla.operations.slots import first_slot, require_slot, runner_name, suits
 from salt_vla.progress import duration
 from salt_vla.rundir import root
 
@@ -48,11 +48,11 @@ def run(
     if _is_at_work(queue, slot):
         raise RunError(f"a runner is at work in slot {slot} already; `salt-vla queue ls` shows it")
     words = ("queue", "run", "--slot", slot, "--seconds", f"{seconds:g}", *["--until-empty"] * until_empty)
-    started = launch(Launch(f"queue-{slot}", words, uuid4().hex, restarts=100, backoff_seconds=1.0))
+    started = launch(Launch(runner_name(slot), words, uuid4().hex, restarts=100, backoff_seconds=1.0))
     print(
         f"the runner of {slot} is at work (supervisor {started.supervisor.pid}); `salt-vla queue ls` shows "
-        f"what it does, {root() / 'jobs' / f'queue-{slot}' / 'log.txt'} what it says, and "
-        f"`salt-vla runs stop queue-{slot}` ends it"
+        f"what it does, {root() / 'jobs' / runner_name(slot) / 'log.txt'} what it says, and "
+        f"`salt-vla runs stop {runner_name(slot)}` ends it"
     )
 
 

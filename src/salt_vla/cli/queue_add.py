@@ -22,6 +22,7 @@ from salt_vla.operations.conditions import Condition, Kind, figure_condition, pa
 from salt_vla.operations.launch import LAUNCH, Launch
 from salt_vla.operations.queue import Job, Queue, Wanted
 from salt_vla.operations.slots import require_wish, suits
+from salt_vla.operations.trackers import require_trackers
 from salt_vla.recipes import get_recipe
 from salt_vla.rundir import RunDirectory, default_name, require_name, root
 
@@ -111,8 +112,7 @@ def _checked(wanted: Wanted) -> Wanted:
             "the queue starts every job on its own, without a terminal: leave out --detach, and give "
             "--restarts in front of the --"
         )
-    if "recipe" in given and "overrides" in given:
-        override(get_recipe(given["recipe"]).config, given["overrides"])
+    _require_sense(given)
     if not Launch("x", command, "").is_run:
         return wanted
     name = default_name(given["recipe"]) if given["name"] is None else given["name"]
@@ -125,6 +125,17 @@ def _checked(wanted: Wanted) -> Wanted:
     named = () if given["name"] is not None else ("--name", name)
     plain = (*without_options(command), *named)
     return replace(wanted, name=name, command=plain, processes=given.get("processes", 1))
+
+
+def _require_sense(given: dict[str, Any]) -> None:
+    """What a run would be refused for at its start, as far as it can be told without its data."""
+    if "recipe" in given and "overrides" in given:
+        override(get_recipe(given["recipe"]).config, given["overrides"])
+    if given.get("max_steps") is not None and given["max_steps"] < 1:
+        raise ConfigError(f"--max-steps must be at least 1, not {given['max_steps']}")
+    if "ahead" in given:
+        given["ahead"].require_meaning(given["branch"], given["max_steps"])
+    require_trackers(given.get("track") or ())
 
 
 def _recorded(function: Callable[..., Any]) -> Callable[..., dict[str, Any]]:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from salt_vla.errors import RunError
 from salt_vla.operations.conditions import OF_A_JOB
+from salt_vla.operations.launch import Launch
 from salt_vla.operations.processes import ProcessId
 from salt_vla.operations.queue_jobs import (
     ACTIVE,
@@ -31,6 +32,7 @@ from salt_vla.operations.queue_jobs import (
     require_active,
 )
 from salt_vla.operations.queue_store import changing, reading
+from salt_vla.operations.slots import require_own_name
 from salt_vla.rundir import require_name, root
 
 __all__ = ["ACTIVE", "Event", "Job", "JobState", "Queue", "RunnerSeen", "Wanted"]
@@ -102,6 +104,9 @@ class Queue:
         with changing(self.file) as connection:
             name = wanted.name or fresh_name(connection, wanted.command)
             require_name(name, "job")
+            require_own_name(name)
+            # What a launch would refuse is refused now.
+            Launch(name, wanted.command, "", wanted.restarts, processes=wanted.processes)
             before = active_of(connection, name)
             if before is not None:
                 raise RunError(

@@ -37,6 +37,17 @@ def suits(wish: str, slot: str) -> bool:
     return wish in (ANY, slot) or (wish == "gpu" and slot.startswith("gpu"))
 
 
+def runner_name(slot: str) -> str:
+    """Of the slot's runner where it is launched apart."""
+    return f"queue-{slot}"
+
+
+def require_own_name(name: str) -> None:
+    """A `ConfigError` for a job with the name of a runner: it would wait for its own runner's end."""
+    if _SLOT.fullmatch(name.removeprefix("queue-")) and name.startswith("queue-"):
+        raise ConfigError(f"{name} is the name of a slot's runner; give the job another --name")
+
+
 def environment_of(slot: str) -> dict[str, str]:
     """What a job sees of the machine's GPUs: one, or none."""
     return {"CUDA_VISIBLE_DEVICES": slot.removeprefix("gpu") if slot != "cpu" else ""}
