@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,12 +18,16 @@ import psutil
 import pytest
 
 from salt_vla.errors import ResourceError, RunError
+from salt_vla.identity import identity
 from salt_vla.rundir import (
+    ENDINGS,
     RunDirectory,
     Status,
     all_runs,
+    default_name,
     num_cores,
     root,
+    second_log,
     to_json_line,
     write_atomically,
     write_text,
@@ -378,3 +384,57 @@ def test_cores_are_counted_on_systems_that_know_no_affinity(monkeypatch: pytest.
     assert num_cores() == 7
     monkeypatch.setattr(os, "cpu_count", lambda: None)
     assert num_cores() == 1
+
+
+def test_a_run_is_known_by_its_boot_and_ticks_whatever_the_clock_says(run: RunDirectory) -> None:
+    """A clock that is set changes what a process' start seems to be, and makes nobody another one."""
+    run.claim(total_steps=9)
+    mine = run.status()
+    assert mine.process == identity() and mine.ticks > 0
+    run.set_status(replace(mine, started=mine.started - 3600))
+    assert run.status().state == "running"
+    run.set_status(replace(mine, ticks=mine.ticks + 1))
+    assert (run.status().state, run.status().ending) == ("killed", "killed")
+    run.set_status(replace(mine, boot="00000000-1111-2222-3333-444444444444"))
+    lost = run.status()
+    assert (lost.state, lost.ending) == (
+        "killed",
+        "machine",
+    ) and "restarted or lost its power" in lost.exit_reason
+
+
+def test_an_end_is_a_word_a_sentence_and_a_time_and_a_claim_takes_them_back(run: RunDirectory) -> None:
+    over = run.claim(total_steps=9).over("stopped", "signal", "stopped by SIGTERM")
+    assert over.ending in ENDINGS and over.ended == pytest.approx(time.time(), abs=60)
+    run.set_status(over)
+    assert run.status() == over
+    again = run.claim(total_steps=9)
+    assert (again.state, again.ending, again.exit_reason, again.ended) == ("running", "", "", 0.0)
+
+
+@pytest.mark.parametrize("name", ["config.json", "status.json", "launch.json"])
+def test_a_run_exists_from_its_first_file_on(run: RunDirectory, name: str) -> None:
+    assert not run.exists()
+    with pytest.raises(RunError, match="there is no run at"):
+        run.require()
+    write_text(run.path / name, "{}")
+    assert run.exists() and run.require() is run
+
+
+def test_a_second_log_is_where_the_variable_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RUN_LOG_DIR", raising=False)
+    assert second_log("run") is None
+    monkeypatch.setenv("RUN_LOG_DIR", str(tmp_path / "logs"))
+    path = second_log("run")
+    assert path is not None and path.is_file() and path.parent == tmp_path / "logs"
+    assert re.fullmatch(rf"run_\d{{8}}_\d{{6}}_pid{os.getpid()}\.log", path.name)
+    monkeypatch.setenv("RUN_LOG_DIR", str(path / "below a file"))
+    with pytest.raises(ResourceError, match="cannot write"):
+        second_log("run")
+
+
+def test_a_run_without_a_name_has_that_of_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RUN_NAME", raising=False)
+    assert default_name("recipe") == "recipe"
+    monkeypatch.setenv("RUN_NAME", "mine")
+    assert default_name("recipe") == "mine"
