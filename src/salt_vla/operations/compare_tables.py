@@ -98,7 +98,7 @@ def _equal(found: Comparison) -> Iterator[TextTable]:
 
 def _heading(column: str) -> str:
     text = label(column)
-    return text[:1].upper() + text[1:]
+    return text if text == column else text[:1].upper() + text[1:]
 
 
 def _warning(found: Comparison) -> str:
