@@ -18,6 +18,7 @@ import pytest
 
 from salt_vla.operations.launch import supervision
 from salt_vla.operations.queue import Queue
+from salt_vla.operations.slots import runner_name
 from salt_vla.rundir import RunDirectory, read_json
 
 ROOT = Path(__file__).parents[2]
@@ -78,7 +79,7 @@ def test_the_night_goes_on_without_its_shell_and_the_morning_knows_all(
 ) -> None:
     salt.root = tmp_path / "night"
     evening = night("evening")
-    queued = salt.root / "jobs" / "queue-cpu" / "supervision.json"
+    queued = salt.root / "jobs" / runner_name("cpu") / "supervision.json"
     until = time.monotonic() + SECONDS
     while not queued.is_file() and evening.poll() is None and time.monotonic() < until:
         time.sleep(0.05)
