@@ -26,7 +26,7 @@ from salt_vla.operations.trackers.journal import Mirror
 from salt_vla.rundir import ROOT, RunDirectory, launched, root, writing_to
 
 PATIENCE = 120.0  # Seconds after the run's end.
-SECONDS_BETWEEN_LOOKS = 0.5
+SECONDS_BETWEEN_LOOKS = 1.0
 FIRST_WAIT, LONGEST_WAIT = 5.0, 300.0  # Seconds before the sender is started again: doubled each time.
 SECONDS_TO_END = 5.0
 WHERE = "between two rows"
@@ -190,9 +190,20 @@ def _wait(sender: subprocess.Popen[bytes], work: Work, patience: float, ends: fl
         if not work.is_going():
             ends = min(ends, time.monotonic() + patience)
             sender.stdin.close()
-        with suppress(subprocess.TimeoutExpired):
-            sender.wait(SECONDS_BETWEEN_LOOKS)
+        _sleep_beside(sender)
     return ends
+
+
+def _sleep_beside(sender: subprocess.Popen[bytes]) -> None:
+    """Until the next look, or until the sender ends: without the wake-ups of `Popen.wait`."""
+    if not hasattr(os, "pidfd_open"):
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+        return
+    ended = os.pidfd_open(sender.pid)  # It is there still: nobody but this process reaps it.
+    try:
+        select.select([ended], [], [], SECONDS_BETWEEN_LOOKS)
+    finally:
+        os.close(ended)
 
 
 def _end_all_of(sender: subprocess.Popen[bytes]) -> None:
