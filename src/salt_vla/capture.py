@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from salt_vla import companion
-from salt_vla.identity import DETACHED
 
 OUT, ERR = 1, 2
 SECONDS_TO_DRAIN = 10.0
@@ -33,7 +32,8 @@ class _Capture:
     """The pipes, what was there before, and the companion, which is started again when it is killed: this
     process holds the pipes' other ends too, so that no write to them ever fails or is lost."""
 
-    def __init__(self, log: Path, copy: Path | None) -> None:
+    def __init__(self, log: Path, copy: Path | None, mark: str) -> None:
+        self.mark = mark
         self.log, self.copy = log.absolute(), copy
         self.begin = self.log.stat().st_size if self.log.is_file() else 0
         self.pid = os.getpid()
@@ -70,7 +70,7 @@ class _Capture:
                 stderr=self.before[1],
                 pass_fds=(*self.read_ends, *sinks, theirs.fileno()),
                 start_new_session=True,
-                env=os.environ | {DETACHED: "1"},
+                env=os.environ | ({self.mark: "1"} if self.mark else {}),
             )
             process.wait()  # It goes on as nobody's child.
         return ours
@@ -116,9 +116,10 @@ class _Capture:
 _active: _Capture | None = None
 
 
-def start(log: Path, copy: Path | None = None) -> None:
+def start(log: Path, copy: Path | None = None, mark: str = "") -> None:
     """From now on what this process says is appended to `log` too, once that one's folder is there, and to
     `copy`, which also gets what others append to `log`. Until `finish`, or the process' end, which calls it.
+    `mark`: a variable that is set in the companion's environment, for those who look what belongs to whom.
 
     Does nothing where somebody has put other streams in the place of standard output and error. The stacks of
     all threads follow when this process or a Python child of it crashes (SIGSEGV, SIGABRT, SIGBUS, SIGFPE,
@@ -131,7 +132,7 @@ def start(log: Path, copy: Path | None = None) -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.flush()
             stream.reconfigure(line_buffering=True)
-    _active = _Capture(log, copy)
+    _active = _Capture(log, copy, mark)
     faulthandler.enable(ERR)
     os.environ["PYTHONFAULTHANDLER"] = "1"
 

@@ -14,7 +14,6 @@ from pathlib import Path
 import psutil
 
 SAME_START = 1.0  # Seconds: how exactly a start is known where only its time of day was written down.
-DETACHED = "SALT_VLA_DETACHED"  # In the environment of what shall outlive the process that started it.
 ENDED = ("Z", "X")  # Process states: it has ended, and nobody has waited for it yet.
 MOST_OF_STAT = 4096  # bytes
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")

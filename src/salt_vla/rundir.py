@@ -32,6 +32,7 @@ from salt_vla.identity import ProcessId, boot_id, identity
 DECODER = "SALT_VLA_DECODER"
 DASHBOARD_TOKEN = "SALT_VLA_DASHBOARD_TOKEN"
 ROOT = "SALT_VLA_ROOT"
+DETACHED = "SALT_VLA_DETACHED"  # A mark of processes that shall outlive the one that started them.
 RUN_NAME, RUN_LOG_DIR = "RUN_NAME", "RUN_LOG_DIR"
 LONGEST_NAME = 100
 ENDINGS = (

@@ -17,13 +17,12 @@ from typing import Any, Literal
 
 from salt_vla.errors import ConfigError, RunError
 from salt_vla.operations.processes import ProcessId, salt_vla, start_apart
-from salt_vla.rundir import flush_folder, read_json, require_name, root, write_text, writing_to
+from salt_vla.rundir import ROOT, flush_folder, read_json, require_name, root, write_text, writing_to
 
 LAUNCH, SUPERVISION, EVENTS = "launch.json", "supervision.json", "events.jsonl"
 SUPERVISOR_LOG = "supervisor.log"
 SECONDS_BETWEEN_LOOKS = 0.02
 SECONDS_TO_BE_SEEN = 10.0
-SUPERVISED = "SALT_VLA_SUPERVISED"  # In the command's environment: it has no terminal and a log already.
 State = Literal["starting", "running", "waiting", "ended"]
 _SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
 
@@ -146,8 +145,7 @@ def require_free(name: str, before: Supervision | None) -> None:
 def _start_supervisor(folder: Path, wanted: Launch) -> Supervision:
     """Returns when supervision.json speaks of this launch and its supervisor lives, or has ended already."""
     command = salt_vla("runs", "supervise", str(folder), "--apart")
-    environment = os.environ | {"SALT_VLA_ROOT": str(root())}
-    environment.pop(SUPERVISED, None)
+    environment = os.environ | {ROOT: str(root())}
     unit = f"salt-vla-{wanted.name}-{wanted.token[:12]}-{time.time_ns():x}.scope"
     failed: RunError | None = None
     try:

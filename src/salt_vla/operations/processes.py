@@ -22,7 +22,6 @@ import psutil
 
 from salt_vla.errors import ResourceError, RunError
 from salt_vla.identity import (
-    DETACHED,
     ENDED,
     ProcessId,
     boot_id,
@@ -30,6 +29,7 @@ from salt_vla.identity import (
     stat_fields,
     state_and_ticks,
 )
+from salt_vla.rundir import DETACHED
 
 __all__ = ["ProcessId", "boot_id", "identity", "salt_vla", "start_apart", "start_detached", "user_manager"]
 

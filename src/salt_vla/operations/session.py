@@ -16,7 +16,7 @@ from salt_vla import capture, senders
 from salt_vla.errors import UserError
 from salt_vla.operations.asked import asked_of
 from salt_vla.operations.trackers import following
-from salt_vla.rundir import RunDirectory, launched, second_log
+from salt_vla.rundir import DETACHED, RunDirectory, launched, second_log
 
 
 @contextmanager
@@ -28,7 +28,7 @@ def recorded(run: RunDirectory, trackers: Sequence[str] = ()) -> Iterator[None]:
         return
     if launched().size == 1:  # Launchers pass signals on, and processes that work together agree on them.
         senders.listen(partial(_farewell, run))
-    capture.start(run.log_file, second_log(run.name))
+    capture.start(run.log_file, second_log(run.name), mark=DETACHED)
     problem = ""
     try:
         with following(run, trackers):

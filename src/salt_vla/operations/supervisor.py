@@ -22,7 +22,6 @@ from salt_vla.operations.endings import Judgement, complete_status, ending_of
 from salt_vla.operations.evidence import OomCount, oom_count
 from salt_vla.operations.heartbeat import SECONDS, Heartbeat
 from salt_vla.operations.launch import (
-    SUPERVISED,
     Attempt,
     Launch,
     State,
@@ -142,7 +141,7 @@ class Supervisor:
         self._end(judged.reason)
 
     def _attempt(self) -> Judgement:
-        environment = os.environ | self.wanted.environment | {SUPERVISED: str(self.folder)}
+        environment = os.environ | self.wanted.environment
         place = Path(self.wanted.directory or ".")
         with self._insist(self._log) as log:
             ends = (log.fileno(), log.fileno())
