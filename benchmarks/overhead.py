@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -38,7 +38,12 @@ from salt_vla.recipes import get_recipe
 recipe, name, *overrides = sys.argv[1:]
 train(with_paths(override(get_recipe(recipe).config, overrides), "metaworld-mini", None), name)
 """
-COMMON = ("runtime.log_every=5", "runtime.checkpoint_every=100000", "runtime.validate_every=100000")
+COMMON = (
+    "data.view.num_views=1",
+    "runtime.log_every=5",
+    "runtime.checkpoint_every=100000",
+    "runtime.validate_every=100000",
+)
 COMMON += (
     "runtime.validation_clips=4",
     "runtime.device=cpu",
@@ -129,13 +134,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pairs", type=int, default=7)
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
+    parser.add_argument("--steps", type=int, default=0, help="of every run; default: its size's own")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     answer = {}
     with tempfile.TemporaryDirectory(prefix="salt-vla-overhead-") as folder:
         os.environ |= {"SALT_VLA_ROOT": folder, "WANDB_MODE": "offline"}
         for label in options.sizes:
-            answer[label] = measure(SIZES[label], label, options.pairs, Path(folder))
+            size = replace(SIZES[label], steps=options.steps or SIZES[label].steps)
+            answer[label] = measure(size, label, options.pairs, Path(folder))
     if options.json:
         print(json.dumps(answer))
         return
