@@ -309,7 +309,8 @@ class _Answers(Dataset[Batch | UserError]):
 def _prepare_worker(number: int) -> None:
     end_with_parent()
     if faulthandler.is_enabled():
-        faulthandler.enable()  # Once more: torch has put a sentence in the place of the stack.
+        faulthandler.disable()  # Torch has put a sentence in the place of the stacks.
+        faulthandler.enable()
     info = get_worker_info()
     assert info is not None and isinstance(info.dataset, _Answers)
     info.dataset.prepare(number)
