@@ -24,7 +24,7 @@ from salt_vla.rundir import RunDirectory, read_json
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "examples" / "overnight.sh"
 RUNS = ("exp1", "exp2", "exp3")
-SECONDS = 240.0  # More than a busy machine needs.
+SECONDS = 600.0  # More than a busy machine needs.
 SIZE = (
     "encoder.name=vit_micro encoder.depth=1 encoder.geometry.num_frames=4 encoder.geometry.image_size=32 "
     "encoder.geometry.tubelet_size=2 encoder.geometry.patch_size=8 predictor.depth=1 predictor.dim=24 "
