@@ -8,7 +8,7 @@
 #   sh examples/overnight.sh morning      # waits for the queue's end, compares, writes PROGRESS.md
 #
 # The films are those of `salt-vla demo`, and the three recipes are the earlier attempt's by name, cut down to
-# the demo's size: a night of about half an hour on two cores. `docs/howto/overnight.md` tells the same story.
+# the demo's size. `docs/howto/overnight.md` tells the same story at full size.
 set -eu
 
 # The folder that holds runs/, caches/ and queue.db, and where this script works.
