@@ -5,11 +5,13 @@ Knows nothing of models or training; `operations` reads runs through this module
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import math
 import os
 import re
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +19,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from salt_vla.errors import RunError
+from salt_vla.errors import ResourceError, RunError
 from salt_vla.files import flush_folder as flush_folder
 from salt_vla.files import is_in_work
 from salt_vla.files import read_json as read_json
@@ -46,6 +48,7 @@ ENDINGS = (
     "out_of_memory",
     "machine",
 )
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 BEFORE_CONFIG = ("status.json", "launch.json")
 _NAME = re.compile(rf"(?=.{{1,{LONGEST_NAME}}}\Z)[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -309,8 +312,14 @@ class RunDirectory:
         write_text(self.metrics_file, "".join(to_json_line(row) + "\n" for row in rows))
 
     def log(self, line: str) -> None:
-        with writing_to(self.log_file), self.log_file.open("a") as file:
-            file.write(line + "\n")
+        """A full disk under the log ends no run: the line is said on standard error then."""
+        try:
+            with writing_to(self.log_file), self.log_file.open("a") as file:
+                file.write(line + "\n")
+        except ResourceError as error:
+            if not (isinstance(error.__cause__, OSError) and error.__cause__.errno in FULL):
+                raise
+            print(line, file=sys.stderr, flush=True)
 
 
 class Onlooker(RunDirectory):
