@@ -275,8 +275,9 @@ def _failures(project: Project) -> list[Block]:
             items.append((mark, run.name, _brief(f"{run.state} at step {run.seen.step}: {reason}")))
         elif run.broke_off or run.seen.status.resumed_from:
             steps = ", ".join(map(str, run.seen.status.resumed_from))
-            said = "; ".join([*run.broke_off, *[f"went on from step {steps}"] * bool(steps)])
-            items.append(("ok", run.name, _brief(f"{said}; now {run.state}")))
+            said = [f"now {run.state}", *[f"went on from step {steps}"] * bool(steps)]
+            said += [f"before: {'; '.join(run.broke_off)}"] * bool(run.broke_off)
+            items.append(("ok", run.name, _brief("; ".join(said))))
     return [Checks(tuple(items))] if items else ["No run on this page broke off."]
 
 
