@@ -22,7 +22,7 @@ HEAVY = ("torch", "transformers", "sklearn", "scipy", "matplotlib", "av", "pyarr
 IMPORT_NAMES = {"scikit-learn": "sklearn"}
 # Parts that a declared dependency always brings: matplotlib pillow, scikit-learn scipy and threadpoolctl,
 # transformers the hub's client.
-BROUGHT_ALONG = {"PIL", "scipy", "threadpoolctl", "huggingface_hub"}
+BROUGHT_ALONG = {"PIL", "scipy", "threadpoolctl", "huggingface_hub", "flask", "werkzeug"}
 
 
 @pytest.fixture(scope="module")

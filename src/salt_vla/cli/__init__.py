@@ -70,7 +70,10 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "show": ("runs:show", "one run: how it goes or ended, its figures, masks, cost and last lines"),
         "tail": ("runs_watch:tail", "the last lines of a run's log; -f goes on until it has ended"),
         "watch": ("runs_watch:watch", "a live view of the runs at work and of the queue's head"),
-        "compare": ("runs_compare:compare", "runs at equal steps, clips and FLOPs, and what seeds allow to say"),
+        "compare": (
+            "runs_compare:compare",
+            "runs at equal steps, clips and FLOPs, and what seeds allow to say",
+        ),
         "report": ("runs_report:report", "write PROGRESS.md and .html: what was learned, what comes next"),
         "sync": ("runs_sync:sync", "send trackers what they lack; exit code 1 when some is left"),
         "send": ("runs_sync:send", "what sync starts for each tracker"),
