@@ -29,6 +29,7 @@ from salt_vla.data.segments import Cutting
 from salt_vla.data.video_writer import EpisodeVideoFile
 from salt_vla.jobs.data_index import index_data
 
+
 def pytest_configure() -> None:
     """Signals act on this process and its children as in a terminal, also where the tests run under nohup."""
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
