@@ -7,18 +7,26 @@ import importlib
 import inspect
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
-from salt_vla.cli.detach import Apart, without_options
+from salt_vla.cli.detach import EMBEDDED, Apart, without_options
 from salt_vla.cli.printing import print_json
 from salt_vla.config import override
 from salt_vla.errors import ConfigError, RunError
-from salt_vla.operations.conditions import Condition, Kind, figure_condition, parse_free, parse_time
+from salt_vla.operations.conditions import (
+    OF_A_JOB,
+    Condition,
+    Kind,
+    cache_condition,
+    figure_condition,
+    parse_free,
+    parse_time,
+)
 from salt_vla.operations.launch import LAUNCH, Launch
 from salt_vla.operations.queue import Job, Queue, Wanted
 from salt_vla.operations.slots import require_wish, suits
@@ -67,18 +75,20 @@ def add(
     """
     if restarts < 0:
         raise ConfigError(f"--restarts must be at least 0, not {restarts}")
+    if name is not None:
+        require_name(name, "job")
     queue = Queue()
-    wanted = _checked(Wanted(command, str(Path.cwd()), name or "", require_wish(slot), restarts))
-    conditions = [
+    conditions = (
         *(_condition("after", text, queue) for text in after),
         *(_condition("after_any", text, queue) for text in after_any),
-        *(Condition("after_cache", str(Path(text).resolve())) for text in after_cache),
+        *(cache_condition(text) for text in after_cache),
         *([Condition("at", at, number=parse_time(at, time.time()))] if at is not None else []),
         *(parse_free(text) for text in when_free),
         *(figure_condition("if", text, lambda run: _number_of(run, queue)) for text in if_),
         *(figure_condition("unless", text, lambda run: _number_of(run, queue)) for text in unless),
-    ]
-    job = queue.add(replace(wanted, conditions=tuple(conditions)))
+    )
+    wanted = Wanted(command, str(Path.cwd()), name or "", require_wish(slot), restarts, conditions=conditions)
+    job = queue.add(_checked(wanted))
     if json:
         print_json(job.to_json())
         return
@@ -113,6 +123,7 @@ def _checked(wanted: Wanted) -> Wanted:
             "--restarts in front of the --"
         )
     _require_sense(given)
+    _require_paths(given, wanted.conditions)
     if not Launch("x", command, "").is_run:
         return wanted
     name = default_name(given["recipe"]) if given["name"] is None else given["name"]
@@ -135,7 +146,29 @@ def _require_sense(given: dict[str, Any]) -> None:
         raise ConfigError(f"--max-steps must be at least 1, not {given['max_steps']}")
     if "ahead" in given:
         given["ahead"].require_meaning(given["branch"], given["max_steps"])
+        if given["ahead"].is_asked:
+            raise ConfigError("--plan and --find-batch answer at once: leave the queue out of it")
     require_trackers(given.get("track") or ())
+
+
+def _require_paths(given: dict[str, Any], conditions: Sequence[Condition]) -> None:
+    """Of a command that works long: what it reads is there, or something that the job waits for may bring it.
+    Raises `ConfigError`."""
+    if "apart" not in given:
+        return
+    awaited = {condition.kind for condition in conditions}
+    data = given.get("data", getattr(given.get("latents"), "data", None))
+    for option, path, bringing in (
+        ("--data", data, {*OF_A_JOB, "at"}),
+        ("--cache", given.get("cache"), {*OF_A_JOB, "at", "after_cache"}),
+    ):
+        if path is None or path == EMBEDDED or (path.strip() and (awaited & bringing or Path(path).exists())):
+            continue
+        cure = "--after-cache PATH" if option == "--cache" else "--after JOB"
+        raise ConfigError(
+            f"{option} {path!r}: there is no such file or folder; give one that is there, or wait for it "
+            f"with {cure} in front of the --"
+        )
 
 
 def _recorded(function: Callable[..., Any]) -> Callable[..., dict[str, Any]]:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Literal
 
 from salt_vla.config import Criterion, parse_criterion
@@ -87,11 +88,13 @@ def parse_time(text: str, now: float) -> float:
     """`2026-11-24 03:00` by this machine's clock, or `+2h` (`s`, `min`, `h`, `d`) from `now`; in seconds
     since the epoch. Raises `ConfigError`, also for what has passed."""
     later = _LATER.fullmatch(text.strip())
-    if later is not None:
-        return now + float(later["number"]) * _IN[later["unit"]]
     try:
+        if later is not None:
+            at = now + float(later["number"]) * _IN[later["unit"]]
+            datetime.fromtimestamp(at)  # Refuses what no clock will ever show.
+            return at
         at = datetime.fromisoformat(text.strip()).timestamp()
-    except (ValueError, OverflowError) as error:
+    except (ValueError, OverflowError, OSError) as error:
         raise ConfigError(f"--at {text!r} is no time; write it as '2026-11-24 03:00' or +2h") from error
     if at < now:
         raise ConfigError(f"--at {text!r} has passed; leave it out to start as soon as may be")
@@ -106,6 +109,13 @@ def parse_free(text: str) -> Condition:
     return Condition("when_free", f"{what}:{amount.strip()}", number=parse_bytes(amount))
 
 
+def cache_condition(text: str) -> Condition:
+    """The folder of a cache, which need not be there yet. Raises `ConfigError` for none."""
+    if not text.strip():
+        raise ConfigError("--after-cache '' names no folder; give that of a cache")
+    return Condition("after_cache", str(Path(text).resolve()))
+
+
 def figure_condition(kind: Literal["if", "unless"], text: str, number_of: Callable[[str], int]) -> Condition:
     figure = parse_figure(text)
     return Condition(kind, " ".join(text.split()), job=number_of(figure.run))
@@ -113,4 +123,7 @@ def figure_condition(kind: Literal["if", "unless"], text: str, number_of: Callab
 
 def in_clock(seconds: float) -> str:
     """Seconds since the epoch as this machine's clock shows them, to the minute."""
-    return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M")
+    try:
+        return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M")
+    except (ValueError, OverflowError, OSError):  # A rate near zero expects an end that no clock shows.
+        return "after the year 9999"

@@ -39,6 +39,7 @@ class Runner:
     seconds: float = 1.0
     passing: Callable[[Point], None] = nothing
     _said: str = field(default="", init=False)
+    _to_be_told: list[RunDirectory] = field(default_factory=list, init=False)  # of in the report
 
     def __post_init__(self) -> None:
         require_slot(self.slot)
@@ -86,6 +87,7 @@ class Runner:
             mine = self._take(jobs)
         if mine is not None and mine.state == "starting":
             self._start(mine)
+        self._report()  # Takes seconds, in which the slot shall not be idle.
         left = self.queue.jobs(ended=False)
         waiting = sum(job.state == "waiting" and suits(job.slot, self.slot) for job in left)
         return waiting + (self._in_work(left) is not None)
@@ -152,9 +154,15 @@ class Runner:
         self._tell(f"{job.name}: {state}: {why}")
         self.passing("ended")
         if job.is_run:
+            self._to_be_told.append(RunDirectory(job.folder))
+
+    def _report(self) -> None:
+        """The page anew for runs that have ended: when they wrote it they were in the queue still."""
+        if self._to_be_told:
             from salt_vla.operations.handoff import refresh  # Loads much that only a report needs.
 
-            refresh(RunDirectory(job.folder))  # When the run ended it was in the queue still.
+            refresh(self._to_be_told[-1])  # The page is that of all.
+            self._to_be_told.clear()
 
     def _tell(self, sentence: str) -> None:
         if sentence != self._said:
