@@ -35,6 +35,7 @@ DECODER = "SALT_VLA_DECODER"
 DASHBOARD_TOKEN = "SALT_VLA_DASHBOARD_TOKEN"
 ROOT = "SALT_VLA_ROOT"
 DETACHED = "SALT_VLA_DETACHED"  # A mark of processes that shall outlive the one that started them.
+SUPERVISED = "SALT_VLA_SUPERVISED"  # The folder of the run or job that a process was started for.
 RUN_NAME, RUN_LOG_DIR = "RUN_NAME", "RUN_LOG_DIR"
 LONGEST_NAME = 100
 ENDINGS = (
@@ -262,12 +263,13 @@ class RunDirectory:
             self.set_status(status)
         return status
 
-    def settle(self, found: Status) -> Status:
-        """Write down how the run's process was lost, unless another one has taken the run meanwhile; the
-        status that holds."""
+    def settle(self, found: Status, before: Status | None = None) -> Status:
+        """Write down how the run's process was lost, unless another one has taken the run meanwhile, or
+        nothing but `before` is to be replaced; the status that holds."""
         with self._one_at_a_time():
             now = self.status()
-            if now.state != "killed" or now.ended or now.process != found.process:
+            is_loss = now.state == "killed" and not now.ended and now.process == found.process
+            if not (is_loss if before is None else now == before):
                 return now
             self.set_status(found)
         return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -109,3 +110,46 @@ def test_nothing_is_written_over_another_process_that_works(tmp_path: Path) -> N
     other = replace(attempt(2), process=replace(ME, ticks=ME.ticks - 5))
     assert not complete_status(tmp_path, other, ending_of(tmp_path, NOW, other))
     assert run.status().state == "running"
+
+
+@pytest.mark.parametrize("code", [-9, -15, -11, 1, 143])
+def test_a_run_that_has_finished_has_finished_whatever_ended_its_process_then(
+    code: int, tmp_path: Path
+) -> None:
+    """Also where somebody asked it to end, too late."""
+    RunDirectory(tmp_path).set_status(Status("finished", **OF_ME, exit_reason="finished", ending="finished"))
+    ask(tmp_path, "stop", NOW.token, ME)
+    judged = ending_of(tmp_path, NOW, attempt(code))
+    assert (judged.is_failure, judged.code, judged.reason) == (False, 0, "finished")
+    assert not complete_status(tmp_path, attempt(code), judged)
+
+
+def test_an_attempt_that_ends_before_it_takes_the_run_is_its_last_word(tmp_path: Path) -> None:
+    run, earlier = RunDirectory(tmp_path), {"ticks": ME.ticks - 1, "started": ME.started - 1.0}
+    lost = Status("killed", step=7, **OF_ME | earlier, exit_reason="killed by SIGKILL", ending="killed")
+    run.set_status(lost)
+    ask(tmp_path, "stop", NOW.token, None)
+    assert complete_status(tmp_path, attempt(-15), ending_of(tmp_path, NOW, attempt(-15)))
+    status = run.status()
+    assert (status.state, status.ending, status.step, status.ended) == ("stopped", "stopped", 7, 1.0)
+    assert "ended by SIGTERM" in status.exit_reason and "runs stop`" in status.exit_reason
+    (tmp_path / "log.txt").write_text("salt-vla: no such cache\n")
+    assert complete_status(tmp_path, attempt(2), ending_of(tmp_path, replace(NOW, token="t"), attempt(2)))
+    assert (run.status().state, run.status().exit_reason) == ("failed", "no such cache")
+
+
+@pytest.mark.parametrize(
+    "more", [{"state": "finished"}, {"started": ME.started + 60.0, "boot": "a later one"}]
+)
+def test_what_has_finished_and_what_came_later_is_not_told_anew(more: dict[str, Any], tmp_path: Path) -> None:
+    earlier = OF_ME | {"ticks": ME.ticks - 1, "started": ME.started - 1.0, "state": "stopped"}
+    RunDirectory(tmp_path).set_status(Status(**earlier | more, exit_reason="as it was", ending="stopped"))
+    assert not complete_status(tmp_path, attempt(1), ending_of(tmp_path, NOW, attempt(1)))
+    assert RunDirectory(tmp_path).status().exit_reason == "as it was"
+
+
+def test_what_did_nothing_to_a_run_did_not_fail(tmp_path: Path) -> None:
+    """Such as a plan."""
+    judged = ending_of(tmp_path, NOW, attempt(0))
+    assert complete_status(tmp_path, attempt(0), judged)
+    assert RunDirectory(tmp_path).status().state == "finished"

@@ -40,8 +40,10 @@ class Judgement:
 def ending_of(folder: Path, now: Supervision, attempt: Attempt, before: OomCount | None = None) -> Judgement:
     """Of an attempt that has ended; its `code` is None where nobody saw it. `before`: as it was then."""
     status, code = _status_of(folder, attempt), attempt.code
-    if status is not None and status.state in ("finished", "stopped", "failed"):
-        code = 0 if code is None and status.state == "finished" else code
+    if status is not None and status.state == "finished":
+        # Its last checkpoint and its figures are there, whatever became of its process or was asked then.
+        return Judgement(False, 0, status.exit_reason or "finished", "finished")
+    if status is not None and status.state in ("stopped", "failed"):
         # Also with the exit code of bad input: what fails at work, for lack of memory or of a disk's space or
         # in a loader process, was no bad input when it began.
         fails = status.state == "failed" or status.ending == "time_limit"
@@ -93,16 +95,39 @@ def _status_of(folder: Path, attempt: Attempt) -> Status | None:
 
 def complete_status(folder: Path, attempt: Attempt, judged: Judgement) -> bool:
     """Write the ending into the run's status.json where nobody has done so: it still says that the attempt's
-    process works, or there is none. Whether that was so."""
+    process works, or there is none, or it tells how an earlier process ended, since this one did not get as
+    far as to take the run. Whether that was so."""
     run, status = RunDirectory(folder), _status_of(folder, attempt)
+
+    def told(status: Status) -> Status:
+        return replace(status, exit_reason=judged.reason, ending=judged.ending, ended=attempt.ended)
+
     if status is not None:
-        found = replace(status, exit_reason=judged.reason, ending=judged.ending, ended=attempt.ended)
+        found = told(status)
         return status.state == "killed" and not status.ended and run.settle(found) == found
-    if (folder / "status.json").exists():
-        return False
-    state = "stopped" if judged.ending in ("stopped", "signal") else "failed"
-    run.set_status(Status(state, exit_reason=judged.reason, ending=judged.ending, ended=attempt.ended))
-    return True
+    before = _status_before(run, attempt)
+    if before is None or (judged.ending == "finished" and before.ending):
+        return False  # It finished without having done anything to the run.
+    found = replace(told(before), state=_state_of(judged))
+    return run.settle(found, before) == found
+
+
+def _status_before(run: RunDirectory, attempt: Attempt) -> Status | None:
+    """What is to be replaced: not a later process' word, that of one that works, or a run's that has
+    finished."""
+    with suppress(RunError):
+        status = run.status()
+        is_earlier = status.started < attempt.process.started
+        return status if is_earlier and status.state not in ("running", "finished") else None
+    return None
+
+
+def _state_of(judged: Judgement) -> str:
+    if judged.ending == "finished":
+        return "finished"
+    if judged.ending == "stopped" or (judged.ending == "signal" and not judged.is_failure):
+        return "stopped"
+    return "killed" if judged.ending in ("signal", "killed", "out_of_memory", "machine") else "failed"
 
 
 def last_line(folder: Path, is_sentence: bool) -> str:

@@ -29,7 +29,7 @@ from salt_vla.identity import (
     stat_fields,
     state_and_ticks,
 )
-from salt_vla.rundir import DETACHED
+from salt_vla.rundir import DETACHED, SUPERVISED
 
 __all__ = ["ProcessId", "boot_id", "identity", "salt_vla", "start_apart", "start_detached", "user_manager"]
 
@@ -287,6 +287,17 @@ def descendants(process: ProcessId) -> list[ProcessId]:
                 found.append(identity(pid))
                 waiting += children.get(pid, [])
     return [each for each in found if each.is_alive()]
+
+
+def of_folder(processes: Iterable[ProcessId], folder: Path) -> list[ProcessId]:
+    """Those that were started for what is supervised there. Below the supervisor of a queue's runner may be
+    a job, too, that has lost its own supervisor."""
+    found = []
+    for each in processes:
+        with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            if psutil.Process(each.pid).environ().get(SUPERVISED) == str(folder.resolve()):
+                found.append(each)
+    return found
 
 
 def adopt_orphans() -> None:

@@ -39,12 +39,13 @@ from salt_vla.operations.processes import (
     end_all,
     end_of,
     identity,
+    of_folder,
     reap_orphans,
     salt_vla,
     scope_of_this,
     start_held,
 )
-from salt_vla.rundir import RunDirectory, void, writing_to
+from salt_vla.rundir import SUPERVISED, RunDirectory, void, writing_to
 
 T = TypeVar("T")
 MARK = ".began"
@@ -141,7 +142,7 @@ class Supervisor:
         self._end(judged.reason)
 
     def _attempt(self) -> Judgement:
-        environment = os.environ | self.wanted.environment
+        environment = os.environ | self.wanted.environment | {SUPERVISED: str(self.folder.resolve())}
         place = Path(self.wanted.directory or ".")
         with self._insist(self._log) as log:
             ends = (log.fileno(), log.fileno())
@@ -197,16 +198,15 @@ class Supervisor:
     def _judge(self, process: ProcessId, code: int | None) -> Judgement:
         attempt = Attempt(process, code, ended=time.time())
         judged = ending_of(self.folder, self.now, attempt, self.oom_before)
-        if judged.is_failure:
+        if code != 0:
             left = {*self.heartbeat.known, *descendants(identity())}
-            left = {each for each in left if each.pid != self.heartbeat.gpu.process}
-            end_all(list(left), SECONDS_FOR_LEFTOVERS)
+            end_all(of_folder(left, self.folder), SECONDS_FOR_LEFTOVERS)
         reap_orphans()
         if self.wanted.is_run:
             self.is_untold = self._insist(lambda: complete_status(self.folder, attempt, judged))
         attempt = replace(attempt, code=judged.code, reason=judged.reason)
         self.now = replace(self.now, attempts=(*self.now.attempts[:-1], attempt))
-        self._note("ended", self.now.state, pid=process.pid, **asdict(judged))
+        self._note("ended", self.now.state, pid=process.pid, **asdict(judged), process_code=code)
         return judged
 
     def _wait(self, already: bool) -> None:
