@@ -3,7 +3,7 @@
 # experiments wait for it in the queue; the shell is closed; something kills a training process; in the morning
 # there is a comparison and a page to go on from.
 #
-#   sh examples/overnight.sh evening      # a minute; then close the shell
+#   sh examples/overnight.sh evening      # then close the shell; given again, it goes on where it stood
 #   sh examples/overnight.sh accident     # optional: kill the first experiment's process, once it is at work
 #   sh examples/overnight.sh morning      # waits for the queue's end, compares, writes PROGRESS.md
 #
@@ -11,14 +11,24 @@
 # the demo's size. `docs/howto/overnight.md` tells the same story at full size.
 set -eu
 
+case ${1:-} in
+    evening | accident | morning) ;;
+    *) sed -n '2,/^set/p' "$0" | grep '^#' | cut -c 3-; exit 2 ;;
+esac
+
 # The folder that holds runs/, caches/ and queue.db, and where this script works.
-: "${SALT_VLA_ROOT:=$PWD/overnight}"
+: "${SALT_VLA_ROOT:=overnight}"
+SALT=${SALT:-salt-vla}                # the program
+DATA=${DATA:-metaworld-mini}          # a clip table, a LeRobot data set's folder, or the demo's films
+
+# Relative paths are those of the folder in which this was called.
+case $SALT in /*) ;; */*) SALT=$PWD/$SALT ;; esac
+case $DATA in /* | metaworld-mini) ;; *) DATA=$PWD/$DATA ;; esac
+case $SALT_VLA_ROOT in /*) ;; *) SALT_VLA_ROOT=$PWD/$SALT_VLA_ROOT ;; esac
 export SALT_VLA_ROOT
 mkdir -p "$SALT_VLA_ROOT"
 cd "$SALT_VLA_ROOT"
 
-SALT=${SALT:-salt-vla}                # the program
-DATA=${DATA:-metaworld-mini}          # a clip table, a LeRobot data set's folder, or the demo's films
 SLOT=${SLOT:-cpu}                     # where the queue's jobs run: cpu, gpu0, …
 TEACHER_STEPS=${TEACHER_STEPS:-800}
 STEPS=${STEPS:-600}
@@ -39,17 +49,18 @@ evening() {
     "$SALT" train demo_teacher $SIZE $PACE steps="$TEACHER_STEPS" --name teacher --data "$DATA"
 
     # The cache of its latents, in the background: it outlives this shell, and is begun again if it fails.
-    "$SALT" cache build --teacher teacher --data "$DATA" --split train --out "$CACHE" --detach --restarts 2
+    grep -q '"complete": true' "$CACHE/manifest.json" 2>/dev/null ||
+        "$SALT" cache build --teacher teacher --data "$DATA" --split train --out "$CACHE" --detach --restarts 2
 
     # The held-out part is the queue's first job; the experiments wait for both caches to be complete.
-    "$SALT" queue add --slot "$SLOT" --restarts 2 --name held-out -- \
+    is_queued held-out || "$SALT" queue add --slot "$SLOT" --restarts 2 --name held-out -- \
         cache build --teacher teacher --data "$DATA" --split validation --num-views 1 --out "$CACHE"
     experiment exp1 exp1_higher_lr
     experiment exp2 exp2_high_mask
     experiment exp3 exp3_combined
 
     # One runner for the device. It ends when the queue is empty, and is started again if it dies.
-    "$SALT" queue run --slot "$SLOT" --until-empty --detach
+    "$SALT" queue ls --json | grep -q '"pid": ' || "$SALT" queue run --slot "$SLOT" --until-empty --detach
     "$SALT" queue ls
     echo "Close the shell; in the morning: sh examples/overnight.sh morning"
 }
@@ -57,21 +68,47 @@ evening() {
 # experiment NAME RECIPE: a job that waits for the cache, and goes on from its last checkpoint if it is killed.
 experiment() {
     # shellcheck disable=SC2086
-    "$SALT" queue add --slot "$SLOT" --restarts 2 --after-cache "$CACHE" --after-cache "$CACHE/validation" -- \
+    is_queued "$1" || "$SALT" queue add --slot "$SLOT" --restarts 2 \
+        --after-cache "$CACHE" --after-cache "$CACHE/validation" -- \
         train "$2" $SIZE $PACE steps="$STEPS" --name "$1" --seed 1 --data "$DATA" --cache "$CACHE"
 }
 
-# What no operator wants: SIGKILL, which no process can hear. The run's own identity is in its status.
+is_queued() { "$SALT" queue show "$1" >/dev/null 2>&1; }
+
+# What no operator wants: SIGKILL, which no process can hear.
 accident() {
-    victim=runs/exp1
-    until [ -n "$(ls -d $victim/checkpoints/step_* 2>/dev/null)" ]; do sleep 0.2; done
-    pid=$(sed -n 's/^ *"pid": \([0-9]*\),*$/\1/p' $victim/status.json)
+    until is_at_work runs/exp1 && [ -n "$(ls -d runs/exp1/checkpoints/step_* 2>/dev/null)" ]; do
+        if ! is_at_work runs/exp1 && ! "$SALT" queue show exp1 --json | grep -Eq "^  $UNDER_WAY"; then
+            echo "exp1 is not at work, and will not be: \`salt-vla queue show exp1\` says why" >&2
+            exit 1
+        fi
+        sleep 0.2
+    done
     echo "killing process $pid of exp1"
     kill -9 "$pid"
 }
 
+# Whether the very process works that the run's status names: a number alone may be another one's by now.
+is_at_work() {
+    pid=$(said_by "$1" pid)
+    [ "$(said_by "$1" state)" = running ] &&
+        [ "$(said_by "$1" boot)" = "$(cat /proc/sys/kernel/random/boot_id)" ] &&
+        [ "$(said_by "$1" ticks)" = "$(sed 's/.*) //' "/proc/$pid/stat" 2>/dev/null | cut -d ' ' -f 20)" ]
+}
+said_by() { sed -n "s/^  \"$2\": \"\{0,1\}\([^\",]*\).*/\1/p" "$1/status.json" 2>/dev/null; }
+
+UNDER_WAY='"state": "(waiting|starting|running)"'
+
 morning() {
-    while "$SALT" queue ls --json | grep -Eq '"state": "(waiting|starting|running)"'; do sleep "${WAIT:-5}"; done
+    "$SALT" queue ls
+    told=
+    while "$SALT" queue ls --json | grep -Eq "$UNDER_WAY"; do
+        # What no waiting helps against is said, once.
+        hitch=$("$SALT" queue ls | grep -E 'queue is paused|paused by name|No runner is at work') || hitch=
+        [ "$hitch" = "$told" ] || printf '%s\n' "$hitch"
+        told=$hitch
+        sleep "${WAIT:-5}"
+    done
     "$SALT" runs ls
     # shellcheck disable=SC2086
     "$SALT" runs compare $RUNS
@@ -79,7 +116,4 @@ morning() {
     cat PROGRESS.md
 }
 
-case ${1:-} in
-    evening | accident | morning) "$1" ;;
-    *) sed -n '2,/^set/p' "$0" | grep '^#' | cut -c 3-; exit 2 ;;
-esac
+"$1"
