@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import resource
 import shlex
 import shutil
@@ -11,22 +12,25 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from salt_vla.operations.launch import Launch, launch, supervision
+from salt_vla.operations.endings import ending_of
+from salt_vla.operations.launch import Attempt, Launch, Supervision, launch, record, supervision
+from salt_vla.operations.processes import ProcessId
 from salt_vla.operations.queue import Job, Queue, Wanted
 from salt_vla.operations.runner import Runner
 from salt_vla.recipes import get_recipe
 from salt_vla.recipes.stored import store
-from salt_vla.rundir import RunDirectory
+from salt_vla.rundir import RunDirectory, Status
 
 Salt = Any  # tests/pipeline/conftest.py
 QUICK = ("recipes", "ls", "--json")
 FAILS = ("sweep", "show", "nothing")
+GONE = ProcessId(2**22 - 1, 1.0)
 IDLE = ("runs", "tail", "-f", "watched")  # Works until it is asked to end; imports little.
 SECONDS = 120  # that anything here may take at most
 
@@ -246,6 +250,16 @@ def test_what_waits_for_a_job_that_failed_is_skipped_and_retry_brings_all_back(
         ("--if 'e9.val.loss < 3' -- recipes ls", "there is no job and no run 'e9' to wait for"),
         ("--if 'loss < 3' -- recipes ls", "does not read as RUN.KIND.COLUMN < NUMBER"),
         ("--at noonish -- recipes ls", "--at 'noonish' is no time"),
+        ("--at +999999999999d -- recipes ls", "--at '+999999999999d' is no time"),
+        ("--after-cache '' -- recipes ls", "--after-cache '' names no folder"),
+        ("--name '' -- recipes ls", "job name '' may hold only letters"),
+        ("-- train demo_student --plan", "--plan and --find-batch answer at once"),
+        ("-- train demo_student --find-batch --gpus 2", "--plan and --find-batch answer at once"),
+        ("-- train demo_student --data no/where", "--data 'no/where': there is no such file or folder"),
+        ("-- train demo_student --data ''", "--data '': there is no such file or folder"),
+        ("--after-cache c -- train demo_student --data no/where", "--data 'no/where': there is no such"),
+        ("-- train demo_student --cache nowhere", "--cache 'nowhere': there is no such file or folder"),
+        ("-- cache build --teacher t --out c --data no/where", "--data 'no/where': there is no such"),
         ("--when-free 20GB -- recipes ls", "does not read as gpu or ram or disk:20GB"),
     ],
 )
@@ -254,6 +268,17 @@ def test_what_cannot_run_is_refused_when_it_is_added(
 ) -> None:
     assert sentence in salt("queue", "add", *shlex.split(arguments)).sentence
     assert queue.jobs() == []
+
+
+def test_paths_may_be_missing_where_something_is_waited_for_that_may_bring_them(
+    salt: Salt, queue: Queue
+) -> None:
+    add(salt, "index")
+    train = ("--", "train", "demo_student", "--name")
+    salt.ok("queue", "add", "--after-cache", "c", *train, "a", "--cache", "c")
+    salt.ok("queue", "add", "--after", "index", *train, "b", "--cache", "c", "--data", "made.parquet")
+    salt.ok("queue", "add", "--if", "a.val.loss < 3", *train, "c", "--cache", "c")
+    assert set(states(queue)) == {"index", "a", "b", "c"}
 
 
 def test_a_command_that_cannot_be_read_is_refused_when_it_is_added(salt: Salt, queue: Queue) -> None:
@@ -515,6 +540,51 @@ def test_a_disk_that_is_full_at_night_has_space_again_in_the_morning(salt: Salt,
     _, out, _ = ended(process)
     assert "make space; no job is lost, and the same command goes on; tried again in" in out
     assert [event.event for event in queue.history("a")] == ["added", "taken", "started", "finished"]
+
+
+@pytest.fixture
+def ended_run(salt: Salt, queue: Queue) -> Callable[[int], Job]:
+    """A run of the queue that has written its last word, and whose process then ended with that code."""
+
+    def make(code: int) -> Job:
+        job = queue.add(Wanted(("train", "demo_student", "--name", "e1"), str(salt.root), "e1"))
+        taken = queue.take(job, "cpu")
+        assert taken is not None
+        queue.mark_running(taken, "under supervisor 1")
+        with salt.here():
+            run, folder = RunDirectory.named("e1"), taken.folder
+            run.path.mkdir(parents=True)
+            said = Status("finished", exit_reason="finished", ending="finished")
+            run.set_status(replace(said, pid=GONE.pid, started=GONE.started))
+            (folder / "launch.json").write_text(json.dumps(asdict(taken.launch)))
+            now = Supervision(taken.token, "ended", GONE, (Attempt(GONE, code),), exit_reason="finished")
+            judged = ending_of(folder, now, now.attempts[0])
+            record(folder, replace(now, attempts=(Attempt(GONE, judged.code, judged.reason),)))
+        return taken
+
+    return make
+
+
+def test_a_run_that_has_finished_counts_as_finished_whatever_ended_its_process_then(
+    salt: Salt, queue: Queue, runner: Callable[..., list[str]], ended_run: Callable[[int], Job]
+) -> None:
+    ended_run(-signal.SIGKILL)
+    add(salt, "next", "--after", "e1")
+    runner()
+    assert states(queue) == {"e1": "finished", "next": "finished"}
+
+
+def test_the_report_of_what_ended_does_not_delay_what_comes_next(
+    salt: Salt, queue: Queue, ended_run: Callable[[int], Job]
+) -> None:
+    ended_run(0)
+    add(salt, "next", "--after", "e1")
+    page, seen = salt.root / "PROGRESS.md", []
+    made = Runner("cpu", queue, print, passing=lambda point: seen.append((point, page.is_file())))
+    with salt.here():
+        made.look()
+    assert seen == [(point, False) for point in ("over", "ended", "free", "taken", "launched", "running")]
+    assert re.search(r"^\| e1 \| finished \|", page.read_text(), re.MULTILINE)
 
 
 NO_TORCH = """
