@@ -6,8 +6,10 @@ loss in one target space against a loss in another decides nothing.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +25,7 @@ from salt_vla.errors import RunError, UserError
 from salt_vla.rundir import RunDirectory, all_runs, read_json, write_text
 
 RECIPE, VERDICT = "recipe.json", "verdict.json"
+CHANGES, BRANCH = "config_changes.jsonl", "branch.json"
 PLACES = ("seed", "data.table", "target.source")  # Which seed and which folder; what lies there is pinned.
 TASK = ("masks", "encoder.geometry", "data.view", "target", "objective.targets", "objective.statistics")
 CLIPS, TEACHERS = "clip_table_provenance.json", ("cache_provenance.json", "teacher_provenance.json")
@@ -219,6 +222,45 @@ def _differing(before: TrainConfig, after: TrainConfig) -> list[str]:
         for each in differing_fields(before, after)
         if not each.free and each.field not in PLACES and not each.field.startswith("runtime.")
     ]
+
+
+def changed_on_the_way(run: RunDirectory) -> list[str]:
+    """Fields that decide what is computed and that a resume has changed: its settings are not those that the
+    whole run had. Lines that are damaged are passed over."""
+    file = run.path / CHANGES
+    if not file.is_file():
+        return []
+    fields = set()
+    for line in file.read_text(errors="replace").splitlines():
+        try:
+            fields |= {str(row["field"]) for row in json.loads(line)["changed"]}
+        except (ValueError, KeyError, TypeError, RecursionError):
+            continue
+    return sorted(name for name in fields - _free() if name not in PLACES and not name.startswith("runtime."))
+
+
+def origin_of(run: RunDirectory) -> str:
+    """RUN@STEP that it was branched from, whose weights it began with; empty for one that began on its own.
+    Raises `RunError` for a damaged note."""
+    record = _pin(run, BRANCH)
+    return f"{record.get('run')}@{record.get('step')}" if record else ""
+
+
+@cache
+def _free() -> frozenset[str]:
+    return frozenset(_free_in(TrainConfig()))
+
+
+def _free_in(config: Any, prefix: str = "", is_free: bool = False) -> set[str]:
+    if not dataclasses.is_dataclass(config):
+        return {prefix.removesuffix(".")} if is_free else set()
+    return {
+        name
+        for field in dataclasses.fields(config)
+        for name in _free_in(
+            getattr(config, field.name), f"{prefix}{field.name}.", bool(field.metadata.get("free"))
+        )
+    }
 
 
 def _config_of(run: RunDirectory) -> TrainConfig:

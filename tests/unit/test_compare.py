@@ -13,7 +13,7 @@ from scipy import stats
 from salt_vla.config import EncoderConfig, ObjectiveConfig, OptimizerConfig, TargetConfig, TrainConfig
 from salt_vla.errors import RunError
 from salt_vla.operations.compare import Comparison, compare
-from salt_vla.operations.compare_seeds import group_runs, interval, paired_differences
+from salt_vla.operations.compare_seeds import Entry, group_runs, interval, paired_differences
 from salt_vla.operations.compare_tables import tables_of
 from salt_vla.rundir import RunDirectory
 
@@ -168,9 +168,11 @@ def test_below_three_seeds_nothing_is_claimed(
 
 
 def test_a_seed_that_ran_twice_counts_once() -> None:
-    groups = group_runs([(f"run{n}", replace(CONFIG, seed=seed), 1.0) for n, seed in enumerate([1, 1, 1, 2])])
+    groups = group_runs(
+        [Entry(f"run{n}", replace(CONFIG, seed=seed), 1.0) for n, seed in enumerate([1, 1, 1, 2])]
+    )
     assert [group.note for group in groups] == ["2 seeds, too few for an interval"]
-    twice = group_runs([("a", CONFIG, 1.0), ("b", FASTER, 2.0), ("c", FASTER, 4.0)])
+    twice = group_runs([Entry("a", CONFIG, 1.0), Entry("b", FASTER, 2.0), Entry("c", FASTER, 4.0)])
     everyone = {frozenset(("a", other)) for other in "bc"}
     assert [row.differences for row in paired_differences(twice, everyone)] == [(2.0,)]
     assert paired_differences(twice, {frozenset(("b", "c"))}) == ()
@@ -179,11 +181,75 @@ def test_a_seed_that_ran_twice_counts_once() -> None:
 def test_groups_are_of_runs_that_differ_in_nothing_that_is_computed() -> None:
     slow = replace(CONFIG, seed=1, runtime=replace(CONFIG.runtime, threads=7, checkpoint_every=3))
     bigger = replace(CONFIG, encoder=EncoderConfig(name="vit_small"))
-    groups = group_runs(
-        [("a", CONFIG, 1.0), ("b", slow, 2.0), ("c", bigger, 3.0), ("d", None, None), ("e", None, 1)]
-    )
+    runs = [("a", CONFIG, 1.0), ("b", slow, 2.0), ("c", bigger, 3.0), ("d", None, None), ("e", None, 1)]
+    groups = group_runs([Entry(*run) for run in runs])
     assert [group.runs for group in groups] == [("a", "b"), ("c",), ("d",), ("e",)]
     assert groups[2].note == "no figure"
+
+
+Harm = Callable[[RunDirectory], None]
+
+
+def _cut(run: RunDirectory) -> None:
+    run.trim_metrics(60)
+
+
+def _change(run: RunDirectory) -> None:
+    change = {"step": 99, "changed": [{"field": "optimizer.lr", "before": 1.0, "after": 2.0}]}
+    (run.path / "config_changes.jsonl").write_text("[1]\n" + json.dumps(change) + "\n")
+
+
+def _branch(run: RunDirectory) -> None:
+    (run.path / "branch.json").write_text('{"run": "long", "step": 20, "changed": {}}')
+
+
+def _learn_from_others(run: RunDirectory) -> None:
+    (run.path / "clip_table_provenance.json").write_text('{"clip_table": "others"}')
+
+
+@pytest.mark.parametrize(
+    ("harm", "why"),
+    [
+        (_cut, "b3 (figure of step 60)"),
+        (_change, "b3 changed optimizer.lr on its way"),
+        (_branch, "began from long@20"),
+        (_learn_from_others, "b3 (figure of step 100; other data)"),
+    ],
+)
+def test_a_run_that_came_there_otherwise_is_in_no_group_and_no_pair(
+    write_run: WriteRun, rows_of: Rows, harm: Harm, why: str
+) -> None:
+    """Its settings are those of the others but for the seed, and its figure is far off."""
+    for name, config in (("a", CONFIG), ("b", FASTER)):
+        for seed in range(4):
+            rows = rows_of(100, level=seed / 100 + 9 * (name + str(seed) == "b3"))
+            write_run(f"{name}{seed}", rows, replace(config, seed=seed))
+    harm(RunDirectory.named("b3"))
+    found = compare([f"{name}{seed}" for name in "ab" for seed in range(4)])
+    assert [group.runs for group in found.groups] == [("a0", "a1", "a2", "a3"), ("b0", "b1", "b2"), ("b3",)]
+    assert found.groups[1].mean == pytest.approx(0.51)
+    assert [pair.seeds for pair in found.paired] == [(0, 1, 2)]
+    assert why in "\n".join(found.apart) and why in _text(found)
+    assert found.to_json()["apart"] == list(found.apart)
+
+
+def test_what_decides_nothing_may_change_on_the_way(write_run: WriteRun) -> None:
+    for seed in range(2):
+        run = write_run(f"a{seed}", config=replace(CONFIG, seed=seed))
+    fields = ("runtime.threads", "runtime.log_every", "data.num_workers", "data.table")
+    change = {"step": 9, "changed": [{"field": name, "before": 1, "after": 2} for name in fields]}
+    (run.path / "config_changes.jsonl").write_text(json.dumps(change))
+    found = compare(["a0", "a1"])
+    assert [group.runs for group in found.groups] == [("a0", "a1")] and found.apart == ()
+
+
+def test_figures_of_different_lengths_are_no_pair(write_run: WriteRun, rows_of: Rows) -> None:
+    """Also where both are whole: what the steps are worth is no matter of the settings beside them."""
+    write_run("a", rows_of(100))
+    write_run("b", rows_of(200), replace(FASTER, steps=200))
+    found = compare(["a", "b"])
+    assert found.paired == () and "different steps" in found.apart[0]
+    assert [row.values for row in found.equal if row.axis == "steps" and row.x == 100.0] == [(0.5, 0.25)]
 
 
 def test_equal_values_have_an_interval_of_no_width() -> None:
@@ -194,11 +260,16 @@ def test_probes_stand_beside_one_another(write_run: WriteRun) -> None:
     row: dict[str, Any] = {"encoder": "a", "suite": "front/grid", "target": "action", "metric": "r2"}
     row |= {"value": 0.5, "low": 0.4, "high": 0.6}
     run = write_run("a")
-    (run.path / "probes.json").write_text(json.dumps({"suites": [{"suite": "front/grid", "rows": [row]}]}))
+    suite = {"suite": "front/grid", "clip_table": "one", "step": 60, "rows": [row]}
+    others = suite | {"clip_table": "two", "step": 100, "rows": [row | {"value": 0.7, "low": None}]}
+    damaged = [{"suite": "x", "rows": 5}, 3, suite | {"rows": [row | {"suite": {}}, 4]}]
+    (run.path / "probes.json").write_text(json.dumps({"suites": [suite, others, *damaged]}))
     write_run("b")
-    found = compare(["a", "b"])
-    (table,) = [table for table in tables_of(found) if table.part == "Probes"]
-    assert table.rows == (("action (r2)", "0.5 [0.4, 0.6]", ""),)
+    tables = [table for table in tables_of(compare(["a", "b"])) if table.part == "Probes"]
+    assert {table.title: table.rows for table in tables} == {
+        "Probes, front/grid (clips one)": (("action (r2)", "0.5 [0.4, 0.6] @ 60", ""),),
+        "Probes, front/grid (clips two)": (("action (r2)", "0.7", ""),),
+    }
 
 
 @pytest.mark.parametrize(

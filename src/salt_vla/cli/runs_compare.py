@@ -82,7 +82,7 @@ def _page(found: Comparison) -> str:
         ReportContent(
             title=f"{len(found.runs)} runs compared",
             lead=f"By {label(found.column)}: {', '.join(found.names)}.",
-            conclusions=[*warnings, *_sentences(found)],
+            conclusions=[*warnings, *_sentences(found), *(f"Seeds: {said}." for said in found.apart)],
             answer=_curves(found),
             sections=[
                 Section(part, [_cells(table) for table in tables if table.part == part])

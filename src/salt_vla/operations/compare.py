@@ -15,7 +15,15 @@ from typing import Any, Literal
 
 from salt_vla.config import TrainConfig, leaves
 from salt_vla.errors import RunError, UserError
-from salt_vla.operations.compare_seeds import Group, PairedDifference, group_runs, paired_differences
+from salt_vla.operations.compare_seeds import (
+    Entry,
+    Group,
+    PairedDifference,
+    group_runs,
+    kept_apart,
+    paired_differences,
+    pairs_of,
+)
 from salt_vla.operations.curves import Points, Row, is_number, points
 from salt_vla.operations.overview import (
     COST,
@@ -28,7 +36,7 @@ from salt_vla.operations.overview import (
     overview,
 )
 from salt_vla.rundir import RunDirectory
-from salt_vla.verdicts import unlike
+from salt_vla.verdicts import CLIPS, TEACHERS, changed_on_the_way, origin_of, unlike
 
 Axis = Literal["steps", "clips", "flops"]
 AXES: tuple[Axis, ...] = ("steps", "clips", "flops")
@@ -36,10 +44,10 @@ AXES: tuple[Axis, ...] = ("steps", "clips", "flops")
 COLUMNS = (
     "val.r2_position_mean", "val.r2_channel_mean", "val.r2_copy_nearest", "val.loss", "train.loss",
 )  # fmt: skip
-CHANGES = "config_changes.jsonl"
 COSTLY = ("batch_size", "masks.", "encoder.", "predictor.", "target.")  # Fields, or what they begin with.
 PROBED = {"suite", "target", "metric", "value", "low", "high"}
 LAST_LINES = 100
+START = "start_provenance.json"
 SHARES = (
     0.25,
     0.5,
@@ -50,10 +58,11 @@ SHARES = (
 
 @dataclass(frozen=True)
 class Figures:
-    """What one run measured in one column: the last value, the best with its step (of a loss the lowest, of
-    an R² the highest), the mean of its last 100 lines, and the mean of every epoch that has lines."""
+    """What one run measured in one column: the last value, the best (of a loss the lowest, of an R² the
+    highest), each with its step, the mean of its last 100 lines, and that of every epoch that has lines."""
 
     last: float | None = None
+    last_step: int = 0
     best: float | None = None
     best_step: int = 0
     last_mean: float | None = None
@@ -63,7 +72,8 @@ class Figures:
 @dataclass(frozen=True)
 class Compared:
     """One of the runs. `figures`: by `kind.column`; `clips` and `flops`: a step, None where that is unknown;
-    `probes`: rows as `eval --json` prints them, of the run's own encoder."""
+    `probes`: rows as `eval --json` prints them, of the run's own encoder, each with the `step` and the
+    `clip_table` that it is of. `apart` and `data`: as of `Entry`."""
 
     overview: Overview
     config: TrainConfig | None
@@ -73,6 +83,8 @@ class Compared:
     flops: float | None = None
     probes: tuple[dict[str, Any], ...] = ()
     notes: tuple[str, ...] = ()
+    apart: str = ""
+    data: str = ""
 
     @property
     def name(self) -> str:
@@ -109,7 +121,8 @@ class EqualRow:
 @dataclass(frozen=True)
 class Comparison:
     """`column`: what the equal points, groups and paired differences are of. `incomparable`: sentences on
-    what must not be ranked, and why; `notes`: on what is unknown of a run."""
+    what must not be ranked, and why; `apart`: on what is no group or pair though settings are alike; `notes`:
+    on what is unknown of a run."""
 
     column: str
     runs: tuple[Compared, ...]
@@ -118,6 +131,7 @@ class Comparison:
     groups: tuple[Group, ...] = ()
     paired: tuple[PairedDifference, ...] = ()
     incomparable: tuple[str, ...] = ()
+    apart: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
@@ -135,6 +149,7 @@ class Comparison:
         tables = {part: [asdict(row) for row in getattr(self, part)] for part in parts}
         return {"column": self.column, "runs": runs, **tables} | {
             "incomparable": list(self.incomparable),
+            "apart": list(self.apart),
             "notes": list(self.notes),
         }
 
@@ -149,15 +164,17 @@ def compare(names: Sequence[str], column: str = COLUMNS[0]) -> Comparison:
         close = difflib.get_close_matches(column, have, n=3, cutoff=0.5) or COLUMNS[:2]
         raise RunError(f"none of the runs has a column {column!r}; perhaps {' or '.join(close)}")
     alike, said = _comparable(runs, read, column)
-    groups = group_runs([(run.name, run.config, _value(run, column)) for run in read])
+    entries = [_entry(run, column) for run in read]
+    groups = group_runs(entries)
     return Comparison(
         column,
         tuple(read),
         settings=_settings(read),
         equal=_equal(read, column),
         groups=groups,
-        paired=paired_differences(groups, alike),
+        paired=paired_differences(groups, alike & pairs_of(entries)),
         incomparable=tuple(said),
+        apart=tuple(kept_apart(entries)),
         notes=tuple(note for run in read for note in run.notes),
     )
 
@@ -172,7 +189,13 @@ def _read(run: RunDirectory) -> Compared:
         config, probes = None, {}
         notes.append(f"{run.name}: {error}")
     clips, flops = seen.cost.get("clips_a_step", config and config.batch_size), seen.cost.get("flops_a_step")
-    changed = _changes(run)
+    changed, apart, data = [], "", ""
+    try:
+        changed = changed_on_the_way(run)
+        apart, data = _apart(run, changed), _data(run)
+    except (UserError, OSError) as error:
+        apart = data = str(error)  # It is like no other.
+    changed = [field for field in changed if field.startswith(COSTLY)]
     if changed:
         clips = flops = None
         notes.append(f"{run.name} changed {', '.join(changed)} on its way: its clips and FLOPs are not known")
@@ -189,6 +212,8 @@ def _read(run: RunDirectory) -> Compared:
         flops,
         _probes(probes),
         tuple(notes),
+        apart,
+        data,
     )
 
 
@@ -207,37 +232,38 @@ def _figures(rows: Sequence[Row], clips: float, an_epoch: int) -> dict[str, Figu
         last = values[-LAST_LINES:]
         epochs = tuple(sum(each) / len(each) for _, each in sorted(means.items()))
         at = steps[values.index(best)]
-        figures[column] = Figures(values[-1], best, at, sum(last) / len(last), epochs)
+        figures[column] = Figures(values[-1], steps[-1], best, at, sum(last) / len(last), epochs)
     return figures
 
 
 def _probes(noted_there: dict[str, Any]) -> tuple[dict[str, Any], ...]:
     """Rows as `eval` leaves them; what is none is passed over."""
     suites = noted_there.get("suites")
-    rows = (
-        [suite.get("rows") for suite in suites if isinstance(suite, dict)] if isinstance(suites, list) else []
+    return tuple(
+        row | {"step": suite.get("step"), "clip_table": str(suite.get("clip_table", ""))}
+        for suite in (suites if isinstance(suites, list) else [])
+        if isinstance(suite, dict) and isinstance(suite.get("rows"), list)
+        for row in suite["rows"]
+        if isinstance(row, dict) and row.keys() >= PROBED and isinstance(row["suite"], str)
     )
-    found = [row for each in rows if isinstance(each, list) for row in each]
-    return tuple(row for row in found if isinstance(row, dict) and row.keys() >= PROBED)
 
 
-def _changes(run: RunDirectory) -> list[str]:
-    """Settings that what a step costs depends on and that a resume has changed."""
-    file = run.path / CHANGES
-    if not file.is_file():
-        return []
-    fields = []
-    for line in file.read_text(errors="replace").splitlines():
-        try:
-            fields += [row["field"] for row in json.loads(line)["changed"]]
-        except (ValueError, KeyError, TypeError):
-            continue
-    return sorted({field for field in fields if field.startswith(COSTLY)})
+def _apart(run: RunDirectory, changed: Sequence[str]) -> str:
+    """How it came to its weights otherwise than its settings say, in words."""
+    origin = origin_of(run)
+    said = [f"began from {origin}"] * bool(origin)
+    return "; ".join([*said, *[f"{run.name} changed {', '.join(changed)} on its way"] * bool(changed)])
 
 
-def _value(run: Compared, column: str) -> float | None:
-    figures = run.figures.get(column)
-    return figures.last if figures else None
+def _data(run: RunDirectory) -> str:
+    """What it learned from, and from which weights: equal only where that is the same."""
+    pins = {name: noted(run, name) for name in (CLIPS, *TEACHERS, START)}
+    return json.dumps({name: pin for name, pin in pins.items() if pin}, sort_keys=True)
+
+
+def _entry(run: Compared, column: str) -> Entry:
+    figures = run.figures.get(column, Figures())
+    return Entry(run.name, run.config, figures.last, figures.last_step, run.apart, run.data)
 
 
 def _settings(runs: Sequence[Compared]) -> tuple[SettingRow, ...]:

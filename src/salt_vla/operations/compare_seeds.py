@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from itertools import combinations
+from typing import Any, NamedTuple
 
 from salt_vla.config import RuntimeConfig, TrainConfig, config_hash
 
@@ -17,11 +18,23 @@ CONFIDENCE = 0.95
 FEWEST_SEEDS = 3  # for an interval: two points have a spread, but nobody would believe it
 
 
+class Entry(NamedTuple):
+    """A run to be taken together with others. `value`: its figure at `step`; `apart`: how it came there
+    otherwise than its settings say, in words; `data`: equal for runs that learned from the same."""
+
+    name: str
+    config: TrainConfig | None
+    value: float | None
+    step: int = 0
+    apart: str = ""
+    data: str = ""
+
+
 @dataclass(frozen=True)
 class Group:
-    """Runs whose settings are equal but for the seed. `mean` is over seeds, of which each counts once however
-    many runs have it; `low` and `high` are Student's 95 % interval, None below three seeds; `note` says what
-    they are."""
+    """Runs whose settings are equal but for the seed, with figures of the same step. `mean` is over seeds, of
+    which each counts once however many runs have it; `low` and `high` are Student's 95 % interval, None below
+    three seeds; `note` says what they are."""
 
     runs: tuple[str, ...]
     seeds: tuple[int, ...]
@@ -51,13 +64,45 @@ class PairedDifference:
     note: str
 
 
-def group_runs(runs: Sequence[tuple[str, TrainConfig | None, float | None]]) -> tuple[Group, ...]:
-    """(name, settings, figure) of runs as groups, in the order of their first runs."""
+def group_runs(runs: Sequence[Entry]) -> tuple[Group, ...]:
+    """In the order of their first runs."""
     found: dict[Any, list[tuple[str, int, float | None]]] = {}
-    for name, config, value in runs:
-        key = _experiment(config) if config else name
+    for name, config, value, step, apart, data in runs:
+        key = (_experiment(config), step, apart, data) if config else name
         found.setdefault(key, []).append((name, config.seed if config else 0, value))
     return tuple(_group(each) for each in found.values())
+
+
+def pairs_of(runs: Sequence[Entry]) -> set[frozenset[str]]:
+    """Names of two whose figures are of the same step and that came there alike."""
+    return {
+        frozenset((one.name, other.name))
+        for one, other in combinations(runs, 2)
+        if (one.step, one.apart) == (other.step, other.apart)
+    }
+
+
+def kept_apart(runs: Sequence[Entry]) -> list[str]:
+    """A sentence on runs whose settings are equal but for the seed and that are no group all the same, and
+    one on figures of different steps."""
+    said: list[str] = []
+    alike: dict[str, list[Entry]] = {}
+    for run in runs:
+        if run.config:
+            alike.setdefault(_experiment(run.config), []).append(run)
+    for same in alike.values():
+        if len({run[3:] for run in same}) > 1:
+            each = [f"{run.name} ({_place(run, same)})" for run in same]
+            said.append(f"of equal settings, and not taken together: {', '.join(each)}")
+    if len({run.step for run in runs if run.value is not None}) > 1:
+        said.append("figures of different steps are not held against one another; those at equal steps are")
+    return said
+
+
+def _place(run: Entry, same: Sequence[Entry]) -> str:
+    said = [f"figure of step {run.step}" if run.value is not None else "no figure", run.apart]
+    said += ["other data"] * (run.data != same[0].data)
+    return "; ".join(filter(None, said))
 
 
 def paired_differences(groups: Sequence[Group], alike: set[frozenset[str]]) -> tuple[PairedDifference, ...]:

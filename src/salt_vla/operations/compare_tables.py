@@ -98,7 +98,11 @@ def _equal(found: Comparison) -> Iterator[TextTable]:
 
 def _heading(column: str) -> str:
     text = label(column)
-    return text if text == column else text[:1].upper() + text[1:]
+    return text if text == column else _capital(text)
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _warning(found: Comparison) -> str:
@@ -122,7 +126,9 @@ def _groups(found: Comparison) -> TextTable:
         for each in found.groups
     )
     title = f"Where seeds repeat: last {label(found.column)}"
-    return TextTable("Seeds", title, ("runs", "seeds", "mean", "interval"), rows if several else ())
+    is_shown = several or found.apart
+    note = "\n".join(_capital(f"{said}.") for said in found.apart)
+    return TextTable("Seeds", title, ("runs", "seeds", "mean", "interval"), rows if is_shown else (), note)
 
 
 def _paired(found: Comparison) -> TextTable:
@@ -136,19 +142,24 @@ def _paired(found: Comparison) -> TextTable:
 
 
 def _probes(found: Comparison) -> Iterator[TextTable]:
-    suites = dict.fromkeys(row["suite"] for run in found.runs for row in run.probes)
-    for suite in suites:
+    """A table a suite and table of clips: on other clips the same target is another question."""
+    suites = dict.fromkeys((row["suite"], row["clip_table"]) for run in found.runs for row in run.probes)
+    for suite, clips in suites:
         cells: dict[str, dict[str, str]] = {}
         for run in found.runs:
             for row in run.probes:
-                if row["suite"] == suite:
-                    text = f"{_mean(row['value'], row['low'], row['high'])}"
+                if (row["suite"], row["clip_table"]) == (suite, clips):
+                    text = _mean(row["value"], row["low"], row["high"])
+                    is_earlier = row["step"] is not None and row["step"] != run.overview.step
+                    text += f" @ {row['step']}" * is_earlier
                     cells.setdefault(f"{row['target']} ({row['metric']})", {})[run.name] = text
         rows = tuple(
             (target, *(each.get(name, "") for name in found.names)) for target, each in cells.items()
         )
-        note = "95 % over held-out episodes, of one seed of the run."
-        yield TextTable("Probes", f"Probes, {suite}", ("target", *found.names), rows, note)
+        is_told_by_clips = sum(name == suite for name, _ in suites) > 1
+        title = f"Probes, {suite}" + f" (clips {clips[:8] or 'unknown'})" * is_told_by_clips
+        note = "95 % over held-out episodes, of one seed of the run; of its last step where none is named."
+        yield TextTable("Probes", title, ("target", *found.names), rows, note)
 
 
 def _mean(mean: float | None, low: float | None, high: float | None) -> str:
