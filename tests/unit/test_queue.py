@@ -383,6 +383,23 @@ def test_a_full_disk_is_one_sentence_and_changes_nothing(queue: Queue, add: Call
     assert [event.event for event in queue.history()] == ["added"]
 
 
+def test_on_a_full_disk_it_can_still_be_told_what_the_queue_does(
+    queue: Queue, add: Callable[..., Job]
+) -> None:
+    add("a")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(ResourceError, match="make space; no job is lost"):
+            queue.pause("a")
+        seen = states(queue), [event.event for event in queue.history()]
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert seen == ({"a": "waiting"}, ["added"])
+    queue.pause("a")
+    assert queue.job("a").held
+
+
 def test_a_queue_that_may_only_be_read_is_read(
     queue: Queue, add: Callable[..., Job], as_nobody: Callable[[Callable[[], object]], str]
 ) -> None:

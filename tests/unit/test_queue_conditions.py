@@ -19,6 +19,7 @@ from salt_vla.operations.conditions import (
     Condition,
     Kind,
     figure_condition,
+    in_clock,
     parse_figure,
     parse_free,
     parse_time,
@@ -450,3 +451,9 @@ def test_conditions_are_said_in_words() -> None:
         "not e1.val.loss < 3, once it can be told",
     ]
     assert Launch("x", ("recipes",), "").folder.name == "x"
+
+
+@pytest.mark.parametrize("seconds", [1e12, 1e30, math.inf, math.nan])
+def test_an_end_that_no_clock_shows_is_no_traceback(seconds: float) -> None:
+    """What is expected of a run that hardly moves."""
+    assert in_clock(seconds) == "after the year 9999"

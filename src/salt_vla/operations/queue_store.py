@@ -66,7 +66,7 @@ CREATE TRIGGER jobs_are_not_forgotten BEFORE DELETE ON jobs
 @contextmanager
 def reading(file: Path) -> Iterator[sqlite3.Connection]:
     """A connection to a queue that is there; whoever reads sees whole transactions only."""
-    with _in_sentences(file), closing(_connected(file)) as connection:
+    with _in_sentences(file), closing(_opened(file)) as connection:
         _require_version(connection, file)
         yield connection
 
@@ -77,7 +77,8 @@ def changing(file: Path) -> Iterator[sqlite3.Connection]:
     trace of it where the block raises. It has the only right to write from its first line on."""
     if not file.is_file():
         _make(file)
-    with reading(file) as connection:
+    with _in_sentences(file), closing(_connected(file, _is_still(file))) as connection:
+        _require_version(connection, file)
         connection.execute("BEGIN IMMEDIATE")  # A reader that turned writer could be refused at once.
         try:
             yield connection
@@ -87,14 +88,36 @@ def changing(file: Path) -> Iterator[sqlite3.Connection]:
                 connection.execute("ROLLBACK")
 
 
-def _connected(file: Path) -> sqlite3.Connection:
-    # Where no file may be made beside it, and nobody's changes wait in one, it is read as it stands.
-    is_still = not os.access(file.parent, os.W_OK) and not file.with_name(f"{file.name}-wal").exists()
+def _opened(file: Path) -> sqlite3.Connection:
+    """For reading, also on a disk without room for the files that SQLite makes beside it."""
+    try:
+        return _connected(file, _is_still(file))
+    except sqlite3.OperationalError as error:
+        if "disk I/O" not in str(error) or _has_changes_beside(file):
+            raise
+        return _connected(file, is_still=True)
+
+
+def _is_still(file: Path) -> bool:
+    """Whether no file may be made beside it, and nobody's changes wait in one: it is read as it stands."""
+    return not os.access(file.parent, os.W_OK) and not file.with_name(f"{file.name}-wal").exists()
+
+
+def _has_changes_beside(file: Path) -> bool:
+    changes = file.with_name(f"{file.name}-wal")
+    return changes.is_file() and changes.stat().st_size > 0
+
+
+def _connected(file: Path, is_still: bool) -> sqlite3.Connection:
     address = f"{file.resolve().as_uri()}?{'immutable=1' if is_still else 'mode=rw'}"
     connection = sqlite3.connect(address, uri=True, timeout=SECONDS_TO_WAIT, isolation_level=None)
     connection.row_factory = sqlite3.Row
-    connection.execute("PRAGMA foreign_keys = ON")
-    connection.execute("PRAGMA synchronous = FULL")  # A power cut takes back nothing that was said.
+    try:
+        connection.execute("PRAGMA foreign_keys = ON")
+        connection.execute("PRAGMA synchronous = FULL")  # A power cut takes back nothing that was said.
+    except sqlite3.Error:
+        connection.close()
+        raise
     return connection
 
 
