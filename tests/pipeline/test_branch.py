@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -132,3 +133,24 @@ def test_a_run_is_branched_once(salt: Any, student: Command, long: Any) -> None:
     said = salt(*student("short", "--branch", "long@4", **settings)).sentence
     assert "was branched from long@8, not from long@4" in said
     assert "begun on its own" in salt(*student("long", "--branch", "short@9", **settings)).sentence
+
+
+def test_a_branch_can_go_on_apart(salt: Any, student: Command, long: Any) -> None:
+    """Its folder is there before it, with the launch and a log; also one that was cut off before it was whole
+    is made again, and what somebody else has begun is left alone."""
+    settings = COOLDOWN | {"steps": 12}
+    run = salt.at("short")
+    for step, begun in ((8, "launch.json"), (4, "branch.json")):
+        run.path.mkdir(parents=True)
+        if begun == "branch.json":
+            (run.path / "checkpoints" / "step_00000009").mkdir(parents=True)
+        (run.path / begun).write_text(json.dumps({"run": "long", "step": step}))
+        (run.path / "log.txt").write_text("said before\n")
+        salt.ok(*student("short", "--branch", f"long@{step}", "--max-steps", step + 1, **settings))
+        assert run.status().resumed_from == [step] and (run.path / begun).is_file()
+        log = run.log_file.read_text()
+        assert log.startswith("said before\n") and f"branched from long at step {step}" in log
+        assert not list(run.path.parent.glob(".branching*"))
+        shutil.rmtree(run.path)
+    (run.path / "checkpoints").mkdir(parents=True)
+    assert "begun on its own" in salt(*student("short", "--branch", "long@8", **settings)).sentence

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from uuid import uuid4
 
@@ -65,6 +65,7 @@ class Apart:
         command = without_options(_typed.get())
         wanted = Launch(name or fresh_name(noun), command, uuid4().hex, self.restarts, processes=processes)
         if wanted.is_run:
+            wanted = replace(wanted, command=with_name(command, name))
             RunDirectory(wanted.folder).require_idle()
         require_free(wanted.name, supervision(wanted.folder))
         now = launch(wanted)
@@ -86,3 +87,10 @@ def without_options(args: Sequence[str]) -> tuple[str, ...]:
         else:
             kept.append(word)
     return tuple(kept)
+
+
+def with_name(command: Sequence[str], name: str) -> tuple[str, ...]:
+    """The command line of a run with its name in it: what a run is called by default may be another word
+    where it is started again."""
+    is_said = any(word.partition("=")[0] == "--name" for word in command)
+    return (*command, *(() if is_said else ("--name", name)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Annotated
 
 import tyro
@@ -16,7 +17,7 @@ from salt_vla.errors import ConfigError
 from salt_vla.operations.session import recorded
 from salt_vla.operations.trackers import require_trackers
 from salt_vla.recipes import get_recipe
-from salt_vla.rundir import RunDirectory, Status, default_name, launched
+from salt_vla.rundir import RunDirectory, Status, default_name, launched, root
 from salt_vla.verdicts import noted_verdict
 
 LONG_ENOUGH_FOR_PICTURES = 60.0  # Seconds: to a shorter run the second that they take would be a burden.
@@ -62,17 +63,19 @@ def train(
     """
     experiment = get_recipe(recipe)
     config = _with_options(override(experiment.config, overrides), seed, batch_size)
+    if memory_limit is not None:
+        config = override(config, [f"runtime.memory_limit={memory_limit}"])
     _require_sense(max_steps, branch, apart, ahead)
     require_trackers(track)
     run = RunDirectory.named(default_name(recipe) if name is None else name)
+    if apart.detach:
+        _require_inputs(run, config, data, cache, branch)
     if apart.starts("train", run.name, {"--data": data, "--cache": cache}, processes):
         return
     with nullcontext() if ahead.is_asked else recorded(run, track):
         from salt_vla.jobs import train as job
 
         config = job.with_paths(config, data, cache)
-        if memory_limit is not None:
-            config = override(config, [f"runtime.memory_limit={memory_limit}"])
         if ahead.is_asked:
             return ahead.tell(config, max_steps)
         if branch is not None and launched().rank == 0:  # The others wait until there is a run.
@@ -90,6 +93,33 @@ def _require_sense(max_steps: int | None, branch: str | None, apart: Apart, ahea
     ahead.require_meaning(branch, max_steps)
     if apart.detach and ahead.is_asked:
         raise ConfigError("--detach would do nothing here: the answer comes at once")
+
+
+def _require_inputs(
+    run: RunDirectory, config: TrainConfig, data: str | None, cache: str | None, branch: str | None
+) -> None:
+    """What the run would be refused for as soon as it had begun apart, where nobody looks. Paths that are
+    given and are not there are `Apart`'s business."""
+    if data is None and not config.data.table:
+        raise ConfigError("no data: give --data a clip table, a data set's folder, or metaworld-mini")
+    target = config.target
+    if target.provider in ("cache", "teacher") and cache is None and not target.source:
+        raise ConfigError(
+            f"target.provider {target.provider!r} needs a source: give --cache FOLDER or target.source=NAME"
+        )
+    if target.provider == "cache" and (cache is None or (cache.strip() and Path(cache).is_dir())):
+        from salt_vla.cache.format import MANIFEST
+
+        place = root() / target.source if cache is None else Path(cache)
+        if not any((folder / MANIFEST).is_file() for folder in (place, place / "train")):
+            raise ConfigError(
+                f"there is no cache of training latents at {place}; build it with `salt-vla cache build`, or "
+                "let the run wait for it: `salt-vla queue add --after-cache`"
+            )
+    if branch is not None:
+        from salt_vla.jobs.branch import look_at_branch
+
+        look_at_branch(run, branch)
 
 
 def _with_options(config: TrainConfig, seed: int | None, batch_size: int | None) -> TrainConfig:

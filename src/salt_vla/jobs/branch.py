@@ -43,15 +43,14 @@ MAY_CHANGE = (
 def branch(run: RunDirectory, config: TrainConfig, source: str, allowed: Sequence[str] = ()) -> None:
     """Make `run` out of `source` (RUN@STEP) and `config`, unless that has been done before.
 
-    The new folder appears whole, with the checkpoint, what was measured or pinned at the source's start, and
+    The new run appears whole, with the checkpoint, what was measured or pinned at the source's start, and
     its metrics up to the step. Raises `RunError` where there is no such checkpoint, or where settings differ
     in more than `MAY_CHANGE` and `allowed`.
     """
-    origin, step = _parse(source)
-    if run.path.exists():
-        _require_the_same(run, origin.name, step)
+    origin, step, checkpoint = look_at_branch(run, source)
+    if checkpoint is None:
         return
-    stored = stored_config(origin.require())
+    stored = stored_config(origin)
     config = as_measured(config, stored)
     rows = refused(stored, config, (*MAY_CHANGE, *allowed))
     if rows:
@@ -60,13 +59,22 @@ def branch(run: RunDirectory, config: TrainConfig, source: str, allowed: Sequenc
             f"{', '.join(row.field for row in rows)}\n{as_table(rows)}"
         )
     require_same_statistics(origin, stored, config)
-    checkpoint = _checkpoint(origin, step)
     if config.steps <= step:
         raise RunError(f"a branch from step {step} needs steps={step + 1} or more, not {config.steps}")
     changed = {row.field: [row.before, row.after] for row in differing_fields(stored, config)}
     record = {"run": origin.name, "step": step, "changed": changed}
     with writing_to(run.path):
         _write(run, origin, checkpoint, step, to_json(config), record, list(changed))
+
+
+def look_at_branch(run: RunDirectory, source: str) -> tuple[RunDirectory, int, Path | None]:
+    """The run, step and checkpoint that `source` (RUN@STEP) names; no checkpoint where `run` is that branch
+    already. Raises `RunError` where there is no such checkpoint, or `run` is something else."""
+    origin, step = _parse(source)
+    has_begun = run.config_file.exists()
+    if has_begun or run.checkpoints.exists() or (run.path / RECORD).exists():
+        _require_the_same(run, origin.name, step)
+    return origin, step, None if has_begun else _checkpoint(origin.require(), step)
 
 
 def _write(
@@ -98,10 +106,23 @@ def _write(
     rows = [row for row in origin.metrics() if row["step"] <= step]
     unfinished.metrics_file.write_text("".join(to_json_line(row) + "\n" for row in rows))
     (unfinished.path / RECORD).write_text(json.dumps(record, indent=2, default=str))
-    unfinished.log(f"branched from {origin.name} at step {step}: {record['changed']}")
     unfinished.set_status(Status("queued", step=step, branched_from=f"{origin.name}@{step}"))
     unfinished.config_file.write_text(config)
-    unfinished.path.rename(run.path)
+    if run.path.exists():
+        _move_into(unfinished, run)
+    else:
+        unfinished.path.rename(run.path)
+    run.log(f"branched from {origin.name} at step {step}: {record['changed']}")
+
+
+def _move_into(unfinished: RunDirectory, run: RunDirectory) -> None:
+    """Into the folder that a launch has made, which has a log already: first what names the branch, last what
+    makes a run of it, so that one which is cut off is made again."""
+    shutil.rmtree(run.checkpoints, ignore_errors=True)  # Of one that was cut off.
+    order = {RECORD: 0, run.config_file.name: 2}
+    for path in sorted(unfinished.path.iterdir(), key=lambda path: order.get(path.name, 1)):
+        path.rename(run.path / path.name)
+    unfinished.path.rmdir()
 
 
 def _parse(source: str) -> tuple[RunDirectory, int]:
