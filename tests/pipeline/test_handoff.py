@@ -231,7 +231,7 @@ def test_metrics_that_have_not_changed_are_not_read_again(salt: Any, student: St
     assert losses["one"] == 123.0
     salt.at("one").log_metrics({"kind": "train", "step": 5, "loss": 0.001})
     assert salt.json("runs", "report")["runs"][0]["min_loss"] == 0.001
-    for damage in ("{", "[]", '{"version": 1, "runs": {"one": 3, "two": {}}}', '{"version": 99}'):
+    for damage in ("{", "[]", '{"version": 2, "runs": {"one": 3, "two": {}}}', '{"version": 99}'):
         kept.write_text(damage)
         assert salt.json("runs", "report")["runs"][1] == first["runs"][1]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from salt_vla.operations.handoff.trends import STANDS_SHARE, trend
 
@@ -54,6 +55,43 @@ def test_a_flat_curve_is_rarely_said_to_fall_whatever_its_noise() -> None:
         ]
         assert len(said) == 400
         assert said.count("still falls") <= 14  # 2.5 % of 400 are 10; 14 is one deviation more.
+
+
+def test_the_interval_is_sens_and_turns_with_the_curve() -> None:
+    """Of bins whose neighbours have nothing in common, as scipy takes them."""
+    compared = 0
+    for seed in range(40):
+        x, y = np.arange(1.0, 33.0), np.random.default_rng(seed).normal(size=32)
+        found, turned = trend(list(x), list(y)), trend(list(x), list(-y))
+        assert found is not None and turned is not None
+        assert (turned.change, turned.low, turned.high) == (-found.change, -found.high, -found.low)
+        late, values = x[16:], y[16:]
+        bins, medians = late.reshape(8, 2).mean(1), np.median(values.reshape(8, 2), 1)
+        slope, _, low, high = stats.theilslopes(medians, bins)
+        left = medians - slope * bins
+        left -= left.mean()
+        if left[1:] @ left[:-1] <= 0:
+            compared += 1
+            assert (found.change, found.low, found.high) == pytest.approx((15 * slope, 15 * low, 15 * high))
+        else:
+            assert found.low <= 15 * low and 15 * high <= found.high
+    assert compared >= 10
+
+
+def test_noise_with_a_long_memory_is_seldom_taken_for_a_trend() -> None:
+    """Bins as if they were independent are so taken in more than a third of these curves."""
+    said = [
+        found.verdict
+        for seed in range(300)
+        if (found := trend(list(STEPS), list(1 + noise(seed, 0.3, 0.95)))) is not None
+    ]
+    assert said.count("still falls") + said.count("rises") <= 60
+
+
+def test_a_curve_without_noise_falls_though_no_line_fits_it() -> None:
+    for exponent in (0.1, 0.5, 2.0):
+        found = trend(list(STEPS), list(STEPS.astype(float) ** -exponent))
+        assert found is not None and found.verdict == "still falls"
 
 
 def test_what_noise_hides_is_not_called_a_plateau() -> None:

@@ -15,7 +15,7 @@ from salt_vla.operations.curves import Follower, Row, points
 from salt_vla.operations.handoff.trends import Trend, trend
 from salt_vla.rundir import RunDirectory, read_json, write_text
 
-FILE, VERSION = ".handoff.json", 1
+FILE, VERSION = ".handoff.json", 2
 R2 = ("r2_position_mean", "r2_channel_mean", "r2_copy_nearest")
 WAITS_TOO_LONG = 0.2  # share of a run's time
 

@@ -239,7 +239,9 @@ def _learned(project: Project) -> list[Block]:
     told = sum(each.low is not None for each in project.effects)
     chance = f"{told} differences with a 95 % interval, not corrected: one in twenty excludes zero by chance."
     checks = Checks(tuple((mark, topic, _brief(text, 2 * LONGEST_REASON)) for mark, topic, text in items))
-    return [chance, checks] if told else [checks]
+    curves = "Intervals of a curve's last half are of that run's own noise, and too narrow where it drifts."
+    is_of_curves = any(run.state == "finished" and run.measured.trend is not None for run in project.runs)
+    return [*[chance] * bool(told), *[curves] * is_of_curves, checks]
 
 
 def _of_its_curve(run: RunFacts) -> list[str]:

@@ -12,6 +12,7 @@ STANDS_SHARE = 0.01  # of the level: a change over the last half that nobody wou
 MOST_BINS, LEAST_BINS = 16, 8
 LEAST_ROWS_A_BIN = 2
 NORMAL = 1.959964
+MOST_ALIKE = 0.99
 Verdict = Literal["still falls", "stands", "rises", "cannot be told"]
 
 
@@ -44,7 +45,10 @@ def trend(steps: Sequence[int], values: Sequence[float]) -> Trend | None:
 
     The rows are put into equal bins of which the medians count, so that neither spikes nor the likeness of
     neighbouring rows decide. The slope is Theil's and Sen's, the median of those between all pairs of bins;
-    its interval is Sen's (1968), from the variance of Kendall's S.
+    its interval is Sen's (1968), from the variance of Kendall's S for bins that are independent. Where those
+    that follow one another lie alike about the line, the variance is enlarged by (1 + r) ÷ (1 − r), r their
+    correlation (after Yue and Wang, 2004). Of 16 bins r comes out too low: where noise remembers longer than
+    a bin lasts, a flat curve is still said to move more often than one time in twenty.
     """
     step, value = np.asarray(steps, dtype=float), np.asarray(values, dtype=float)
     good = np.isfinite(value)
@@ -60,9 +64,10 @@ def trend(steps: Sequence[int], values: Sequence[float]) -> Trend | None:
     y = np.array([np.median(part) for part in np.array_split(value, bins)])
     first, second = np.triu_indices(bins, k=1)
     slopes = np.sort((y[second] - y[first]) / (x[second] - x[first]))
-    half_width = NORMAL * np.sqrt(bins * (bins - 1) * (2 * bins + 5) / 18)
-    low = slopes[max(0, int(np.floor((len(slopes) - half_width) / 2)))]
-    high = slopes[min(len(slopes) - 1, int(np.ceil((len(slopes) + half_width) / 2)))]
+    enlarged = _enlargement(y - np.median(slopes) * x)
+    half_width = NORMAL * np.sqrt(enlarged * bins * (bins - 1) * (2 * bins + 5) / 18)
+    lowest = max(0, round((len(slopes) - half_width) / 2) - 1)
+    low, high = slopes[lowest], slopes[-1 - lowest]
     length = step[-1] - step[0]
     return Trend(
         int(step[0]),
@@ -70,3 +75,11 @@ def trend(steps: Sequence[int], values: Sequence[float]) -> Trend | None:
         float(np.median(y)),
         *(float(slope * length) for slope in (np.median(slopes), low, high)),
     )
+
+
+def _enlargement(left: np.ndarray) -> float:
+    """Of the variance, by what neighbours among the bins have in common; 1 where that is nothing."""
+    left = left - left.mean()
+    total = float(left @ left)
+    alike = min(MOST_ALIKE, max(0.0, float(left[1:] @ left[:-1]) / total)) if total else 0.0
+    return (1 + alike) / (1 - alike)
