@@ -24,7 +24,15 @@ from salt_vla.operations.conditions import (
     parse_free,
     parse_time,
 )
-from salt_vla.operations.conditions_now import Answer, Now, answer, ending_of, may_start, statistic
+from salt_vla.operations.conditions_now import (
+    Answer,
+    Now,
+    answer,
+    ending_of,
+    may_start,
+    nobody_works_on,
+    statistic,
+)
 from salt_vla.operations.launch import Attempt, Launch, Supervision, record
 from salt_vla.operations.processes import ProcessId, identity
 from salt_vla.operations.queue import Job, JobState
@@ -457,3 +465,31 @@ def test_conditions_are_said_in_words() -> None:
 def test_an_end_that_no_clock_shows_is_no_traceback(seconds: float) -> None:
     """What is expected of a run that hardly moves."""
     assert in_clock(seconds) == "after the year 9999"
+
+
+def test_files_that_hold_what_nobody_wrote_end_no_runner(make_run: Callable[..., RunDirectory]) -> None:
+    """What cannot be told is waited for, with the reason; the other jobs go their way."""
+    run = make_run("e1")
+    status = json.loads((run.path / "status.json").read_text())
+    for key, value in (("state", [1]), ("state", {}), ("pid", "many")):
+        (run.path / "status.json").write_text(json.dumps(status | {key: value}))
+        found = answer(Condition("after", "e1"), now())
+        assert found.state == "waits"
+        assert "which cannot be told: " in found.why
+    (run.path / "status.json").write_text(json.dumps(status))
+    with run.metrics_file.open("a") as file:
+        file.write(f'{{"kind": "val", "step": 9, "loss": {10**400}}}\n')
+    found = answer(Condition("if", "e1.val.loss < 3"), now())
+    assert (found.state, "OverflowError" in found.why) == ("waits", True)
+
+
+def test_an_end_that_cannot_be_guessed_hides_no_job(make_run: Callable[..., RunDirectory]) -> None:
+    working = job(1, "e1", "running")
+    run = make_run("e1", state="running")
+    run.metrics_file.unlink()
+    run.metrics_file.mkdir()
+    assert ending_of(working, 0.0) is None
+    status = json.loads((run.path / "status.json").read_text())
+    (run.path / "status.json").write_text(json.dumps(status | {"pid": 1.5}))
+    assert ending_of(working, 0.0) is None
+    assert nobody_works_on(working).state == "waits"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -25,6 +26,8 @@ from salt_vla.rundir import RunDirectory, read_json, root
 
 MANIFEST = "manifest.json"
 ENDED_WELL = "finished"
+# What reading a run can raise whose files hold what nobody wrote there: it shall never end a runner.
+UNREADABLE = (UserError, OSError, ValueError, TypeError, KeyError, ArithmeticError)
 
 
 @dataclass(frozen=True)
@@ -73,8 +76,8 @@ def answer(condition: Condition, now: Now) -> Answer:
     """What cannot be read is waited for: its reader's sentence says what to mend."""
     try:
         return ANSWERS[condition.kind](condition, now)
-    except UserError as error:
-        return Answer("waits", f"waits for {condition}, which cannot be told: {error}")
+    except UNREADABLE as error:
+        return Answer("waits", f"waits for {condition}, which cannot be told: {in_words(error)}")
 
 
 def _after(condition: Condition, now: Now) -> Answer:
@@ -224,8 +227,9 @@ def nobody_works_on(job: Job) -> Answer:
         launched = supervision(job.folder)
         busy = launched is not None and (launched.is_at_work or launched.living() is not None)
         busy = busy or (job.is_run and RunDirectory(job.folder).status().state == "running")
-    except UserError as error:
-        return Answer("waits", f"waits until it can be told whether somebody works on {job.name}: {error}")
+    except UNREADABLE as error:
+        why = in_words(error)
+        return Answer("waits", f"waits until it can be told whether somebody works on {job.name}: {why}")
     if busy:
         return Answer("waits", f"waits for {job.name}, which is under way and was not started by the queue")
     return HOLDS
@@ -233,8 +237,15 @@ def nobody_works_on(job: Job) -> Answer:
 
 def ending_of(job: Job, clock: float) -> float | None:
     """When a run that works is expected to end, in seconds since the epoch."""
-    left = glance(RunDirectory(job.folder)).eta_seconds if job.is_run else None
+    left = None
+    if job.is_run:
+        with suppress(*UNREADABLE):  # Other commands say what is damaged there.
+            left = glance(RunDirectory(job.folder)).eta_seconds
     return clock + left if left is not None else None
+
+
+def in_words(error: Exception) -> str:
+    return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
 
 
 def _said(state: str) -> str:

@@ -13,7 +13,7 @@ from typing import Literal
 from salt_vla.errors import ResourceError, UserError
 from salt_vla.interrupts import StopFlag, stop_on_signals
 from salt_vla.operations.asked import asked_of
-from salt_vla.operations.conditions_now import Now, may_start, nobody_works_on
+from salt_vla.operations.conditions_now import UNREADABLE, Now, in_words, may_start, nobody_works_on
 from salt_vla.operations.launch import Supervision, launch, supervision, take_over, wanted_in
 from salt_vla.operations.processes import identity
 from salt_vla.operations.queue import Job, JobState, Queue
@@ -78,8 +78,8 @@ class Runner:
             if job.state == "running":  # Of any slot: its own runner may never come back.
                 try:
                     self._follow(job)
-                except UserError as error:  # Whether it works cannot be told: its slot is not given away.
-                    self._tell(f"{job.name}: {error}")
+                except UNREADABLE as error:  # Whether it works cannot be told: its slot is not given away.
+                    self._tell(f"{job.name}: {in_words(error)}")
         jobs = self.queue.jobs(ended=False)
         mine = self._in_work(jobs)
         if mine is None:
@@ -161,8 +161,12 @@ class Runner:
         if self._to_be_told:
             from salt_vla.operations.handoff import refresh  # Loads much that only a report needs.
 
-            refresh(self._to_be_told[-1])  # The page is that of all.
+            newest = self._to_be_told[-1]  # The page is that of all.
             self._to_be_told.clear()
+            try:
+                refresh(newest)
+            except UNREADABLE as error:
+                self._tell(f"the report was not written anew: {in_words(error)}")
 
     def _tell(self, sentence: str) -> None:
         if sentence != self._said:
@@ -178,7 +182,7 @@ def _ending(job: Job, now: Supervision | None) -> tuple[JobState, str]:
         return "finished", why
     was_stopped = asked_of(job.folder, now.token) is not None
     if job.is_run and not was_stopped:
-        with suppress(UserError):  # What the supervisor says is enough.
+        with suppress(*UNREADABLE):  # What the supervisor says is enough.
             was_stopped = RunDirectory(job.folder).status().state == "stopped"
     return "stopped" if was_stopped else "failed", why
 
