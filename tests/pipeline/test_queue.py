@@ -253,6 +253,8 @@ def test_what_waits_for_a_job_that_failed_is_skipped_and_retry_brings_all_back(
         ("--at +999999999999d -- recipes ls", "--at '+999999999999d' is no time"),
         ("--after-cache '' -- recipes ls", "--after-cache '' names no folder"),
         ("--name '' -- recipes ls", "job name '' may hold only letters"),
+        ("-- train demo_student --name b --branch long", "'long' is not of the form RUN@STEP"),
+        ("-- train demo_student --name b --branch nope@3", "there is no job and no run 'nope'"),
         ("-- train demo_student --plan", "--plan and --find-batch answer at once"),
         ("-- train demo_student --find-batch --gpus 2", "--plan and --find-batch answer at once"),
         ("-- train demo_student --data no/where", "--data 'no/where': there is no such file or folder"),
@@ -278,7 +280,8 @@ def test_paths_may_be_missing_where_something_is_waited_for_that_may_bring_them(
     salt.ok("queue", "add", "--after-cache", "c", *train, "a", "--cache", "c")
     salt.ok("queue", "add", "--after", "index", *train, "b", "--cache", "c", "--data", "made.parquet")
     salt.ok("queue", "add", "--if", "a.val.loss < 3", *train, "c", "--cache", "c")
-    assert set(states(queue)) == {"index", "a", "b", "c"}
+    salt.ok("queue", "add", *train, "d", "--branch", "a@5")
+    assert set(states(queue)) == {"index", "a", "b", "c", "d"}
 
 
 def test_a_command_that_cannot_be_read_is_refused_when_it_is_added(salt: Salt, queue: Queue) -> None:

@@ -132,6 +132,8 @@ def _checked(wanted: Wanted) -> Wanted:
         raise ConfigError(
             f"--name {wanted.name} in front of the -- and the run's name {name} differ; give one of them"
         )
+    if given.get("branch") is not None and not RunDirectory.named(name).config_file.exists():
+        _require_origin(given["branch"])
     # Said in the command itself: what a run is called by default may be another word where it starts.
     named = () if given["name"] is not None else ("--name", name)
     plain = (*without_options(command), *named)
@@ -169,6 +171,14 @@ def _require_paths(given: dict[str, Any], conditions: Sequence[Condition]) -> No
             f"{option} {path!r}: there is no such file or folder; give one that is there, or wait for it "
             f"with {cure} in front of the --"
         )
+
+
+def _require_origin(source: str) -> None:
+    """A run that is there, or a job that will make it: whether it keeps that step is known at the start."""
+    origin, _, step = source.rpartition("@")
+    if not origin or not step.isdigit():
+        raise ConfigError(f"--branch {source!r} is not of the form RUN@STEP, such as long@400")
+    _number_of(origin, Queue())
 
 
 def _recorded(function: Callable[..., Any]) -> Callable[..., dict[str, Any]]:
