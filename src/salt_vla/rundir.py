@@ -8,7 +8,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import json
-import math
 import os
 import re
 import sys
@@ -38,6 +37,7 @@ DETACHED = "SALT_VLA_DETACHED"  # A mark of processes that shall outlive the one
 SUPERVISED = "SALT_VLA_SUPERVISED"  # The folder of the run or job that a process was started for.
 RUN_NAME, RUN_LOG_DIR = "RUN_NAME", "RUN_LOG_DIR"
 LONGEST_NAME = 100
+LARGEST_COUNT = 2**53  # From here on a float no longer tells a count from the next.
 ENDINGS = (
     "finished",
     "stopped",  # by `salt-vla runs stop`
@@ -172,8 +172,30 @@ class Status:
         return replace(self, state=state, ending=ending, exit_reason=reason, ended=time.time())
 
 
-def _is_count(value: Any) -> bool:
-    return type(value) in (int, float) and 0 <= value < math.inf
+def is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < LARGEST_COUNT
+
+
+def is_time(value: Any) -> bool:
+    """Whether it may be a number of seconds."""
+    return type(value) in (int, float) and 0 <= value < LARGEST_COUNT
+
+
+_KINDS: dict[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(("state", "exit_reason", "branched_from", "ending", "boot"), lambda v: type(v) is str),
+    **dict.fromkeys(("step", "total_steps", "pid", "ticks"), is_count),
+    **dict.fromkeys(("started", "seconds", "ended"), is_time),
+    "resumed_from": lambda value: type(value) is list and all(map(is_count, value)),
+}
+
+
+def status_from(held: dict[str, Any]) -> Status:
+    """What a file's object says; fields of an earlier version may lack. Raises `TypeError` naming those that
+    are not of their kind."""
+    wrong = [name for name, value in held.items() if name in _KINDS and not _KINDS[name](value)]
+    if wrong:
+        raise TypeError(", ".join(wrong))
+    return Status(**held)
 
 
 def _lost(status: Status) -> Status:
@@ -207,7 +229,9 @@ class RunDirectory:
 
     def exists(self) -> bool:
         """Whether anything ever worked or shall work here, also what failed before it had settings."""
-        return self.config_file.is_file() or any((self.path / name).is_file() for name in BEFORE_CONFIG)
+        names = (self.config_file.name, *BEFORE_CONFIG)
+        # Not pathlib's, which complains of a folder that this user may not look into.
+        return any(os.path.isfile(self.path / name) for name in names)  # noqa: PTH113
 
     def require(self) -> RunDirectory:
         if not self.exists():
@@ -218,15 +242,11 @@ class RunDirectory:
         """What `status.json` says, except that a running process which is gone was killed."""
         path = self.path / "status.json"
         try:
-            recorded = Status(**read_json(path, dict, "remove it to let the run resume"))
+            recorded = status_from(read_json(path, dict, "remove it to let the run resume"))
         except (FileNotFoundError, NotADirectoryError):
             return Status(state="queued")
         except TypeError as error:
             raise RunError(f"{path} is damaged ({error}); remove it to let the run resume") from error
-        names = ("pid", "started", "step", "total_steps", "seconds", "ended", "ticks")
-        wrong = [name for name in names if not _is_count(getattr(recorded, name))]
-        if wrong:
-            raise RunError(f"{path} is damaged ({', '.join(wrong)}); remove it to let the run resume")
         if recorded.state == "running" and not recorded.process.is_alive():
             return _lost(recorded)
         return recorded

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from salt_vla.operations.curves import BLOCK, Follower, last_rows, points, read_rows
+from salt_vla.operations.words import sentence
 from salt_vla.rundir import RunDirectory
 
 Rows = list[dict[str, Any]]
@@ -27,6 +28,7 @@ def _write(file: Path, rows: Rows, more: str = "") -> None:
 NO_ROWS = (
     *(b"", b"{", b"[]", b"3", b"[" * 100_000, b"\xff\xfe", b'{"kind": "train"}', b'{"kind": 3, "step": 1}'),
     *(b'{"kind": "val", "step": "1"}', b'{"kind": "val", "step": true}'),
+    *(b'{"kind": "val", "step": -1}', b'{"kind": "val", "step": 1' + b"0" * 400 + b"}"),
 )
 
 
@@ -34,6 +36,14 @@ NO_ROWS = (
 def test_a_line_that_is_no_row_is_counted_and_passed_over(line: bytes) -> None:
     good = b'{"kind": "val", "step": 3}'
     assert read_rows([good, line, good]) == ([{"kind": "val", "step": 3}] * 2, 1)
+
+
+def test_a_figure_that_is_no_number_is_none() -> None:
+    """Whoever shows a row may take its figures for what they should be."""
+    line = b'{"kind": "val", "step": 3, "loss": "low", "a": [1], "b": NaN, "c": 1%s, "d": true}'
+    (row,), damaged = read_rows([line % (b"0" * 400)])
+    assert (damaged, list(row.values())) == (0, ["val", 3, None, None, None, None, True])
+    assert sentence(row) == "step 3: held out: loss no number"
 
 
 def test_a_run_that_is_resumed_is_read_as_it_is_now(tmp_path: Path, rows_of: Callable[..., Rows]) -> None:

@@ -17,7 +17,7 @@ from salt_vla.errors import RunError
 from salt_vla.identity import identity
 from salt_vla.operations import index
 from salt_vla.operations.overview import FEW, Overview, best_of, curve, glance, overview, overviews, with_best
-from salt_vla.rundir import RunDirectory, Status
+from salt_vla.rundir import RunDirectory, Status, all_runs
 
 WriteRun = Callable[..., RunDirectory]
 Rows = Callable[..., list[dict[str, Any]]]
@@ -83,6 +83,10 @@ def test_what_a_person_should_know_is_a_warning(write_run: WriteRun, row: dict[s
         ("status.json", '{"state": "finished", "step": -1}'),
         ("status.json", '{"nothing": "known"}'),
         ("status.json", '{"state": 5}'),
+        ("status.json", '{"state": "running", "pid": 1.5}'),
+        ("status.json", '{"state": "finished", "resumed_from": "abc"}'),
+        ("status.json", '{"state": "finished", "ended": 1e300}'),
+        ("status.json", '{"state": "finished", "branched_from": null}'),
         ("recipe.json", "[]"),
         ("verdict.json", '{"verdict": 1}'),
     ],
@@ -141,6 +145,32 @@ def test_damage_beside_the_figures_hides_no_figure(write_run: WriteRun) -> None:
     seen = overview(run)
     assert (seen.state, seen.step, seen.masks, seen.cost) == ("finished", 100, {}, {})
     assert seen.best["val.loss"] == (0.5, 100)
+
+
+def test_metrics_that_the_disk_does_not_give_are_a_warning_and_hide_no_run(write_run: WriteRun) -> None:
+    write_run("a")
+    run = write_run("b")
+    run.metrics_file.unlink()
+    run.metrics_file.mkdir()
+    found = with_best(overviews())
+    assert [(each.name, each.state, bool(each.best)) for each in found] == [
+        ("a", "finished", True),
+        ("b", "finished", False),
+    ]
+    for seen in (found[1], overview(run)):
+        assert seen.warnings == ("metrics.jsonl cannot be read (Is a directory)",)
+
+
+def test_a_run_that_this_user_may_not_look_into_hides_no_other(write_run: WriteRun) -> None:
+    if os.geteuid() == 0:
+        pytest.skip("root may look anywhere")
+    write_run("a")
+    folder = write_run("b").path
+    folder.chmod(0)
+    try:
+        assert [run.name for run in overviews()] == [run.name for run in all_runs()] == ["a"]
+    finally:
+        folder.chmod(0o755)
 
 
 def test_a_run_of_an_earlier_version_has_what_it_has(write_run: WriteRun) -> None:
@@ -224,7 +254,7 @@ def test_a_run_whose_file_changed_is_read_again(settled: Path, file: str) -> Non
         "recipe.json": '{"name": "%s", "parent": "", "hypothesis": "", "target": "", "criterion": "", '
         '"changed": [], "differs_from_parent": []}',
         "verdict.json": '{"verdict": "%s", "reason": "because"}',
-        "metrics.jsonl": '{"kind": "val", "step": 1, "what": "%s"}\n',
+        "metrics.jsonl": '{"kind": "val", "step": 1, "%s": 1}\n',
         "status.json": '{"state": "finished", "exit_reason": "%s"}',
     }
     (run / file).write_text(texts[file] % "before")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -70,6 +71,15 @@ def test_without_names_those_at_work_come_first_and_old_ones_are_left_out(write_
     for file in old.path.iterdir():
         _set_back(file)
     assert [run.overview.name for run in Watch().look().runs] == ["working", "ended"]
+
+
+@pytest.mark.parametrize("name", ["some copy", "ünï", "<script>x"])
+def test_a_copy_under_a_name_that_no_run_takes_hides_nothing(write_run: WriteRun, name: str) -> None:
+    run = write_run("some")
+    shutil.copytree(run.path, run.path.with_name(name))
+    moment = Watch().look()
+    assert {run.overview.name for run in moment.runs} == {"some", name}
+    assert name in "\n".join(_lines(moment, 80))
 
 
 def test_where_nothing_happens_the_last_run_is_shown(write_run: WriteRun, tmp_path: Path) -> None:

@@ -9,10 +9,12 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from salt_vla.operations.appended import Appended
+from salt_vla.rundir import is_count
 
 Row = dict[str, Any]
 Points = tuple[list[float], list[float]]  # (x, values), in order
@@ -20,7 +22,8 @@ FIRST_BLOCK, BLOCK = 2048, 64 * 1024  # bytes read at once from a file's end
 
 
 def read_rows(lines: Iterable[bytes]) -> tuple[list[Row], int]:
-    """The rows of metrics among `lines`, and how many of them are none."""
+    """The rows of metrics among `lines`, and how many of them are none. In a row a figure that is no finite
+    number (nor yes or no) is None."""
     rows: list[Row] = []
     damaged = 0
     for line in lines:
@@ -28,7 +31,9 @@ def read_rows(lines: Iterable[bytes]) -> tuple[list[Row], int]:
             row = json.loads(line)
         except (ValueError, RecursionError):
             row = None
-        if isinstance(row, dict) and isinstance(row.get("kind"), str) and type(row.get("step")) is int:
+        if isinstance(row, dict) and isinstance(row.get("kind"), str) and is_count(row.get("step")):
+            for name in [name for name, value in row.items() if not _is_figure(value) and name != "kind"]:
+                row[name] = None
             rows.append(row)
         else:
             damaged += 1
@@ -46,8 +51,9 @@ class Follower:
 
     def poll(self) -> list[Row]:
         """Rows that came since the last call; all of them where the file has begun anew."""
-        before = self.file.beginnings
-        lines = self.file.poll()
+        before, lines = self.file.beginnings, list[bytes]()
+        with suppress(OSError):  # A disk may fail for a while; what was read is still there.
+            lines = self.file.poll()
         if self.file.beginnings > before:
             self.rows, self.damaged = [], 0
         rows, damaged = read_rows(lines)
@@ -87,7 +93,10 @@ def _lines_from_the_end(file: str | Path, most_bytes: int) -> Iterator[bytes]:
         rest, size = b"", FIRST_BLOCK
         while start > 0 and end - start < most_bytes:
             size, start = min(start, size), max(0, start - size)
-            lines = (os.pread(descriptor, size, start) + rest).split(b"\n")
+            try:
+                lines = (os.pread(descriptor, size, start) + rest).split(b"\n")
+            except OSError:
+                return
             if start + size == end:
                 lines.pop()
             rest = lines.pop(0) if start and lines else b""
@@ -101,6 +110,10 @@ def points(rows: Sequence[Row], kind: str, column: str) -> tuple[list[int], list
     """(steps, values) of one column of the rows of one kind; what is no finite number is left out."""
     found = [(row["step"], row[column]) for row in rows if row["kind"] == kind and is_number(row.get(column))]
     return [step for step, _ in found], [float(value) for _, value in found]
+
+
+def _is_figure(value: Any) -> bool:
+    return value is None or type(value) is bool or is_number(value)
 
 
 def is_number(value: Any) -> bool:

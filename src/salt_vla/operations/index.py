@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 FILE = ".index.db"
-VERSION = 2  # of the texts below; another one is written anew
+VERSION = 3  # of the texts below; another one is written anew
 WATCHED = ("", "status.json", "recipe.json", "verdict.json", "metrics.jsonl")
 # Within this time a file may change without its time of change doing so.
 SECONDS_TO_SETTLE = 2.0

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gc
 import json
-import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -17,20 +16,22 @@ from pathlib import Path
 from typing import Any
 
 from salt_vla.config import TrainConfig, from_json
-from salt_vla.errors import RunError, UserError
+from salt_vla.errors import UserError
 from salt_vla.operations import index
 from salt_vla.operations.curves import Follower, Row, is_number, last_rows, points
-from salt_vla.rundir import RunDirectory, Status, read_json, root
+from salt_vla.operations.noted import COST as COST
+from salt_vla.operations.noted import MASKS as MASKS
+from salt_vla.operations.noted import PROBES as PROBES
+from salt_vla.operations.noted import noted as noted
+from salt_vla.rundir import RunDirectory, Status, root, status_from
 from salt_vla.verdicts import noted_recipe, noted_verdict
 
-COST, MASKS, PROBES = "cost.json", "masks.json", "probes.json"
 MINIMA = (
     ("train", "loss"), ("val", "loss"),
     ("val", "r2_position_mean"), ("val", "r2_channel_mean"), ("val", "r2_copy_nearest"),
 )  # fmt: skip
 HIGHER_IS_BETTER = "r2_"
 ENDED = ("finished", "failed", "killed", "stopped")
-COUNTS = {"pid", "started", "step", "total_steps", "seconds", "ended", "ticks"}  # of a status
 LARGEST_STATUS = 1 << 20  # bytes
 UNSETTLED = ("running", "queued")  # States that change without a file of the run's doing so.
 FEW = 50  # runs read anew before it is worth keeping what was read of them
@@ -132,8 +133,10 @@ def overview(run: RunDirectory, rows: list[Row] | None = None) -> Overview:
     val = [row for row in rows if row["kind"] == "val"][-1:]
     seen = _glance(str(run.path), train, val, index.look(str(run.path)))
     if seen.state != "damaged":
-        with suppress(UserError):  # Neither is worth hiding the rest for.
-            seen = replace(seen, masks=noted(run, MASKS), cost=noted(run, COST))
+        with suppress(UserError, OSError):  # Neither is worth hiding the rest for.
+            seen = replace(seen, masks=noted(run, MASKS))
+        with suppress(UserError, OSError):
+            seen = replace(seen, cost=noted(run, COST))
     return replace(seen, best=best_of(rows))
 
 
@@ -216,7 +219,7 @@ def _restored(name: str, held: index.Entry) -> Overview | None:
     """None where what was kept is no such thing: then the run itself is read."""
     try:
         glance, best = json.loads(held.glance), json.loads(held.best or "{}")
-        glance |= {"status": Status(**glance["status"]), "warnings": tuple(glance["warnings"])}
+        glance |= {"status": status_from(glance["status"]), "warnings": tuple(glance["warnings"])}
         glance["recipe"] = _recipe(glance["recipe"])
         return Overview(name, **glance, best={column: tuple(found) for column, found in best.items()})
     except (ValueError, TypeError, KeyError, AttributeError):
@@ -241,16 +244,11 @@ def _status(run: str) -> Status:
             held = json.loads(os.read(descriptor, LARGEST_STATUS))
         finally:
             os.close(descriptor)
-        has_ended = held["state"] in ENDED and type(held["exit_reason"]) is str
-        if has_ended and all(_is_count(held[name]) for name in COUNTS & held.keys()):
-            return Status(**held)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        if held["state"] in ENDED:
+            return status_from(held)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         pass  # It says itself what is wrong.
     return _directory(run).status()
-
-
-def _is_count(value: Any) -> bool:
-    return type(value) in (int, float) and 0 <= value < math.inf
 
 
 def _glance(run: str, train: list[Row], val: list[Row], look: index.Look) -> Overview:
@@ -260,8 +258,6 @@ def _glance(run: str, train: list[Row], val: list[Row], look: index.Look) -> Ove
         recipe = noted_recipe(_directory(run)) if "recipe.json" in look.changed else {}
         verdict = noted_verdict(_directory(run)) if "verdict.json" in look.changed else {}
         status = _status(run)
-        if not isinstance(status.state, str) or not isinstance(status.exit_reason, str):
-            raise RunError(f"{run}/status.json is damaged (no state in words); remove it")
     except (UserError, OSError) as error:
         return Overview(name, Status("damaged", exit_reason=str(error)), updated=updated)
     last_train, last_val = (rows[-1] if rows else {} for rows in (train, val))
@@ -275,7 +271,7 @@ def _glance(run: str, train: list[Row], val: list[Row], look: index.Look) -> Ove
         last_val=last_val,
         clips_per_s=clips_per_s,
         rate=clips_per_s / clips if clips_per_s and clips else None,
-        warnings=tuple(_warnings(last_train, last_val)),
+        warnings=(*_warnings(last_train, last_val), *_unreadable(run, look, bool(train or val))),
         updated=updated,
     )  # fmt: skip
 
@@ -301,12 +297,6 @@ def best_of(rows: list[Row]) -> dict[str, tuple[float, int]]:
             value = max(values) if column.startswith(HIGHER_IS_BETTER) else min(values)
             best[f"{kind}.{column}"] = (value, steps[values.index(value)])
     return best
-
-
-def noted(run: RunDirectory, name: str) -> dict[str, Any]:
-    """What one of the run's files holds; empty where it has none. Raises `RunError` for a damaged one."""
-    file = run.path / name
-    return read_json(file, dict) if file.is_file() else {}
 
 
 def config_of(run: RunDirectory) -> TrainConfig | None:
@@ -337,6 +327,18 @@ def _warnings(train: Row, val: Row) -> list[str]:
     if train.get("bad_steps"):
         said.append(f"{train['bad_steps']} bad steps left the weights as they were")
     return said
+
+
+def _unreadable(run: str, look: index.Look, has_rows: bool) -> list[str]:
+    """Why metrics that are there show nothing, where the disk says so."""
+    if has_rows or "metrics.jsonl" not in look.changed:
+        return []
+    try:
+        with open(f"{run}/metrics.jsonl", "rb") as file:  # noqa: PTH123
+            file.read(1)
+    except OSError as error:
+        return [f"metrics.jsonl cannot be read ({error.strerror})"]
+    return []
 
 
 def _number(row: Row, column: str) -> float | None:

@@ -15,7 +15,7 @@ from salt_vla.operations.curves import Follower, points
 from salt_vla.operations.overview import Overview, overview, overviews
 from salt_vla.operations.queue import ACTIVE, Job, Queue
 from salt_vla.operations.tail import is_over
-from salt_vla.rundir import RunDirectory
+from salt_vla.rundir import RunDirectory, root
 
 SECONDS_A_LIST = 15.0  # between two looks at which runs there are
 RECENT = 3600.0  # Seconds: a run that ended within them is still of interest.
@@ -77,7 +77,8 @@ class Watch:
 
     def look(self) -> Moment:
         names = self.names or self._of_interest()
-        runs = tuple(self._watched(RunDirectory.named(name)) for name in names)
+        # Found, not given: a copy of a folder may have a name that no run would be started under.
+        runs = tuple(self._watched(RunDirectory(root() / "runs" / name)) for name in names)
         jobs: tuple[Job, ...] = ()
         paused, problem = False, ""
         try:

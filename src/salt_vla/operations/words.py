@@ -40,7 +40,7 @@ def ago(seconds: float) -> str:
 def sentence(row: Mapping[str, Any]) -> str:
     """A row of metrics: what it is of, its loss and R², and how fast the run is."""
     what = {"train": "", "val": "held out: "}.get(row["kind"], f"{row['kind']}: ")
-    parts = [f"loss {number(row['loss'])}"] if "loss" in row else []
+    parts = [f"loss {number(row['loss']) or 'no number'}"] if "loss" in row else []
     if row.get("r2_position_mean") is not None:
         parts.append(f"R² over place means {row['r2_position_mean']:+.3f}")
     if row.get("clips_per_s") is not None:

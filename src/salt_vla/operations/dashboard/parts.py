@@ -10,6 +10,8 @@ import dash_ag_grid
 from dash import dcc, html
 from dash.development.base_component import Component
 
+from salt_vla.rundir import is_time
+
 # What a number looks like in a table: d3's formats, in the browser.
 ROUNDED = {"function": "params.value == null ? '' : d3.format('.4~g')(params.value)"}
 PER_CENT = {"function": "params.value == null ? '' : d3.format('.0%')(params.value)"}
@@ -122,6 +124,7 @@ def shown(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def when(seconds: float | None) -> str:
-    """A time of this machine's clock."""
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds)) if seconds else ""
+def when(seconds: Any) -> str:
+    """A time of this machine's clock; empty for what is none, whatever a file held."""
+    is_one = is_time(seconds) and seconds
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds)) if is_one else ""

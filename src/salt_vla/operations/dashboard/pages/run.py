@@ -204,10 +204,7 @@ def _attempts(run: RunDirectory, seen: Overview, live: Live) -> list[Component]:
         (number, each.process.pid, when(each.ended), each.reason or "at work")
         for number, each in enumerate(launched.attempts if launched else (), 1)
     ]
-    told = [
-        (when(event.get("time")) if isinstance(event.get("time"), (int, float)) else "", _told(event))
-        for event in last_events(run.path / EVENTS, 30)
-    ]
+    told = [(when(event.get("time")), _told(event)) for event in last_events(run.path / EVENTS, 30)]
     said: list[Component] = [html.P("Not started under a supervisor (--detach).", className="quiet")]
     if launched:
         said = [parts.plain_table(("", "process", "ended", "how"), rows)]
