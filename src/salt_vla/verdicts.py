@@ -105,9 +105,26 @@ def _judge(run: RunDirectory, noted: dict[str, Any]) -> Verdict:
     if value is None:
         reason = f"{run.metrics_file.name} has no {criterion.kind}.{criterion.field}"
         return Verdict("undecided", reason, text, step=step)
+    odd = departures(run, noted)
+    if odd:
+        return Verdict("undecided", f"{value:.4g}, but {odd}", text, value, step=step)
     if not criterion.of_parent:
         return _verdict(criterion, text, value, 0.0, "", step)
     return _against_parent(run, config, noted, criterion, value, step)
+
+
+def departures(run: RunDirectory, noted: dict[str, Any]) -> str:
+    """Why the run says nothing of its recipe's hypothesis, whatever its figures are; empty where it may.
+    Beside a parent's run that departs alike it may depart from its recipe. Raises `RunError`."""
+    changed, origin = changed_on_the_way(run), origin_of(run)
+    if changed:
+        return f"{', '.join(changed)} was changed on the way"
+    if origin:
+        return f"it began with the weights of {origin}"
+    criterion = parse_criterion(noted["criterion"]) if noted["criterion"] else None
+    if noted["changed"] and not (criterion and criterion.of_parent):
+        return f"it departs from {noted['name']} in {', '.join(map(str, noted['changed']))}"
+    return ""
 
 
 def _against_parent(
@@ -174,6 +191,8 @@ def _parent_of(
                 continue
             settings = _config_of(other)
             whole = other.status().step >= settings.steps
+            if departures(other, theirs | {"criterion": noted["criterion"]}):
+                continue
             same_clips = _pin(other, CLIPS) == _pin(run, CLIPS)
             differing = set(_differing(settings, config))
             if whole and same_clips and _is_fair(differing, noted, set(theirs["changed"]), criterion):

@@ -104,6 +104,27 @@ def test_nothing_is_said_of_runs_that_differ_in_more_or_in_nothing(make: Make, o
     assert effects(runs) == []
 
 
+def test_a_run_whose_settings_held_for_a_part_of_it_shows_no_effect(make: Make) -> None:
+    runs = [make("slow", 0.1, 1.0, "optimizer.lr=1e-3"), make("fast", 0.5, 0.5, "optimizer.lr=2e-3")]
+    change = {"step": 39, "changed": [{"field": "optimizer.lr", "before": 1e-3, "after": 2e-3}]}
+    file = runs[1].run.path / "config_changes.jsonl"
+    file.write_text(json.dumps(change) + "\n")
+    assert effects([facts_of(run.run) for run in runs]) == []
+    file.write_text(json.dumps(change).replace("optimizer.lr", "runtime.threads") + "\n")
+    assert len(effects([facts_of(run.run) for run in runs])) == 2
+
+
+def test_branches_are_held_against_branches_from_the_same_weights(make: Make) -> None:
+    runs = [make("slow", 0.1, 1.0, "optimizer.lr=1e-3"), make("fast", 0.5, 0.5, "optimizer.lr=2e-3")]
+    for run, places in zip(runs, ((0, 20), (20, 20)), strict=True):
+        for number, step in enumerate(places):
+            if step:
+                record = {"run": "long", "step": step, "changed": {}}
+                (run.run.path / "branch.json").write_text(json.dumps(record))
+            found = effects([facts_of(run.run) for run in runs])
+            assert len(found) == (2 if run is runs[1] or not number else 0)
+
+
 def test_how_a_run_was_computed_is_no_difference(make: Make) -> None:
     runs = [
         make("one", 0.1, 1.0, "optimizer.lr=1e-3", "runtime.threads=1"),

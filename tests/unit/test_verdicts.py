@@ -258,3 +258,30 @@ def test_a_damaged_neighbour_keeps_nobody_from_a_verdict(make_run: MakeRun) -> N
     make_run("p", PARENT, 0.1)
     (make_run("q", PARENT, 0.1).path / "recipe.json").write_text("{")
     assert verdict_of(make_run("c", CHILD, 0.9)).parent_run == "p"
+
+
+def test_a_run_of_other_settings_says_nothing_of_a_hypothesis(make_run: MakeRun) -> None:
+    """But for its seed, its folders, and how it is computed."""
+    verdict = verdict_of(make_run("p", PARENT, 0.9, config=override(PARENT.config, ("encoder.depth=1",))))
+    assert verdict.verdict == "undecided" and verdict.value == 0.9
+    assert "departs from parent_recipe in encoder.depth" in verdict.reason
+    alike = override(PARENT.config, ("seed=4", "data.table=y", "runtime.threads=3", "data.num_workers=2"))
+    assert verdict_of(make_run("q", PARENT, 0.9, config=alike)).verdict == "confirmed"
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "said"),
+    [
+        ("config_changes.jsonl", '{"changed": [{"field": "optimizer.lr"}, {"field": 5}]}', "optimizer.lr"),
+        ("branch.json", '{"run": "long", "step": 5}', "long@5"),
+    ],
+)
+def test_settings_or_weights_of_before_decide_nothing(
+    make_run: MakeRun, file: str, text: str, said: str
+) -> None:
+    """Neither on the run itself nor as the parent's run that another is held against."""
+    odd = make_run("p", PARENT, 0.4)
+    write_text(odd.path / file, text)
+    verdict = verdict_of(odd)
+    assert verdict.verdict == "undecided" and said in verdict.reason
+    assert "no finished run of parent_recipe" in verdict_of(make_run("c", CHILD, 0.9)).reason

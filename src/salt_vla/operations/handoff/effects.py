@@ -63,8 +63,10 @@ def _said(value: Any) -> str:
 
 
 def effects(runs: Sequence[RunFacts]) -> list[Effect]:
-    """Of all whole runs, most seeds first."""
-    whole = [(run, _decisive(run.config)) for run in runs if run.is_whole and not run.problem]
+    """Of all whole runs whose settings held from their first step to the last, most seeds first."""
+    whole = [
+        (run, _decisive(run.config)) for run in runs if run.is_whole and run.is_steady and not run.problem
+    ]
     names = {name for _, settings in whole for name in settings}
     varied = [name for name in sorted(names) if len({settings.get(name) for _, settings in whole}) > 1]
     fixed = names - set(varied)
@@ -74,7 +76,7 @@ def effects(runs: Sequence[RunFacts]) -> list[Effect]:
         for run, settings in whole:
             if name in settings and run.config is not None:
                 rest = {k: v for k, v in settings.items() if k != name and k not in fixed}
-                group = alike.setdefault(json.dumps([rest, run.pins], sort_keys=True), {})
+                group = alike.setdefault(json.dumps([rest, run.pins, run.origin], sort_keys=True), {})
                 group.setdefault(settings[name], {})[run.config.seed] = run
         for group in alike.values():
             found += _within(name, group)

@@ -19,7 +19,7 @@ from salt_vla.operations.handoff.measured import Kept, Measured
 from salt_vla.operations.launch import supervision
 from salt_vla.operations.overview import PROBES, Overview, config_of, glance, noted
 from salt_vla.rundir import RunDirectory, Status, all_runs, root
-from salt_vla.verdicts import CLIPS, TEACHERS
+from salt_vla.verdicts import CLIPS, TEACHERS, changed_on_the_way, departures, origin_of
 
 NEWEST = 200  # runs that the page looks into; of the others it says how many there are
 FINEST = "/grid"  # The pooling that reads out most (docs/evaluation.md).
@@ -30,8 +30,9 @@ PINS = (CLIPS, *TEACHERS)
 class RunFacts:
     """One run. `space`: what its losses are measured in, in words; `space_key`: equal for runs whose losses
     compare, empty where none does (no settings, or targets of its own that move). `pins`: what lies at the
-    places that the settings name. `broke_off`: why each of its supervised starts ended that did not end
-    well."""
+    places that the settings name. `origin`: RUN@STEP whose weights it began with; `is_steady`: no resume has
+    changed what is computed; `odd`: why it does not answer its recipe's criterion. `broke_off`: why each of
+    its supervised starts ended that did not end well."""
 
     run: RunDirectory
     seen: Overview
@@ -39,6 +40,9 @@ class RunFacts:
     space: str = ""
     space_key: str = ""
     pins: str = ""
+    origin: str = ""
+    is_steady: bool = True
+    odd: str = ""
     measured: Measured = field(default_factory=Measured)
     probes: tuple[Row, ...] = ()
     broke_off: tuple[str, ...] = ()
@@ -122,10 +126,14 @@ def facts_of(run: RunDirectory, kept: Kept | None = None) -> RunFacts:
         return RunFacts(run, seen, problem=seen.status.exit_reason)
     try:
         config, pins, probes = config_of(run), _pins(run), noted_probes(run)
+        origin, is_steady = origin_of(run), not changed_on_the_way(run)
+        odd = departures(run, seen.recipe) if seen.recipe.get("criterion") else ""
     except (UserError, OSError) as error:
         return RunFacts(run, seen, measured=figures, problem=str(error))
     space, key = _space(run, config, pins) if config else ("", "")
-    return RunFacts(run, seen, config, space, key, _hash(pins), figures, probes, _broke_off(run))
+    return RunFacts(
+        run, seen, config, space, key, _hash(pins), origin, is_steady, odd, figures, probes, _broke_off(run)
+    )
 
 
 def _broke_off(run: RunDirectory) -> tuple[str, ...]:

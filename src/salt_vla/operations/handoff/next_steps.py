@@ -151,7 +151,9 @@ def _open_hypotheses(
     runs: Sequence[RunFacts], caches: Sequence[CacheFacts], waiting: set[str]
 ) -> Iterator[Step]:
     """Recipes without an answer that can be run on what is here."""
-    begun = {run.seen.recipe_name for run in runs if run.is_whole or run.state != "finished"}
+    begun = {
+        run.seen.recipe_name for run in runs if (run.is_whole or run.state != "finished") and not run.odd
+    }
     for recipe in open_hypotheses(runs):
         if recipe.name in begun | waiting:
             continue
@@ -175,13 +177,13 @@ def _unprobed(runs: Sequence[RunFacts]) -> Iterator[Step]:
                    shlex.join(words))  # fmt: skip
 
 
-def _answer(run: RunFacts) -> str:
-    return str(run.seen.verdict.get("verdict", ""))
+def _answers(run: RunFacts) -> bool:
+    return not run.odd and run.seen.verdict.get("verdict") in ("confirmed", "refuted")
 
 
 def open_hypotheses(runs: Sequence[RunFacts]) -> list[Recipe]:
     """Every recipe that claims something that no run here has confirmed or refuted."""
-    answered = {run.seen.recipe_name for run in runs if _answer(run) in ("confirmed", "refuted")}
+    answered = {run.seen.recipe_name for run in runs if _answers(run)}
     found = []
     for name in recipe_names():
         try:
