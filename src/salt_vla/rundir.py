@@ -29,6 +29,7 @@ from salt_vla.files import write_atomically as write_atomically
 from salt_vla.files import write_text as write_text
 from salt_vla.files import writing_to as writing_to
 from salt_vla.identity import ProcessId, boot_id, identity
+from salt_vla.redaction import without_secrets
 
 DECODER = "SALT_VLA_DECODER"
 DASHBOARD_TOKEN = "SALT_VLA_DASHBOARD_TOKEN"
@@ -252,7 +253,8 @@ class RunDirectory:
         return recorded
 
     def set_status(self, status: Status) -> None:
-        write_text(self.path / "status.json", json.dumps(asdict(status), indent=2))
+        said = asdict(status) | {"exit_reason": without_secrets(status.exit_reason)}
+        write_text(self.path / "status.json", json.dumps(said, indent=2))
 
     def require_idle(self) -> Status:
         """The run's status; a `RunError` while another process works on it."""
@@ -334,7 +336,8 @@ class RunDirectory:
         write_text(self.metrics_file, "".join(to_json_line(row) + "\n" for row in rows))
 
     def log(self, line: str) -> None:
-        """A full disk under the log ends no run: the line is said on standard error then."""
+        """Without secrets. A full disk under the log ends no run: the line is said on standard error then."""
+        line = without_secrets(line)
         try:
             with writing_to(self.log_file), self.log_file.open("a") as file:
                 file.write(line + "\n")

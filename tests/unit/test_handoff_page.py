@@ -13,7 +13,7 @@ import pytest
 from salt_vla.config import override, to_json
 from salt_vla.operations.handoff import gather
 from salt_vla.operations.handoff.sections import Project, sections
-from salt_vla.operations.handoff.write import to_page, without_secrets
+from salt_vla.operations.handoff.write import to_page, write_handoff
 from salt_vla.operations.launch import Launch
 from salt_vla.operations.queue import Queue, Wanted
 from salt_vla.recipes import get_recipe
@@ -228,9 +228,20 @@ def test_every_kind_of_block_is_markdown() -> None:
     assert "````sh\necho ```x```\n````" in written
 
 
-def test_values_of_secret_variables_are_taken_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MY_API_KEY", "0123456789abcdef")
-    monkeypatch.setenv("SHORT_TOKEN", "1")
-    monkeypatch.setenv("PLAIN", "plain text that stays")
-    said = without_secrets("1: plain text that stays, key=0123456789abcdef&x")
-    assert said == "1: plain text that stays, key=(MY_API_KEY)&x"
+@pytest.mark.parametrize("canary", ["0123456789abcdef", 'can<ary&a|b"c  d-0123456789'])
+@pytest.mark.parametrize("before", [5, 170, 185])
+def test_no_part_of_a_secret_is_left_by_what_shortens_or_escapes(
+    make: Make, monkeypatch: pytest.MonkeyPatch, canary: str, before: int
+) -> None:
+    """Of a run that wrote it down before there was a variable, too."""
+    run = make("night", state="failed")
+    run.set_status(replace(run.status(), exit_reason=f"{'y' * before} key={canary} end"))
+    monkeypatch.setenv("MY_API_KEY", canary)
+    project = gather()
+    write_handoff(project=project)
+    root = run.path.parent.parent
+    said = [json.dumps(project.to_json())]
+    said += [(root / name).read_text() for name in ("PROGRESS.md", "PROGRESS.html")]
+    for text in said:
+        assert "y" * before in text and "key=(MY" in text
+        assert canary[:6] not in text and canary[:3] + "&lt;" not in text

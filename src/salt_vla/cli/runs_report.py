@@ -18,14 +18,13 @@ def report(out: Path | None = None, json: bool = False) -> None:
     """
     from salt_vla.operations.handoff import gather, write_handoff
     from salt_vla.operations.handoff.sections import conclusions
-    from salt_vla.operations.handoff.write import without_secrets
 
     project = gather()
     page, html = write_handoff(out, project)
     if json:
         said = dumps(project.to_json() | {"page": str(page), "html": str(html)}, indent=2)
-        print(without_secrets(said))
+        print(said)
         return
     for sentence in conclusions(project):
-        print(without_secrets(sentence))
+        print(sentence)
     print(f"{page}\n{html}")

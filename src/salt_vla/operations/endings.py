@@ -13,6 +13,7 @@ from salt_vla.errors import RunError
 from salt_vla.operations.asked import asked_of
 from salt_vla.operations.evidence import OomCount, explain_loss
 from salt_vla.operations.launch import Attempt, Supervision
+from salt_vla.redaction import without_secrets
 from salt_vla.rundir import RunDirectory, Status
 
 POLITE = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
@@ -39,6 +40,11 @@ class Judgement:
 
 def ending_of(folder: Path, now: Supervision, attempt: Attempt, before: OomCount | None = None) -> Judgement:
     """Of an attempt that has ended; its `code` is None where nobody saw it. `before`: as it was then."""
+    judged = _ending_of(folder, now, attempt, before)
+    return replace(judged, reason=without_secrets(judged.reason))
+
+
+def _ending_of(folder: Path, now: Supervision, attempt: Attempt, before: OomCount | None) -> Judgement:
     status, code = _status_of(folder, attempt), attempt.code
     if status is not None and status.state == "finished":
         # Its last checkpoint and its figures are there, whatever became of its process or was asked then.

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from salt_vla.errors import ConfigError, RunError
 from salt_vla.operations.processes import ProcessId, salt_vla, start_apart
+from salt_vla.redaction import NAMED_SO, redacted
 from salt_vla.rundir import ROOT, flush_folder, read_json, require_name, root, write_text, writing_to
 
 LAUNCH, SUPERVISION, EVENTS = "launch.json", "supervision.json", "events.jsonl"
@@ -24,7 +25,6 @@ SUPERVISOR_LOG = "supervisor.log"
 SECONDS_BETWEEN_LOOKS = 0.02
 SECONDS_TO_BE_SEEN = 10.0
 State = Literal["starting", "running", "waiting", "ended"]
-_SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Launch:
             raise ConfigError(f"--restarts must be at least 0, not {self.restarts}")
         if self.processes < 1:
             raise ConfigError(f"--processes must be at least 1, not {self.processes}")
-        secrets = [name for name in self.environment if _SECRET.search(name)]
+        secrets = [name for name in self.environment if NAMED_SO.search(name)]
         if secrets:
             raise RunError(
                 f"{', '.join(secrets)} would be written into {LAUNCH}; set it in the environment of the "
@@ -200,7 +200,7 @@ def record(folder: Path, now: Supervision) -> None:
 
 def record_event(folder: Path, what: str, **details: Any) -> None:
     """One line of what happened and when, on disk when this returns."""
-    line = json.dumps({"time": round(time.time(), 3), "event": what} | details)
+    line = json.dumps({"time": round(time.time(), 3), "event": what} | redacted(details))
     with writing_to(folder / EVENTS), (folder / EVENTS).open("ab+") as file:
         if file.tell() and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n":
             line = f"\n{line}"  # After a line that a crash cut off.

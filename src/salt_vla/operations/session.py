@@ -16,6 +16,7 @@ from salt_vla import capture, senders
 from salt_vla.errors import UserError
 from salt_vla.operations.asked import asked_of
 from salt_vla.operations.trackers import following
+from salt_vla.redaction import without_secrets
 from salt_vla.rundir import DETACHED, RunDirectory, launched, second_log
 
 
@@ -35,7 +36,7 @@ def recorded(run: RunDirectory, trackers: Sequence[str] = ()) -> Iterator[None]:
             senders.listen_again()
             yield
     except BaseException as error:
-        problem = f"{type(error).__name__}: {error}"
+        problem = without_secrets(f"{type(error).__name__}: {error}")
         raise
     finally:
         _name_who_asked(run)

@@ -6,7 +6,6 @@ Its reader may be a person or a program that has nothing else; what people wrote
 from __future__ import annotations
 
 import fcntl
-import os
 import re
 import time
 from collections.abc import Iterator, Sequence
@@ -22,12 +21,11 @@ from salt_vla.operations.handoff.project import caches, machine, tables
 from salt_vla.operations.handoff.sections import Project, conclusions, sections
 from salt_vla.operations.launch import LAUNCH
 from salt_vla.operations.queue import Job, Queue
+from salt_vla.redaction import redacted, without_secrets
 from salt_vla.reports.html import Block, Checks, Code, Facts, ReportContent, Section, render
 from salt_vla.reports.tables import Cell, Table, to_markdown
 from salt_vla.rundir import RunDirectory, require_place, root, void, write_atomically, writing_to
 
-_SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)  # Names of variables.
-SHORTEST_SECRET = 8
 PAGE, HTML, LOCK = "PROGRESS.md", "PROGRESS.html", ".PROGRESS.lock"
 SECONDS_TO_WAIT = 60.0  # for another process that writes the page
 NO_GOAL = "Say here what this project is after, and what would count as an answer; this section is yours."
@@ -53,7 +51,7 @@ byte for byte.
 
 
 def gather() -> Project:
-    """What is known of the project at the root."""
+    """What is known of the project at the root, without secrets: before any of it is shortened or escaped."""
     chosen, others = newest_runs()
     runs = facts_of_all(chosen)
     jobs: list[Job] = []
@@ -66,7 +64,9 @@ def gather() -> Project:
         problem = str(error)
     found, held = effects(runs), caches(runs)
     steps = next_steps(runs, jobs, held, found, has_runner)
-    return Project(runs, others, jobs, held, tables(runs), machine(), found, steps, time.time(), problem)
+    return redacted(
+        Project(runs, others, jobs, held, tables(runs), machine(), found, steps, time.time(), problem)
+    )
 
 
 def write_handoff(folder: Path | None = None, project: Project | None = None) -> tuple[Path, Path]:
@@ -83,11 +83,11 @@ def write_handoff(folder: Path | None = None, project: Project | None = None) ->
         before = page.read_bytes() if page.is_file() else FIRST.encode()
         # Bytes that are no UTF-8 come back as they were.
         text = before.decode("utf-8", errors="surrogateescape")
-        written = {name: without_secrets(to_page(section)) for name, section in said.items()}
+        written = {name: to_page(section) for name, section in said.items()}
         after = merged(text, written, str(page)).encode("utf-8", errors="surrogateescape")
-        goal, notes = by_hand(text, str(page))
+        goal, notes = map(without_secrets, by_hand(text, str(page)))
         _put(page, after)
-        _put(html, without_secrets(_as_html(project, said, goal, notes)).encode("utf-8", errors="replace"))
+        _put(html, _as_html(project, said, goal, notes).encode("utf-8", errors="replace"))
     return page, html
 
 
@@ -101,14 +101,6 @@ def refresh(run: RunDirectory) -> None:
         write_handoff()
     except (UserError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         run.log(f"{PAGE} was not written anew: {type(error).__name__}: {error}")
-
-
-def without_secrets(text: str) -> str:
-    """No value of a variable that is named like a secret: the words of an error may hold one."""
-    for name, value in os.environ.items():
-        if _SECRET.search(name) and len(value) >= SHORTEST_SECRET:
-            text = text.replace(value, f"({name})")
-    return text
 
 
 def _put(path: Path, content: bytes) -> None:
