@@ -28,7 +28,7 @@ def test_a_row_of_metrics_is_a_sentence() -> None:
     assert sentence(row) == "step 40: loss 0.6123, R² over place means +0.300, 35 clips/s"
     assert (
         sentence({"kind": "val", "step": 4, "loss": None, "r2_position_mean": None})
-        == "step 4: held out: loss "
+        == "step 4: held out: loss no number"
     )
     assert "collapsed" in sentence(row | {"collapse": True})
     assert sentence({"kind": "probe", "step": 4}) == "step 4: probe: "

@@ -13,6 +13,7 @@ from salt_vla.operations.trackers.base import TRACKERS, require_trackers
 from salt_vla.operations.trackers.journal import Mirror
 from salt_vla.operations.trackers.keeper import PATIENCE, Work, is_open, keep, work_of
 from salt_vla.operations.trackers.sender import send as send_rows
+from salt_vla.operations.trackers.sender import without_secrets_in_output
 from salt_vla.rundir import RunDirectory, all_runs
 
 
@@ -91,5 +92,6 @@ def send(
         name: the run's name.
         tracker: wandb, trackio or tensorboard.
     """
+    without_secrets_in_output()
     require_trackers([tracker])
     send_rows(RunDirectory.named(name), tracker, lambda: is_open(sys.stdin.fileno()))

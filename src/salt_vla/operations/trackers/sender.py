@@ -5,14 +5,16 @@ notes what was sent. Who starts it again, and who ends it, is `keeper`'s busines
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TextIO, cast
 
 from salt_vla.errors import RunError
 from salt_vla.operations.trackers.base import TRACKERS, Opening, Row, Tracker
 from salt_vla.operations.trackers.journal import Journal, Mirror, Place, Tail
+from salt_vla.redaction import without_secrets
 from salt_vla.rundir import RunDirectory, Status, read_json
 
 SECONDS_BETWEEN_LOOKS = 2.0
@@ -110,6 +112,26 @@ def _status_of(run: RunDirectory) -> Status:
         return run.status()
     except RunError as error:
         return Status("damaged", exit_reason=str(error))
+
+
+class Redacted:
+    """A stream that passes on every piece of text without its secrets; all else is the stream's own."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        self._stream.write(without_secrets(text))
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def without_secrets_in_output() -> None:
+    """For the rest of this process, its last traceback included: what it and its tracker print is kept in
+    the tracker's log."""
+    sys.stdout, sys.stderr = cast(TextIO, Redacted(sys.stdout)), cast(TextIO, Redacted(sys.stderr))
 
 
 def _say(what: str) -> None:
