@@ -221,11 +221,35 @@ def test_a_person_is_shown_every_figure_and_warning(told: Any, table: Path) -> N
         (("demo_teacher", "--gpus", "0"), "--gpus must be at least 1"),
         (("demo_teacher", "--measure", "--gpus", "2"), "--measure does steps on one device"),
         (("demo_teacher", "--data", ""), "--data is empty"),
+        (("demo_teacher", "--data", "/no/such/folder"), "/no/such/folder"),
+        (("demo_teacher", "--data", "/no/such.parquet"), "/no/such.parquet"),
         (("demo_teacher", "no_such=1"), "no_such"),
     ],
 )
 def test_bad_input_is_a_sentence(args: tuple[str, ...], said: str, told: Any) -> None:
     assert said in told("plan", *args, code=2)
+
+
+def test_both_commands_refuse_data_that_a_run_would_be_refused_for(told: Any, root: Path) -> None:
+    refused = [
+        told("plan", "demo_teacher", "--data", "/no/such/folder", code=2),
+        told("train", "demo_teacher", "--plan", "--data", "/no/such/folder", code=2),
+        told("train", "demo_teacher", "--data", "/no/such/folder", code=2).splitlines()[-1] + "\n",
+    ]
+    assert len(set(refused)) == 1, refused
+
+
+def test_no_time_is_made_up_for_a_processor(told: Any, table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ask = ("plan", "demo_teacher", *SOUND, "--data", table)
+    plan = json.loads(told(*ask, "--json"))
+    unknown = ("hours", "clips_per_second", "bytes_per_second", "assumed_tflops_per_gpu")
+    assert plan["device"] == "cpu" and [plan[name] for name in unknown] == [None] * 4
+    said = " ".join(told(*ask).split())
+    assert "time not known of a processor (cpu): --measure does 20 steps" in said
+    assert "clips/s" not in said and "B/s" not in said
+    monkeypatch.setattr(plans, "measured_steps", lambda config: slow(1.0))
+    measured = " ".join(told(*ask, "--measure").split())
+    assert "time not known" not in measured and "time then" in measured
 
 
 def test_every_recipe_can_be_planned(root: Path) -> None:

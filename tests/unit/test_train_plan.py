@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from salt_vla.cli import main
 from salt_vla.config import TargetConfig, TrainConfig
 from salt_vla.errors import ConfigError
-from salt_vla.jobs.train_plan import describe, plan_training
+from salt_vla.jobs.train_plan import ASSUMED_TFLOPS, describe, plan_training, scaled
 from salt_vla.masks import build_masks
 from salt_vla.recipes import get_recipe
 from salt_vla.training.flops import mean_step_flops
@@ -46,6 +47,7 @@ def test_clips_work_and_data_follow_from_one_another() -> None:
     assert plan.exaflops == pytest.approx(plan.flops.total * 32 * 1000 / 1e18)
     assert plan.clips_per_second == pytest.approx(4 * 100e12 / plan.flops.total)
     said = plan.as_json()
+    assert plan.clips_per_second is not None
     assert said["bytes_per_second"] == pytest.approx(plan.clips_per_second * plan.bytes_a_clip)
     assert said["hours"] * 3600 * plan.clips_per_second == pytest.approx(said["clips"]) == 32_000
     assert plan.bytes_a_clip == STUDENT.geometry.clip_bytes + 2 * 1568 * 768
@@ -91,6 +93,44 @@ def test_a_plan_of_nothing_is_refused() -> None:
         plan_training(small(), gpus=0)
     with pytest.raises(ConfigError, match="--tflops positive"):
         plan_training(small(), tflops=0.0)
+
+
+def test_a_rate_is_assumed_of_gpus_that_are_asked_for_or_here_and_of_no_processor(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def planned(*of: Any, has_gpu: bool = False) -> tuple[str, int, float | None]:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+        plan = plan_training(small(), *of)
+        return plan.device, plan.gpus, plan.tflops
+
+    assert planned() == ("cpu", 1, None)
+    assert planned(has_gpu=True) == planned(1) == ("cuda", 1, ASSUMED_TFLOPS)
+    assert planned(None, 50.0) == ("cuda", 1, 50.0)
+    processor = replace(STUDENT.runtime, device="cpu")
+    assert plan_training(small(runtime=processor), 1).seconds is None
+    assert plan_training(small(runtime=processor), None, 0.05).seconds is not None
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (0.0, "0 FLOP"),
+        (7.0, "7 FLOP"),
+        (763_400_000.0, "763 MFLOP"),
+        (999_600.0, "1 MFLOP"),
+        (9.77e12, "9.77 TFLOP"),
+        (2.5e22, "25,000 EFLOP"),
+    ],
+)
+def test_units_fit_their_figures(number: float, said: str) -> None:
+    assert scaled(number, "FLOP") == said
+
+
+def test_no_figure_of_a_small_run_is_rounded_to_nothing() -> None:
+    demo = get_recipe("demo_teacher").config
+    rows = {row["field"]: row["value"] for row in describe(plan_training(demo))}
+    for name in ("work a clip", "work a step", "work in all", "checkpoints", "of one clip more"):
+        assert float(rows[name].split(" × ")[-1].split()[0]) >= 1, rows[name]
 
 
 def test_every_recipe_can_be_planned_and_told() -> None:

@@ -20,7 +20,7 @@ def plan(
     data: str | None = None,
     cache: str | None = None,
     batch_size: int | None = None,
-    gpus: int = 1,
+    gpus: int | None = None,
     tflops: float | None = None,
     measure: bool = False,
     json: bool = False,
@@ -28,7 +28,8 @@ def plan(
     """What a run will take, before it begins: work, parameters, memory, time, disk; and what looks wrong.
 
     Warns of schedules, batches, masks and intervals that do not fit the run's length, its clips or its disk.
-    Without --measure the time is for a GPU of an assumed rate (--tflops). Nothing is trained or written.
+    Without --measure the time is for GPUs of an assumed rate (--tflops); of a processor none is known then.
+    With neither --gpus nor --tflops it is for this machine. Nothing is trained or written.
 
     Example: salt-vla plan demo_student --data metaworld-mini --measure
 
@@ -39,7 +40,7 @@ def plan(
         data: a clip table, a LeRobot data set's folder, or metaworld-mini.
         cache: the folder of the teacher's cached latents.
         batch_size: clips a step.
-        gpus: devices that share the work.
+        gpus: devices that share the work; not given: one of this machine, or its processor.
         tflops: what each of them is assumed to sustain.
         measure: do 20 steps here, with random pixels, and reckon with their time and memory.
         json: print JSON instead of a table.
@@ -51,4 +52,4 @@ def plan(
         raise ConfigError(f"--max-steps must be at least 1, not {max_steps}")
     from salt_vla.jobs.train import with_paths
 
-    show_plan(with_paths(config, data, cache), gpus, tflops, max_steps, measure, json)
+    show_plan(with_paths(config, data, cache), gpus, tflops, max_steps, measure, json, data is not None)

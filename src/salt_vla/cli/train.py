@@ -77,7 +77,7 @@ def train(
 
         config = job.with_paths(config, data, cache)
         if ahead.is_asked:
-            return ahead.tell(config, max_steps)
+            return ahead.tell(config, max_steps, data is not None)
         if branch is not None and launched().rank == 0:  # The others wait until there is a run.
             from salt_vla.jobs.branch import branch as make_branch
 

@@ -16,7 +16,7 @@ class Ahead:
     Attributes:
         plan: say what the run would take on --gpus devices, and do not run it.
         find_batch: say the largest batch below --memory-limit, and do not run.
-        gpus: of the plan, and of the batch.
+        gpus: of the plan, and of the batch; not given: one of this machine, or its processor.
         tflops: what each of them is assumed to sustain.
         measure: with --plan, do 20 steps here; with --find-batch, one of the batch that was found; see.
         json: the plan or the batch as JSON.
@@ -24,7 +24,7 @@ class Ahead:
 
     plan: bool = False
     find_batch: bool = False
-    gpus: int = 1
+    gpus: int | None = None
     tflops: float | None = None
     measure: bool = False
     json: bool = False
@@ -40,7 +40,7 @@ class Ahead:
         which = "--plan" if self.plan else "--find-batch" if self.find_batch else ""
         of_run, of_plan, of_batch = ("",), ("--plan",), ("--find-batch",)
         meant_for = {
-            "--gpus": (self.gpus != 1, of_plan + of_batch),
+            "--gpus": (self.gpus is not None, of_plan + of_batch),
             "--tflops": (self.tflops is not None, of_plan),
             "--measure": (self.measure, of_plan + of_batch),
             "--json": (self.json, of_plan + of_batch),
@@ -52,20 +52,27 @@ class Ahead:
                 cure = f"give {' or '.join(kinds)} with it" if not which else f"leave it out with {which}"
                 raise ConfigError(f"{option} would do nothing here: {cure}")
 
-    def tell(self, config: TrainConfig, max_steps: int | None = None) -> None:
+    def tell(self, config: TrainConfig, max_steps: int | None = None, has_data: bool = False) -> None:
+        """The answer. Raises `UserError`s of options, and of data that were given and cannot be read."""
         if self.plan:
-            show_plan(config, self.gpus, self.tflops, max_steps, self.measure, self.json)
+            show_plan(config, self.gpus, self.tflops, max_steps, self.measure, self.json, has_data)
         else:
-            show_largest_batch(config, self.gpus, self.measure, self.json)
+            show_largest_batch(config, 1 if self.gpus is None else self.gpus, self.measure, self.json)
 
 
 def show_plan(
-    config: TrainConfig, gpus: int, tflops: float | None, max_steps: int | None, measure: bool, json: bool
+    config: TrainConfig,
+    gpus: int | None,
+    tflops: float | None,
+    max_steps: int | None,
+    measure: bool,
+    json: bool,
+    has_data: bool,
 ) -> None:
+    """`has_data`: they were asked for by name, and not the recipe's, which may be of another machine."""
     from salt_vla.jobs.plan import describe_run, plan_run
-    from salt_vla.jobs.train_plan import ASSUMED_TFLOPS
 
-    plan = plan_run(config, gpus, ASSUMED_TFLOPS if tflops is None else tflops, max_steps, measure)
+    plan = plan_run(config, gpus, tflops, max_steps, measure, must_have_clips=has_data)
     if json:
         print_json(plan.as_json())
     else:

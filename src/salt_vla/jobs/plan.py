@@ -15,7 +15,7 @@ from salt_vla.errors import ConfigError, UserError
 from salt_vla.jobs.build_cache import find_split
 from salt_vla.jobs.data import open_table, split_table
 from salt_vla.jobs.resources import target_size
-from salt_vla.jobs.train_plan import ASSUMED_TFLOPS, TrainPlan, describe, plan_training
+from salt_vla.jobs.train_plan import TIME, TrainPlan, describe, plan_training, scaled
 from salt_vla.jobs.train_trial import Measured, measured_steps
 from salt_vla.masks import GroupStatistics, build_masks, report_masks
 from salt_vla.rundir import root
@@ -85,18 +85,20 @@ class RunPlan:
 
 def plan_run(
     config: TrainConfig,
-    gpus: int = 1,
-    tflops: float = ASSUMED_TFLOPS,
+    gpus: int | None = None,
+    tflops: float | None = None,
     max_steps: int | None = None,
     measure: bool = False,
+    must_have_clips: bool = False,
 ) -> RunPlan:
     """The plan; with `measure`, from steps that are really done on this machine. Raises `ConfigError` for
-    options that mean nothing, `ResourceError` where no step can be done."""
-    if measure and gpus > 1:
+    options that mean nothing, `ResourceError` where no step can be done, and, with `must_have_clips`, what a
+    run would raise that cannot read its clips."""
+    if measure and gpus is not None and gpus > 1:
         raise ConfigError("--measure does steps on one device: leave out --gpus")
     step = plan_training(config, gpus, tflops)
     ends = min(config.steps, max_steps or config.steps)
-    target, clips = target_size(config), count_clips(config)
+    target, clips = target_size(config), count_clips(config, must_have_clips)
     keys = clips.train * config.data.view.num_views + clips.validation
     lines = ends // config.runtime.log_every + ends // config.runtime.validate_every + 2
     plan = RunPlan(
@@ -112,12 +114,15 @@ def plan_run(
     return replace(plan, warnings=[*step.warnings, *_warnings(config, plan)])
 
 
-def count_clips(config: TrainConfig) -> Clips:
-    """Of the recipe's table, as a run would share them out."""
+def count_clips(config: TrainConfig, must_be_there: bool = False) -> Clips:
+    """Of the recipe's table, as a run would share them out. A table that cannot be read is an error only
+    where it `must_be_there`: a recipe may name one of another machine."""
     try:
         table = open_table(config.data.table, config.data.view, config.geometry)
         splits = split_table(table)
     except (UserError, FileNotFoundError) as error:
+        if must_be_there:
+            raise
         return Clips(problem=str(error))
     return Clips(len(splits.train), len(splits.validation))
 
@@ -220,6 +225,8 @@ def _of_room(config: TrainConfig, plan: RunPlan) -> Iterator[str]:
 def describe_run(plan: RunPlan) -> list[dict[str, str]]:
     """Rows for a person; warnings last."""
     step = describe(replace(plan.step, warnings=[]))
+    if plan.measured is not None:
+        step = [row for row in step if row["field"] != TIME]
     rows: dict[str, str] = {}
     if plan.epochs is not None:
         rows["clips"] = f"{plan.clips.train:,} to learn from, {plan.clips.validation:,} held out"
@@ -227,9 +234,9 @@ def describe_run(plan: RunPlan) -> list[dict[str, str]]:
     for group in plan.masks:
         rows[f"masks, group {group.group}"] = str(group).partition(": ")[2]
     if plan.cache_bytes:
-        rows["cache to be built"] = f"{plan.cache_bytes / 1e9:.2f} GB"
-    rows["metrics"] = f"{plan.metrics_bytes / 1e6:.1f} MB"
-    rows["disk in all"] = f"{plan.disk_bytes / 1e9:.2f} GB"
+        rows["cache to be built"] = scaled(plan.cache_bytes, "B")
+    rows["metrics"] = scaled(plan.metrics_bytes, "B")
+    rows["disk in all"] = scaled(plan.disk_bytes, "B")
     if plan.measured is not None:
         rows |= _measured_rows(plan, plan.measured)
     said = step + [{"field": name, "value": value} for name, value in rows.items()]

@@ -14,6 +14,7 @@ from salt_vla.config import TrainConfig, parse_bytes
 from salt_vla.errors import ConfigError
 from salt_vla.jobs.resources import Fitting, existing_parent, memory_of, target_size
 from salt_vla.masks import build_masks
+from salt_vla.progress import duration
 from salt_vla.rundir import root
 from salt_vla.training.flops import Flops, mean_step_flops
 from salt_vla.training.memory import (
@@ -24,17 +25,22 @@ from salt_vla.training.memory import (
     shared_memory,
 )
 
-ASSUMED_TFLOPS = 150.0  # a GPU, sustained; `benchmarks/train_step.py` measures
+ASSUMED_TFLOPS = (
+    150.0  # a GPU, sustained; `benchmarks/train_step.py` measures. Of a processor none is assumed.
+)
 WARM_UP = (0.01, 0.05)  # the share of the steps that recipes which work spend on it
 FLOP_DRAWS = 4
+TIME = "time"  # The row of a rate that is not known, which a measurement takes the place of.
 WAYS = ("ddp", "fsdp")
 
 
 @dataclass(frozen=True)
 class TrainPlan:
-    """A run on `gpus` devices, before it begins. Bytes, floating-point operations, clips a second."""
+    """A run on `gpus` devices, before it begins. Bytes, floating-point operations, clips a second;
+    `tflops` is None where nothing can be assumed: of a processor."""
 
     gpus: int
+    device: str
     batch_size: int
     per_gpu: int
     micro_batch: int
@@ -42,7 +48,7 @@ class TrainPlan:
     parameters: dict[str, int]
     memory: dict[str, StepMemory]
     flops: Flops
-    tflops: float
+    tflops: float | None
     bytes_a_clip: int
     shared_bytes: int
     host_bytes: int
@@ -56,13 +62,21 @@ class TrainPlan:
         return self.flops.total * self.batch_size * self.steps / 1e18
 
     @property
-    def clips_per_second(self) -> float:
+    def clips_per_second(self) -> float | None:
         """That `gpus` devices work through at the assumed rate, and that loaders must bring."""
-        return self.gpus * self.tflops * 1e12 / self.flops.total
+        return None if self.tflops is None else self.gpus * self.tflops * 1e12 / self.flops.total
+
+    @property
+    def seconds(self) -> float | None:
+        """Of the whole schedule, at that rate."""
+        rate = self.clips_per_second
+        return None if rate is None else self.steps * self.batch_size / rate
 
     def as_json(self) -> dict[str, Any]:
+        rate, seconds = self.clips_per_second, self.seconds
         return {
             "gpus": self.gpus,
+            "device": self.device,
             "batch_size": self.batch_size,
             "per_gpu": self.per_gpu,
             "micro_batch": self.micro_batch,
@@ -77,9 +91,9 @@ class TrainPlan:
             "flops_per_step": self.flops.total * self.batch_size,
             "exaflops": self.exaflops,
             "assumed_tflops_per_gpu": self.tflops,
-            "clips_per_second": self.clips_per_second,
-            "bytes_per_second": self.clips_per_second * self.bytes_a_clip,
-            "hours": self.steps * self.batch_size / self.clips_per_second / 3600,
+            "clips_per_second": rate,
+            "bytes_per_second": None if rate is None else rate * self.bytes_a_clip,
+            "hours": None if seconds is None else seconds / 3600,
             "shared_bytes": self.shared_bytes,
             "host_bytes": self.host_bytes,
             "checkpoint_bytes": self.checkpoint_bytes,
@@ -90,11 +104,15 @@ class TrainPlan:
         }
 
 
-def plan_training(config: TrainConfig, gpus: int = 1, tflops: float = ASSUMED_TFLOPS) -> TrainPlan:
-    """The plan. Raises `ConfigError` for fewer than one device, or a rate that is none."""
-    if gpus < 1 or not 0 < tflops < math.inf:
+def plan_training(config: TrainConfig, gpus: int | None = None, tflops: float | None = None) -> TrainPlan:
+    """The plan, with neither `gpus` nor `tflops` for one device of this machine. Raises `ConfigError` for
+    fewer than one device, or a rate that is none."""
+    if (gpus is not None and gpus < 1) or not (tflops is None or 0 < tflops < math.inf):
         raise ConfigError(f"--gpus must be at least 1 and --tflops positive, not {gpus} and {tflops}")
-    config = _on(config, gpus)
+    config = _on(config, gpus, tflops)
+    gpus, device = gpus or 1, config.runtime.device
+    if tflops is None and device.startswith("cuda"):
+        tflops = ASSUMED_TFLOPS
     target, masks = target_size(config), build_masks(config.masks, config.geometry)
     memory = {way: memory_of(_shared_by(config, way), gpus) for way in (WAYS if gpus > 1 else WAYS[:1])}
     counted = parameters(config, target.dim)
@@ -104,6 +122,7 @@ def plan_training(config: TrainConfig, gpus: int = 1, tflops: float = ASSUMED_TF
     few = replace(config, batch_size=min(config.batch_size, 64), grad_accum_steps=1)
     plan = TrainPlan(
         gpus=gpus,
+        device=device,
         batch_size=config.batch_size,
         per_gpu=rows,
         micro_batch=-(-rows // config.grad_accum_steps),
@@ -124,13 +143,18 @@ def plan_training(config: TrainConfig, gpus: int = 1, tflops: float = ASSUMED_TF
     return replace(plan, warnings=_warnings(config, plan))
 
 
-def _on(config: TrainConfig, gpus: int) -> TrainConfig:
-    """`auto` is planned as a GPU: a plan is for the machine that will train, not for this one."""
+def _on(config: TrainConfig, gpus: int | None, tflops: float | None) -> TrainConfig:
+    """With `gpus` or `tflops`, `auto` is planned as a GPU, which need not be here."""
     runtime = config.runtime
-    device = "cuda" if runtime.device == "auto" or gpus > 1 else runtime.device
-    precision = runtime.precision
+    device, precision = runtime.device, runtime.precision
+    if (gpus or 1) > 1 or (device == "auto" and (gpus, tflops) != (None, None)):
+        device = "cuda"
+    elif device == "auto":
+        import torch
+
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     if precision == "auto":
-        precision = "bfloat16" if device == "cuda" else "float32"
+        precision = "bfloat16" if device.startswith("cuda") else "float32"
     return replace(config, runtime=replace(runtime, device=device, precision=precision))
 
 
@@ -168,11 +192,11 @@ def _warnings(config: TrainConfig, plan: TrainPlan) -> list[str]:
 
 def describe(plan: TrainPlan) -> list[dict[str, str]]:
     """Rows for a person."""
-    clips, rate = plan.steps * plan.batch_size, plan.clips_per_second
-    hours = clips / rate / 3600
+    clips, is_gpu = plan.steps * plan.batch_size, plan.device.startswith("cuda")
     counted = " + ".join(f"{name} {number / 1e6:.1f} M" for name, number in plan.parameters.items())
-    rows = {
-        "GPUs": str(plan.gpus),
+    here = f"{plan.device}, this machine's (--gpus or --tflops: a plan for GPUs)"
+    rows = {"GPUs": str(plan.gpus)} if is_gpu else {"device": here}
+    rows |= {
         "batch": f"{plan.batch_size} = {plan.gpus} × {plan.per_gpu}, {plan.micro_batch} clips at once",
         "steps": f"{plan.steps:,} ({clips:,} clips)",
         "parameters": counted,
@@ -180,21 +204,45 @@ def describe(plan: TrainPlan) -> list[dict[str, str]]:
     for way, memory in plan.memory.items():
         rows[f"memory a GPU, {way}" if plan.gpus > 1 else "memory"] = str(memory)
     rows |= {
-        "of one clip more": f"{next(iter(plan.memory.values())).of_clip / 1e9:.3f} GB",
-        "work a clip": f"{plan.flops.total / 1e9:.0f} GFLOP",
-        "work a step": f"{plan.flops.total * plan.batch_size / 1e12:.1f} TFLOP",
-        "work in all": f"{plan.exaflops:.3g} EFLOP",
-        f"at {plan.tflops:g} TFLOP/s a GPU": f"{rate:,.0f} clips/s, {hours:,.1f} h (assumed: --tflops)",
-        "data then": f"{rate * plan.bytes_a_clip / 1e6:,.0f} MB/s ({plan.bytes_a_clip / 1e6:.2f} MB a clip)",
-        "/dev/shm": f"{plan.shared_bytes / 1e9:.2f} GB",
-        "RAM beside it": f"{plan.host_bytes / 1e9:.2f} GB",
+        "of one clip more": scaled(next(iter(plan.memory.values())).of_clip, "B"),
+        "work a clip": scaled(plan.flops.total, "FLOP"),
+        "work a step": scaled(plan.flops.total * plan.batch_size, "FLOP"),
+        "work in all": scaled(plan.flops.total * clips, "FLOP"),
+        **_time(plan, " a GPU" if is_gpu else ""),
+        "/dev/shm": scaled(plan.shared_bytes, "B"),
+        "RAM beside it": scaled(plan.host_bytes, "B"),
         "checkpoints": (
-            f"{plan.checkpoints} × {plan.checkpoint_bytes / 1e9:.2f} GB; "
-            f"{plan.free_disk / 1e9:.1f} GB are free"
+            f"{plan.checkpoints} × {scaled(plan.checkpoint_bytes, 'B')}; "
+            f"{scaled(plan.free_disk, 'B')} are free"
         ),
     }
     shown = [{"field": name, "value": value} for name, value in rows.items()]
     return shown + [{"field": "warning", "value": text} for text in plan.warnings]
+
+
+def _time(plan: TrainPlan, of_each: str) -> dict[str, str]:
+    """At the assumed rate; a processor has none."""
+    rate, seconds, data = plan.clips_per_second, plan.seconds, f"{scaled(plan.bytes_a_clip, 'B')} a clip"
+    if rate is None or seconds is None:
+        return {
+            TIME: f"not known of a processor ({plan.device}): --measure does 20 steps on it",
+            "data": data,
+        }
+    shown = f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
+    return {
+        f"at {plan.tflops:g} TFLOP/s{of_each}": f"{shown} clips/s, {duration(seconds)} (assumed: --tflops)",
+        "data then": f"{scaled(rate * plan.bytes_a_clip, 'B')}/s ({data})",
+    }
+
+
+def scaled(number: float, unit: str) -> str:
+    """Three digits before a unit that fits: "9.77 TFLOP"."""
+    number, prefixes = float(f"{number:.3g}"), iter(" kMGTPE")
+    prefix = next(prefixes)
+    while number >= 1000 and prefix != "E":
+        number, prefix = number / 1000, next(prefixes)
+    figure = f"{number:,.0f}" if number >= 1000 else f"{number:g}"
+    return f"{figure} {prefix.strip()}{unit}"
 
 
 def in_pieces(config: TrainConfig, found: Fitting, gpus: int) -> str:
