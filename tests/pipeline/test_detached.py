@@ -395,7 +395,7 @@ if "queue" in sys.orig_argv:
     own = {"SALT_VLA_ROOT": INNER, "PYTHONPATH": ""}
     launch = "launch(Launch('inner', ('queue', 'run', '--slot', 'cpu'), 't'))"
     code = f"from salt_vla.operations.launch import *; {launch}"
-    subprocess.run([sys.executable, "-c", code], env=os.environ | own, check=True)
+    subprocess.run([sys.executable, "-c", code], env=os.environ | own)
 """
 
 
@@ -405,7 +405,7 @@ def test_leftovers_are_ended_and_a_job_without_its_supervisor_is_none(
     """First the job's supervisor is killed, then the runner that launched it: the one is left to the
     supervisor of the other then."""
     inner = type(salt)(tmp_path / "inner")
-    code = LAUNCHES.replace("INNER", repr(str(inner.root))) + HELPER
+    code = f"{HELPER}\n" + LAUNCHES.replace("INNER", repr(str(inner.root)))
     outer, job = begin(IDLE, environment=beside(code)), inner.root / "jobs" / "inner"
     try:
         worker = wait_until(lambda: (now := supervision(job)) and now.living())
