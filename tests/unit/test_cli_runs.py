@@ -66,6 +66,26 @@ def test_a_damaged_supervision_hides_no_run(write_run: WriteRun, say: Callable[.
     assert "is damaged" in say("show", "some")
 
 
+@pytest.mark.parametrize(
+    ("file", "field", "value"),
+    [
+        (LAUNCH, "command", [5]), ("supervision.json", "supervisor", {"pid": 1.5, "started": 1.0}),
+        ("supervision.json", "attempts", [{"process": {"pid": 1, "started": 1.0}, "code": 1, "reason": 5}]),
+        ("supervision.json", "attempts", [{"process": {"pid": 1, "started": 1.0}, "ended": 1e300}]),
+        ("supervision.json", "restarts_left", "x"),
+    ],
+)  # fmt: skip
+def test_a_supervision_of_other_kinds_hides_no_run(
+    write_run: WriteRun, say: Callable[..., str], file: str, field: str, value: Any
+) -> None:
+    run = write_run("some")
+    _launched(run.path, ("train", "demo_student", "--name", "some"), "running")
+    held = json.loads((run.path / file).read_text())
+    (run.path / file).write_text(json.dumps(held | {field: value}))
+    assert f"{file} is damaged" in json.loads(say("show", "some", "--json"))["supervision_problem"]
+    assert "some" in say("watch", "--once") and "step 100" in say("tail", "some")
+
+
 def test_a_job_without_a_run_is_shown(write_run: WriteRun, say: Callable[..., str], tmp_path: Path) -> None:
     write_run("other")
     _launched(tmp_path / "jobs" / "building", ("cache", "build"), "running")

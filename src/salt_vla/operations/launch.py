@@ -18,7 +18,17 @@ from typing import Any, Literal
 from salt_vla.errors import ConfigError, RunError
 from salt_vla.operations.processes import ProcessId, salt_vla, start_apart
 from salt_vla.redaction import NAMED_SO, redacted
-from salt_vla.rundir import ROOT, flush_folder, read_json, require_name, root, write_text, writing_to
+from salt_vla.rundir import (
+    ROOT,
+    flush_folder,
+    is_count,
+    is_time,
+    read_json,
+    require_name,
+    root,
+    write_text,
+    writing_to,
+)
 
 LAUNCH, SUPERVISION, EVENTS = "launch.json", "supervision.json", "events.jsonl"
 SUPERVISOR_LOG = "supervisor.log"
@@ -171,6 +181,8 @@ def wanted_in(folder: Path) -> Launch:
     held = read_json(folder / LAUNCH, dict, cure)
     try:
         wanted = Launch(**held | {"command": tuple(held["command"])})
+        if not all(type(word) is str for word in wanted.command):
+            raise TypeError("a command of words that are none")
     except (TypeError, KeyError) as error:
         raise RunError(f"{folder / LAUNCH} is damaged ({error}); {cure}") from error
     if wanted.name != folder.name:
@@ -189,9 +201,23 @@ def supervision(folder: Path) -> Supervision | None:
         attempts = tuple(
             Attempt(**attempt | {"process": ProcessId(**attempt["process"])}) for attempt in held["attempts"]
         )
-        return Supervision(**held | {"supervisor": ProcessId(**held["supervisor"]), "attempts": attempts})
+        found = Supervision(**held | {"supervisor": ProcessId(**held["supervisor"]), "attempts": attempts})
+        _require_kinds(found)
+        return found
     except (TypeError, KeyError) as error:
         raise RunError(f"{file} is damaged ({error}); remove it, and start the run again") from error
+
+
+def _require_kinds(now: Supervision) -> None:
+    """Raises `TypeError`: what reads them asks the system for these processes, and joins these words."""
+    for process in (now.supervisor, *(each.process for each in now.attempts)):
+        if not (is_count(process.pid) and is_count(process.ticks) and is_time(process.started)):
+            raise TypeError(f"no process: {process}")
+    words = (now.token, now.state, now.exit_reason, now.keeper, *(each.reason for each in now.attempts))
+    if not all(type(word) is str for word in words) or not is_count(now.restarts_left):
+        raise TypeError("words that are none")
+    if not all(is_time(each.ended) and type(each.code) in (int, type(None)) for each in now.attempts):
+        raise TypeError("an attempt without its end")
 
 
 def record(folder: Path, now: Supervision) -> None:
