@@ -125,6 +125,14 @@ def test_branches_are_held_against_branches_from_the_same_weights(make: Make) ->
             assert len(found) == (2 if run is runs[1] or not number else 0)
 
 
+def test_a_seed_that_ran_twice_counts_once_and_both_are_named(make: Make) -> None:
+    runs = [make("slow", 0.1, 1.0, "optimizer.lr=1e-3"), make("fast", 0.5, 0.5, "optimizer.lr=2e-3")]
+    runs.append(make("slow-again", 0.2, 1.0, "optimizer.lr=1e-3"))
+    r2 = by_column(effects(runs))[R2_COLUMN]
+    assert r2.mean == pytest.approx(0.35) and r2.seeds == 1
+    assert "one seed" in r2.sentence and "fast − slow, fast − slow-again" in r2.sentence
+
+
 def test_how_a_run_was_computed_is_no_difference(make: Make) -> None:
     runs = [
         make("one", 0.1, 1.0, "optimizer.lr=1e-3", "runtime.threads=1"),

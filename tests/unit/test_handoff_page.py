@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -245,3 +247,18 @@ def test_no_part_of_a_secret_is_left_by_what_shortens_or_escapes(
     for text in said:
         assert "y" * before in text and "key=(MY" in text
         assert canary[:6] not in text and canary[:3] + "&lt;" not in text
+
+
+def test_a_queue_of_another_version_ends_no_report(make: Make) -> None:
+    run = make("night")
+    queue = Queue()
+    queue.add(Wanted(("train", "demo_student", "--name", "later"), str(run.path), "later"))
+    for change in ("DROP COLUMN processes", "ADD COLUMN more TEXT NOT NULL DEFAULT ''"):
+        with closing(sqlite3.connect(queue.file)) as connection:
+            connection.execute(f"ALTER TABLE jobs {change}")
+        project = gather()
+        assert [(job.name, job.processes) for job in project.jobs] == [("later", 1)]
+    with closing(sqlite3.connect(queue.file)) as connection:
+        connection.execute("ALTER TABLE jobs DROP COLUMN restarts")
+    project = gather()
+    assert "lacks restarts" in page(project)["queue"] and [run.name for run in project.runs] == ["night"]

@@ -73,7 +73,7 @@ def test_a_secret_is_not_written_down_in_the_first_place(tmp_path: Path) -> None
 
 def test_a_stream_passes_on_all_but_secrets(capsys: pytest.CaptureFixture[str]) -> None:
     stream = Redacted(sys.stdout)
-    print(f"Loaded credentials {CANARY}", file=stream, flush=True)  # type: ignore[call-overload]
+    print(f"Loaded credentials {CANARY}", file=stream, flush=True)
     stream.writelines(["a\n", f"{CANARY}\n"])
     assert capsys.readouterr().out == "Loaded credentials (MY_API_KEY)\na\n(MY_API_KEY)\n"
     assert stream.encoding == sys.stdout.encoding

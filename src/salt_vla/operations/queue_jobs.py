@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -113,9 +113,15 @@ def jobs_in(connection: sqlite3.Connection, which: str = "TRUE", *values: object
     return [_job(row, queue) for row in rows]
 
 
+_FIELDS = {field.name for field in fields(Job)}
+
+
 def _job(row: sqlite3.Row, queue: str) -> Job:
-    held = dict(row)
-    del held["place"]
+    # Columns of another version are passed over; one process is what there was before there could be several.
+    held = {"processes": 1} | {name: row[name] for name in row.keys() if name in _FIELDS}  # noqa: SIM118
+    lacking = sorted(_FIELDS - held.keys() - {"token"})
+    if lacking:
+        raise RunError(f"the queue's file lacks {', '.join(lacking)} of its jobs; move it away")
     try:
         conditions = tuple(Condition(**each) for each in json.loads(held["conditions"]))
         changed = {"command": tuple(json.loads(held["command"])), "conditions": conditions}

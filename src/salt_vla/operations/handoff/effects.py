@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, product
 from typing import Any
 
 from salt_vla.operations.compare_seeds import interval
@@ -22,14 +22,16 @@ MOST_EFFECTS = 20
 
 @dataclass(frozen=True)
 class Effect:
-    """`column` of the runs where `field` is `after`, minus that where it is `before`: the mean over the seeds
-    that both have, its interval (None below three seeds) and `note`, what the interval is."""
+    """`column` of the runs where `field` is `after`, minus that where it is `before`: the mean over the
+    `seeds` that both have (one that ran twice counts once), its interval (None below three seeds) and `note`,
+    what the interval is."""
 
     field: str
     before: Any
     after: Any
     column: str
     runs: tuple[tuple[str, str], ...]
+    seeds: int
     mean: float
     low: float | None
     high: float | None
@@ -72,42 +74,43 @@ def effects(runs: Sequence[RunFacts]) -> list[Effect]:
     fixed = names - set(varied)
     found: list[Effect] = []
     for name in varied:
-        alike: dict[str, dict[str, dict[int, RunFacts]]] = {}
+        alike: dict[str, dict[str, dict[int, list[RunFacts]]]] = {}
         for run, settings in whole:
             if name in settings and run.config is not None:
                 rest = {k: v for k, v in settings.items() if k != name and k not in fixed}
                 group = alike.setdefault(json.dumps([rest, run.pins, run.origin], sort_keys=True), {})
-                group.setdefault(settings[name], {})[run.config.seed] = run
+                group.setdefault(settings[name], {}).setdefault(run.config.seed, []).append(run)
         for group in alike.values():
             found += _within(name, group)
-    return sorted(found, key=lambda each: (-len(each.runs), each.field))[:MOST_EFFECTS]
+    return sorted(found, key=lambda each: (-each.seeds, each.field))[:MOST_EFFECTS]
 
 
-def _within(name: str, by_value: dict[str, dict[int, RunFacts]]) -> Iterator[Effect]:
+def _within(name: str, by_value: dict[str, dict[int, list[RunFacts]]]) -> Iterator[Effect]:
     """Of runs that differ in that field and the seed alone, by the field's value and by seed."""
     for before, after in combinations(sorted(by_value, key=lambda text: (_number(text), text)), 2):
         seeds = sorted(set(by_value[before]) & set(by_value[after]))
-        pairs = [(by_value[before][seed], by_value[after][seed]) for seed in seeds]
-        for column, used, differences in _figures(pairs):
+        pairs = {seed: list(product(by_value[before][seed], by_value[after][seed])) for seed in seeds}
+        for column, by_seed in _figures(pairs).items():
+            used = [pair for found in by_seed.values() for pair, _ in found]
+            differences = [sum(each for _, each in found) / len(found) for found in by_seed.values()]
             mean, low, high, note = interval(differences)
-            names = tuple((a.name, b.name) for a, b in used)
-            yield Effect(name, json.loads(before), json.loads(after), column, names, mean, low, high, note)
+            names, values = tuple((a.name, b.name) for a, b in used), (json.loads(before), json.loads(after))
+            yield Effect(name, *values, column, names, len(by_seed), mean, low, high, note)
 
 
-Pairs = list[tuple[RunFacts, RunFacts]]
+Pair = tuple[RunFacts, RunFacts]
 
 
-def _figures(pairs: Pairs) -> Iterator[tuple[str, Pairs, list[float]]]:
-    """(column, the pairs that have it, second − first of each) for what may be compared."""
-    columns: dict[str, tuple[Pairs, list[float]]] = {}
-    for pair in pairs:
+def _figures(pairs: Mapping[int, Sequence[Pair]]) -> dict[str, dict[int, list[tuple[Pair, float]]]]:
+    """Column → seed → (pair, second − first) for what may be compared."""
+    columns: dict[str, dict[int, list[tuple[Pair, float]]]] = {}
+    for seed, pair in ((seed, pair) for seed, each in pairs.items() for pair in each):
         first, second = (_comparable(run, *pair) for run in pair)
         for column in first.keys() & second.keys():
-            used, differences = columns.setdefault(column, ([], []))
-            used.append(pair)
-            differences.append(second[column] - first[column])
-    for column in sorted(columns, key=lambda each: (each != R2_COLUMN, each != LOSS_COLUMN, each)):
-        yield column, *columns[column]
+            found = columns.setdefault(column, {}).setdefault(seed, [])
+            found.append((pair, second[column] - first[column]))
+    order = sorted(columns, key=lambda each: (each != R2_COLUMN, each != LOSS_COLUMN, each))
+    return {column: columns[column] for column in order}
 
 
 def _comparable(run: RunFacts, first: RunFacts, second: RunFacts) -> dict[str, float]:

@@ -223,7 +223,7 @@ def _more_seeds(runs: Sequence[RunFacts], found: Sequence[Effect]) -> Iterator[S
     by_name = {run.name: run for run in runs}
     asked: set[str] = set()
     for effect in found:
-        count = len(effect.runs)
+        count = effect.seeds
         if count >= ENOUGH_SEEDS:
             continue
         for name in effect.runs[0]:
