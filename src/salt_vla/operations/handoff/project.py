@@ -57,7 +57,9 @@ class TableFacts:
 
 def machine() -> list[tuple[str, str]]:
     """(what, how much) of this machine."""
-    memory, disk = psutil.virtual_memory().total, shutil.disk_usage(root())
+    # A new project has no folder yet.
+    place = next(place for place in (root(), *root().parents) if place.exists())
+    memory, disk = psutil.virtual_memory().total, shutil.disk_usage(place)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return [
         ("processor", f"{_processor()}, {cores} cores"),

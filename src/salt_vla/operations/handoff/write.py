@@ -112,6 +112,9 @@ def _put(path: Path, content: bytes) -> None:
 def _alone(folder: Path) -> Iterator[None]:
     """One process at a time; a `ResourceError` where another does not come to an end."""
     with writing_to(folder):
+        there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+        if not there.is_dir():
+            raise ResourceError(f"cannot write into {folder}: {there} is no folder; choose another one")
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / LOCK).open("w")
     with lock:
