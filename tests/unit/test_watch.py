@@ -82,6 +82,17 @@ def test_a_copy_under_a_name_that_no_run_takes_hides_nothing(write_run: WriteRun
     assert name in "\n".join(_lines(moment, 80))
 
 
+@pytest.mark.parametrize("file", ["status.json", "metrics.jsonl", "launch.json", "log.txt", "config.json"])
+def test_a_run_whose_file_cannot_be_read_hides_no_other(write_run: WriteRun, file: str) -> None:
+    write_run("sound")
+    strange = write_run("strange").path / file
+    strange.unlink(missing_ok=True)
+    strange.mkdir()
+    moment = Watch().look()
+    assert {run.overview.name for run in moment.runs} == {"sound", "strange"}
+    assert "sound" in "\n".join(_lines(moment, 80))
+
+
 def test_where_nothing_happens_the_last_run_is_shown(write_run: WriteRun, tmp_path: Path) -> None:
     (tmp_path / "runs").mkdir()
     for number, name in enumerate(("older", "old")):

@@ -30,7 +30,7 @@ def is_over(run: RunDirectory) -> bool:
     """Whether nobody works on it any more, nor will start it again by himself."""
     try:
         return working_in(run.path).is_over
-    except UserError:  # What is damaged tells of no supervisor; the run's own word is left.
+    except (UserError, OSError):  # What is damaged tells of no supervisor; the run's own word is left.
         return glance(run).state != "running"
 
 
