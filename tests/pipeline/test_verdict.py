@@ -23,7 +23,9 @@ def test_a_finished_run_has_its_recipe_and_a_verdict_with_figures(finished: Any)
     assert verdict["criterion"] == "val.r2_position_mean > 0"
     assert verdict["value"] == r2 and verdict["step"] == 4
     assert verdict["verdict"] == "undecided" and "departs from demo_teacher in " in verdict["reason"]
-    assert shown in finished.json("runs", "ls")
+    (listed,) = finished.json("runs", "ls")
+    for part in ("name", "state", "step", "recipe", "verdict", "last_val"):
+        assert listed[part] == shown[part], part
 
 
 def test_people_read_it_where_they_look(finished: Any, pixels: Any) -> None:
@@ -68,7 +70,7 @@ def test_no_batch_is_no_batch(salt: Any, pixels: Any) -> None:
 
 def test_a_damaged_note_is_a_sentence_and_hides_no_other_run(finished: Any) -> None:
     other = shutil.copytree(finished.at("t").path, finished.at("u").path)
-    for name in ("recipe.json", "verdict.json", "masks.json"):
+    for name in ("recipe.json", "verdict.json"):
         file = other / name
         before = file.read_text()
         file.write_text('{"x": 1}')
@@ -77,3 +79,5 @@ def test_a_damaged_note_is_a_sentence_and_hides_no_other_run(finished: Any) -> N
         assert "finished" in finished.ok("runs", "ls").out
         assert f"{file} is damaged" in finished("runs", "show", "u").sentence
         file.write_text(before)
+    (other / "masks.json").write_text('{"x": 1}')  # Not worth hiding the rest for.
+    assert finished.json("runs", "show", "u")["state"] == "finished"
