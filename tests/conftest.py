@@ -31,8 +31,12 @@ from salt_vla.jobs.data_index import index_data
 
 
 def pytest_configure() -> None:
-    """Signals act on this process and its children as in a terminal, also where the tests run under nohup."""
+    """Signals act on this process and its children as in a terminal, also where the tests run under nohup or
+    were started with `&`."""
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 LENGTHS = (34, 40, 32, 37, 33, 36)
