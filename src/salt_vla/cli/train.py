@@ -62,9 +62,7 @@ def train(
         track: a tracker that mirrors the metrics (wandb, trackio, tensorboard); repeatable.
     """
     experiment = get_recipe(recipe)
-    config = _with_options(override(experiment.config, overrides), seed, batch_size)
-    if memory_limit is not None:
-        config = override(config, [f"runtime.memory_limit={memory_limit}"])
+    config = _with_options(override(experiment.config, overrides), seed, batch_size, memory_limit)
     _require_sense(max_steps, branch, apart, ahead)
     require_trackers(track)
     run = RunDirectory.named(default_name(recipe) if name is None else name)
@@ -122,7 +120,11 @@ def _require_inputs(
         look_at_branch(run, branch)
 
 
-def _with_options(config: TrainConfig, seed: int | None, batch_size: int | None) -> TrainConfig:
+def _with_options(
+    config: TrainConfig, seed: int | None, batch_size: int | None, memory_limit: str | None
+) -> TrainConfig:
+    if memory_limit is not None:
+        config = override(config, [f"runtime.memory_limit={memory_limit}"])
     if seed is not None:
         config = dataclasses.replace(config, seed=seed)
     if batch_size is not None:
