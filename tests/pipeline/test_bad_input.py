@@ -42,7 +42,7 @@ def limit_files(size: int) -> Callable[[], None]:
 @pytest.mark.parametrize(
     ("command", "named"),
     [
-        (("frobnicate",), "there is no command 'frobnicate'; commands: demo, train"),
+        (("frobnicate",), "there is no command 'frobnicate'; commands: demo, doctor, plan, train"),
         (("runs", "frobnicate"), "`salt-vla runs` has no verb 'frobnicate'; verbs: ls, show"),
         (("cache", "--json"), "has no verb '--json'"),
         (("train", "demo_techer"), "did you mean demo_teacher"),

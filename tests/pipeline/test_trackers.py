@@ -303,7 +303,7 @@ def test_no_server_changes_a_run_or_its_end(
         (row,) = json.loads(given_up.out)
         assert (row["outcome"], row["left"]) == ("given up", len(run.metrics()))
         assert "`salt-vla runs sync a --tracker wandb` sends them" in mirror.log_file.read_text()
-        assert not processes_of(salt.root)
+        wait_for(lambda: not processes_of(salt.root), "nothing is left of the sending")
     monkeypatch.setenv("WANDB_MODE", "offline")
     (row,) = salt.json("runs", "sync")
     assert (row["run"], row["tracker"], row["outcome"], row["left"]) == ("a", "wandb", "sent", 0)

@@ -51,7 +51,7 @@ def _user() -> str:
 def asked_of(folder: Path, token: str = "", process: ProcessId | None = None) -> Asked | None:
     """What was asked of that launch, or else of that process; None for nothing, or of others."""
     file = folder / ASKED
-    with suppress(FileNotFoundError, RunError, TypeError):
+    with suppress(FileNotFoundError, NotADirectoryError, RunError, TypeError):
         held = read_json(file, dict)
         named = held["process"]
         asked = Asked(**held | {"process": ProcessId(**named) if named else None})

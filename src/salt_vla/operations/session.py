@@ -41,6 +41,7 @@ def recorded(run: RunDirectory, trackers: Sequence[str] = ()) -> Iterator[None]:
     finally:
         _name_who_asked(run)
         after_run(run)
+        senders.stop_listening()  # What comes now ends this process as it would any other.
         capture.last_words(_last_words(run, problem))
 
 
