@@ -1,10 +1,11 @@
-"""What watching a run costs its steps: `python benchmarks/overhead.py` (ten minutes, idle machine).
+"""What watching a run costs its steps: `python benchmarks/overhead.py` (six minutes, idle machine).
 
-Pairs of the same run take turns: bare, which is the training alone in a process, and watched, which is what
-`salt-vla train … --detach --track wandb --track tensorboard` starts: log capture, supervisor with its sign of
-life, two keepers and their senders. A run's step is the median of its rows' wall time a step (validation and
-checkpoints are in none); a ratio is watched ÷ bare of a pair. Both must come to the same losses.
-wandb writes its files and sends nothing.
+One run each size, as `salt-vla train … --detach --track wandb --track tensorboard` starts it: log companion,
+supervisor with its sign of life, two keepers, their senders and wandb's service, which writes files and sends
+nothing. In turns all of these are stopped (SIGSTOP) and go on, some seconds each, while the training goes on;
+a pair is a stretch without them and the one with them after it, so that changes of the machine fall on both.
+What they could not do while they stood still they do in the stretch that counts against them: the ratio is
+above what watching really costs. What is done for it in each step within the process is timed by itself.
 """
 
 from __future__ import annotations
@@ -12,148 +13,152 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, replace
+import timeit
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import psutil
 from rich.console import Console
 from rich.table import Table
 
-from salt_vla.operations.launch import supervision
-from salt_vla.operations.trackers.journal import Mirror
+from salt_vla import senders
 from salt_vla.rundir import RunDirectory
 
 GOAL = 1.01
 TRACKERS = ("wandb", "tensorboard")
-FIRST_ROWS = 3  # Of each run, in which memory is touched for the first time.
-BARE = """
-import sys
-from salt_vla.config import override
-from salt_vla.jobs.train import train, with_paths
-from salt_vla.recipes import get_recipe
-recipe, name, *overrides = sys.argv[1:]
-train(with_paths(override(get_recipe(recipe).config, overrides), "metaworld-mini", None), name)
-"""
+SECONDS_TO_SETTLE = 10.0  # after the start: memory is touched for the first time, trackers load
+LONGEST_START = 300.0
+FEWEST_ROWS = 3
 COMMON = (
     "data.view.num_views=1",
     "runtime.log_every=5",
-    "runtime.checkpoint_every=100000",
-    "runtime.validate_every=100000",
-)
-COMMON += (
+    "runtime.checkpoint_every=1000000",
+    "runtime.validate_every=1000000",
     "runtime.validation_clips=4",
     "runtime.device=cpu",
     "runtime.precision=float32",
     "masks.max_targets=0",
+    "optimizer.warmup_steps=4",
+    "steps=1000000",
 )
 
 
 @dataclass(frozen=True)
 class Size:
-    """A recipe with overrides, and how many of its steps are one run."""
+    """Overrides of `demo_teacher`, and the seconds of a stretch."""
 
-    recipe: str
-    steps: int
-    overrides: tuple[str, ...]
+    seconds: float
+    overrides: tuple[str, ...] = ()
 
 
 SIZES = {
-    "tiny": Size(
-        "demo_teacher",
-        600,
-        ("encoder.depth=1", "predictor.depth=1", "batch_size=2"),
-    ),
-    "demo": Size("demo_teacher", 60, ()),
-    "small": Size(
-        "demo_teacher",
-        25,
-        ("encoder.name=vit_tiny_patch16_224", "batch_size=16"),
-    ),
+    "tiny": Size(4.0, ("encoder.depth=1", "predictor.depth=1", "batch_size=2")),
+    "demo": Size(8.0),
 }
 
 
-def arguments(size: Size) -> list[str]:
-    return [*size.overrides, *COMMON, f"steps={size.steps}", "optimizer.warmup_steps=4"]
-
-
-def bare(size: Size, name: str) -> None:
-    subprocess.run(
-        [sys.executable, "-c", BARE, size.recipe, name, *arguments(size)],
-        check=True,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-
-
-def watched(size: Size, name: str, root: Path) -> None:
+@contextmanager
+def watched(size: Size, name: str, root: Path) -> Iterator[RunDirectory]:
+    """Such a run, past its start."""
     trackers = [word for tracker in TRACKERS for word in ("--track", tracker)]
-    command = ["train", size.recipe, *arguments(size), "--data", "metaworld-mini", "--name", name, *trackers]
-    subprocess.run(
-        [sys.executable, "-m", "salt_vla", *command, "--detach"], check=True, stdout=subprocess.DEVNULL
-    )
-    run = RunDirectory(root / "runs" / name)
-    while not ((now := supervision(run.path)) and now.is_over):
-        time.sleep(0.2)
-    for tracker in TRACKERS:  # They are not to be in the next run's way.
-        mirror = Mirror(run, tracker)
-        while not (mirror.place_file.exists() and mirror.place().is_closed and not mirror.left()):
+    command = ["train", "demo_teacher", *size.overrides, *COMMON]
+    command += ["--data", "metaworld-mini", "--name", name, *trackers, "--detach"]
+    subprocess.run([sys.executable, "-m", "salt_vla", *command], check=True, stdout=subprocess.DEVNULL)
+    run, until = RunDirectory(root / "runs" / name), time.monotonic() + LONGEST_START
+    try:
+        while not run.metrics("train"):
+            if time.monotonic() > until:
+                raise SystemExit(f"{name} did not begin: {run.log_file} says why")
             time.sleep(0.2)
+        time.sleep(SECONDS_TO_SETTLE)
+        yield run
+    finally:
+        ends = [sys.executable, "-m", "salt_vla", "runs", "kill", name]
+        subprocess.run(ends, check=False, stdout=subprocess.DEVNULL)
 
 
-def step_of(root: Path, name: str, batch: int) -> tuple[float, list[float]]:
-    """Seconds a step, and the losses."""
-    rows = RunDirectory(root / "runs" / name).metrics("train")
-    seconds = [batch / row["clips_per_s"] for row in rows[FIRST_ROWS:]]
-    return statistics.median(seconds), [row["loss"] for row in rows]
-
-
-def measure(size: Size, label: str, pairs: int, root: Path) -> list[tuple[float, float]]:
+def watchers(run: RunDirectory, root: Path) -> list[psutil.Process]:
+    """Every process below the root but the training and its own."""
+    training = psutil.Process(run.status().pid)
+    own = {os.getpid(), training.pid, *(child.pid for child in training.children(recursive=True))}
     found = []
-    for pair in range(-1, pairs):  # The first makes the store of views, and counts for nothing.
-        took: dict[str, tuple[float, list[float]]] = {}
-        for way in ("bare", "watched") if pair % 2 else ("watched", "bare"):
-            name = f"{label}-{pair + 1}-{way}"
-            if way == "bare":
-                bare(size, name)
-            else:
-                watched(size, name, root)
-            config = json.loads((root / "runs" / name / "config.json").read_text())
-            took[way] = step_of(root, name, config["batch_size"])
-        if took["bare"][1] != took["watched"][1]:
-            raise SystemExit(f"{label}: the watched run has other losses than the bare one")
-        if pair >= 0:
-            found.append((took["bare"][0], took["watched"][0]))
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.pid not in own and process.environ().get("SALT_VLA_ROOT") == str(root):
+                found.append(process)
     return found
+
+
+def stretch(run: RunDirectory, seconds: float) -> float:
+    """Mean seconds a clip over that time or more, by the rows that lie in it whole."""
+    before, until = len(run.metrics("train")), time.monotonic() + LONGEST_START
+    time.sleep(seconds)
+    while len(rows := run.metrics("train")[before + 1 :]) < FEWEST_ROWS:
+        if time.monotonic() > until:
+            raise SystemExit(f"{run.name} stands still; {run.log_file} may say why")
+        time.sleep(0.1)
+    return statistics.fmean(1 / row["clips_per_s"] for row in rows)
+
+
+def measure(size: Size, label: str, pairs: int, root: Path) -> tuple[list[tuple[float, float]], int]:
+    """(seconds a step without, with) of each pair, and how many processes watch."""
+    found, batch = [], 0
+    with watched(size, label, root) as run:
+        batch = json.loads(run.config_file.read_text())["batch_size"]
+        them = watchers(run, root)
+        for _ in range(pairs):
+            try:
+                for process in them:
+                    process.send_signal(signal.SIGSTOP)
+                without = stretch(run, size.seconds)
+            finally:
+                for process in them:
+                    process.send_signal(signal.SIGCONT)
+            found.append((batch * without, batch * stretch(run, size.seconds)))
+    return found, len(them)
+
+
+def within_the_process() -> float:
+    """Seconds that listening for signals adds to a step, the one thing that is done in each."""
+    senders.listen(lambda number, sender: None)
+    return timeit.timeit(senders.listen_again, number=100_000) / 100_000
+
+
+def interval(ratios: list[float]) -> tuple[float, float]:
+    """95 %, of the median, by the bootstrap over pairs."""
+    drawn = np.random.default_rng(0).choice(ratios, (10_000, len(ratios)))
+    low, high = np.quantile(np.median(drawn, axis=1), [0.025, 0.975])
+    return float(low), float(high)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pairs", type=int, default=7)
+    parser.add_argument("--pairs", type=int, default=12)
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
-    parser.add_argument("--steps", type=int, default=0, help="of every run; default: its size's own")
-    parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    answer = {}
+    columns = ("step", "without, ms", "with, ms", "with ÷ without", "processes", "goal")
+    table = Table(*columns, title="log companion, supervisor, wandb and TensorBoard")
     with tempfile.TemporaryDirectory(prefix="salt-vla-overhead-") as folder:
-        os.environ |= {"SALT_VLA_ROOT": folder, "WANDB_MODE": "offline"}
+        root = Path(folder).resolve()
+        os.environ |= {"SALT_VLA_ROOT": str(root), "WANDB_MODE": "offline"}
         for label in options.sizes:
-            size = replace(SIZES[label], steps=options.steps or SIZES[label].steps)
-            answer[label] = measure(size, label, options.pairs, Path(folder))
-    if options.json:
-        print(json.dumps(answer))
-        return
-    table = Table(
-        "step", "bare ms", "watched ms", "watched ÷ bare", "goal", title="log, supervisor, two trackers"
-    )
-    for label, pairs in answer.items():
-        low, middle, high = statistics.quantiles([watched / bare for bare, watched in pairs], n=4)
-        times = (f"{1000 * statistics.median(column):.2f}" for column in zip(*pairs, strict=True))
-        table.add_row(label, *times, f"{middle:.4f} [{low:.4f}, {high:.4f}]", f"< {GOAL}")
+            pairs, processes = measure(SIZES[label], label, options.pairs, root)
+            ratios = [there / bare for bare, there in pairs]
+            low, high = interval(ratios)
+            times = (f"{1000 * statistics.median(column):.2f}" for column in zip(*pairs, strict=True))
+            said = f"{statistics.median(ratios):.4f} [{low:.4f}, {high:.4f}]"
+            table.add_row(label, *times, said, str(processes), f"< {GOAL}")
     Console(width=110).print(table)
+    print(f"within the process: {1e6 * within_the_process():.2f} µs a step")
 
 
 if __name__ == "__main__":
