@@ -239,9 +239,10 @@ def test_threads_that_are_started_later_leave_signals_to_the_one_that_waits(chil
             for _ in range(10):
                 while not stop:
                     time.sleep(0.02)
-                say(bool(senders.sender_of(stop.signal_number)))
+                told = bool(senders.sender_of(stop.signal_number))
                 stop.signal_number = 0
                 signal.signal(signal.SIGUSR1, lambda number, frame: setattr(stop, "signal_number", number))
+                say(told)  # Only now the next one is sent.
     """
     children.append(child := Child(code))
     assert child.hear() == "ready"

@@ -146,7 +146,8 @@ class Leases:
                     temporary.write_text(json.dumps(asdict(process)))
                     temporary.replace(self._file)
                     return
-                except FileNotFoundError:  # Somebody who has done is removing the folder.
+                # Somebody who has done is removing the folder, maybe while mkdir looks whether it is there.
+                except (FileNotFoundError, FileExistsError):
                     if not attempts_left:
                         raise
                 finally:
