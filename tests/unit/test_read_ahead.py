@@ -37,6 +37,13 @@ def keys(tiny_table: ClipTable) -> list[Key]:
     return [(clip_id, view) for clip_id in tiny_table.clip_ids for view in (0, 1)]
 
 
+@pytest.fixture
+def few_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decoders wait for who takes the views: while any is left, they live."""
+    for name in ("RUN_BYTES", "BYTES_READY", "BYTES_IN_WORK"):
+        monkeypatch.setattr(module, name, 1)
+
+
 def plain(results: object) -> list[tuple[Key, bytes | str]]:
     return [
         (key, str(pixels) if isinstance(pixels, DataError) else pixels.tobytes())
@@ -110,21 +117,23 @@ def test_nothing_is_held_back_until_the_next_key_is_known(
     assert taken == keys[:3]
 
 
+@pytest.mark.usefixtures("few_ahead")
 def test_killed_workers_cost_nothing(views: ViewReader, keys: list[Key]) -> None:
     expected = plain(views.read_each(keys))
     results = read_ahead(views, keys, 2)
     first = next(results)
-    for worker in decoders():
+    workers = decoders()
+    assert workers
+    for worker in workers:
         worker.kill()
     assert plain([first, *results]) == expected
 
 
+@pytest.mark.usefixtures("few_ahead")
 def test_a_hanging_worker_is_replaced(
     views: ViewReader, keys: list[Key], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "RUN_SECONDS", 2.5)
-    monkeypatch.setattr(module, "BYTES_READY", 1)
-    monkeypatch.setattr(module, "RUN_BYTES", 1)
     expected = plain(views.read_each(keys[:8]))
     # Closed even when this fails: a traceback that is kept would keep the decoder alive.
     with closing(read_ahead(views, keys[:8], 1)) as results:
@@ -193,6 +202,7 @@ def test_a_clip_that_kills_its_decoder_is_given_up_with_the_reason_and_no_other(
     assert reasons[fatal] == (f"clip '{fatal}', view 0: the process that worked on it died (SIGSEGV)")
 
 
+@pytest.mark.usefixtures("few_ahead")
 def test_workers_give_way_to_the_callers_threads(views: ViewReader, keys: list[Key]) -> None:
     results = read_ahead(views, keys, 1)
     next(results)
@@ -202,6 +212,7 @@ def test_workers_give_way_to_the_callers_threads(views: ViewReader, keys: list[K
     assert gone([worker])
 
 
+@pytest.mark.usefixtures("few_ahead")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signals_to_the_whole_group_are_left_to_the_caller(
     views: ViewReader, keys: list[Key], number: signal.Signals

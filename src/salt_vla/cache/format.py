@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -247,6 +248,19 @@ def _checksum_of(said: dict[str, Any]) -> str:
     """Of a manifest's fields, whatever they say, but for the checksum itself."""
     rest = {name: value for name, value in said.items() if name != "checksum"}
     return hexadecimal(checksum(json.dumps(rest, sort_keys=True).encode()))
+
+
+def manifests_below(folder: Path, depth: int) -> Iterator[Path]:
+    """Folders with a `manifest.json`, by path, `folder` itself and as many levels below it, whatever lies
+    between; links are not followed: all lie in the root."""
+    if not folder.is_dir() or folder.is_symlink():
+        return
+    if (folder / MANIFEST).is_file():
+        yield folder
+    if depth:
+        for path in sorted(folder.iterdir()):
+            if path.name != SHARDS and not path.name.startswith("."):
+                yield from manifests_below(path, depth - 1)
 
 
 def is_of_others(folder: Path) -> bool:

@@ -9,7 +9,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from salt_vla.cache.format import (
     Manifest,
     is_in_pieces,
     is_of_others,
+    manifests_below,
 )
 from salt_vla.cache.leases import living
 from salt_vla.cache.shards import MAGIC
@@ -97,7 +98,7 @@ class Pruning:
 def find_caches() -> list[FoundCache]:
     """Every cache under the root's `caches/`, by path."""
     users = _users()
-    return [_found(path, users) for path in _folders(root() / "caches", DEEPEST)]
+    return [_found(path, users) for path in manifests_below(root() / "caches", DEEPEST) if _is_cache(path)]
 
 
 def plan_pruning(found: Sequence[FoundCache], paths: Sequence[Path], unused: bool) -> Pruning:
@@ -176,18 +177,6 @@ def _remove(path: Path) -> None:
 
 def _cache_of(leftover: Path) -> Path:
     return leftover.parent.parent if leftover.parent.name == SHARDS else leftover.parent
-
-
-def _folders(folder: Path, depth: int) -> Iterator[Path]:
-    """Caches, and those below them, whatever lies between; links are not followed: all lie in the root."""
-    if not folder.is_dir() or folder.is_symlink():
-        return
-    if _is_cache(folder):
-        yield folder
-    if depth:
-        for path in sorted(folder.iterdir()):
-            if path.name != SHARDS and not path.name.startswith("."):
-                yield from _folders(path, depth - 1)
 
 
 @dataclass(frozen=True)

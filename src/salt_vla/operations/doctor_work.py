@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from salt_vla.cache.format import LEASES, MANIFEST, manifests_below
 from salt_vla.cache.leases import living
 from salt_vla.errors import UserError
 from salt_vla.operations.doctor import Finding, Verdict
@@ -18,7 +19,6 @@ from salt_vla.rundir import RunDirectory, all_runs, read_json, root
 
 SHOWN = 5  # Findings of one kind: ten thousand runs may have the same thing.
 DEEPEST = 4  # Folders below caches/.
-MANIFEST, LEASES = "manifest.json", ".leases"  # Of a cache.
 
 
 def runs() -> Iterable[Finding]:
@@ -84,7 +84,7 @@ def trackers() -> Iterable[Finding]:
 def caches() -> Iterable[Finding]:
     """Half-built ones that nobody builds, and the leases of builders that are gone."""
     complete, building, unfinished, stale, damaged = 0, 0, [], [], []
-    for folder in _caches(root() / "caches", DEEPEST):
+    for folder in manifests_below(root() / "caches", DEEPEST):
         name = str(folder.relative_to(root()))
         try:
             is_complete = bool(
@@ -105,17 +105,6 @@ def caches() -> Iterable[Finding]:
     yield from _some("caches", "warn", stale, "salt-vla cache prune", "locks of builders that are gone: ")
     yield from _damaged("caches", damaged)
     yield Finding("caches", "ok", f"{complete} complete, {building} being built, below {root() / 'caches'}")
-
-
-def _caches(folder: Path, depth: int) -> Iterator[Path]:
-    if not folder.is_dir() or folder.is_symlink():
-        return
-    if (folder / MANIFEST).is_file():
-        yield folder
-    if depth:
-        for path in sorted(folder.iterdir()):
-            if path.name != "shards" and not path.name.startswith("."):
-                yield from _caches(path, depth - 1)
 
 
 def queue() -> Iterable[Finding]:

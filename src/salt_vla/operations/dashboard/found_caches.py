@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from salt_vla.cache.format import LEASES, MANIFEST, SHARDS, Manifest, is_of_others
+from salt_vla.cache.format import LEASES, SHARDS, Manifest, is_of_others, manifests_below
 from salt_vla.cache.leases import living
 from salt_vla.errors import CacheError
 from salt_vla.rundir import root
@@ -19,7 +18,8 @@ MOST = 500
 
 def cache_rows() -> list[dict[str, Any]]:
     """One a cache, by path; of a damaged one what is wrong with it."""
-    return [_row(folder) for folder in islice(_folders(root() / "caches", DEEPEST), MOST)]
+    found = (folder for folder in manifests_below(root() / "caches", DEEPEST) if not is_of_others(folder))
+    return [_row(folder) for folder in islice(found, MOST)]
 
 
 def manifest_of(path: str) -> dict[str, Any]:
@@ -31,18 +31,6 @@ def manifest_of(path: str) -> dict[str, Any]:
         return _flat(json.loads(Manifest.read(folder).to_text()))
     except CacheError as error:
         return {"problem": str(error)}
-
-
-def _folders(folder: Path, depth: int) -> Iterator[Path]:
-    """Links are not followed: all lie in the root."""
-    if not folder.is_dir() or folder.is_symlink():
-        return
-    if (folder / MANIFEST).is_file() and not is_of_others(folder):
-        yield folder
-    if depth:
-        for path in sorted(folder.iterdir()):
-            if path.name != SHARDS and not path.name.startswith("."):
-                yield from _folders(path, depth - 1)
 
 
 def _row(folder: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 
 from salt_vla.cache import Manifest
-from salt_vla.cache.format import MANIFEST, SHARDS
+from salt_vla.cache.format import manifests_below
 from salt_vla.errors import UserError
 from salt_vla.operations.handoff.commands import near
 from salt_vla.operations.handoff.facts import RunFacts
@@ -85,19 +85,14 @@ def _gpus() -> Iterator[str]:
 
 def caches(runs: Sequence[RunFacts]) -> list[CacheFacts]:
     """Every cache of latents below the root's `caches/`, by path; stores of decoded views are left out."""
-    found = [_cache(folder, runs) for folder in _folders(root() / "caches", DEEPEST)]
+    place = root() / "caches"
+    latents = (
+        folder
+        for folder in manifests_below(place, DEEPEST)
+        if not any(part.startswith("views-") for part in folder.relative_to(place).parts)
+    )
+    found = [_cache(folder, runs) for folder in latents]
     return [cache for cache in found if cache.kind != "views"]
-
-
-def _folders(folder: Path, depth: int) -> Iterator[Path]:
-    if not folder.is_dir() or folder.is_symlink():
-        return
-    if (folder / MANIFEST).is_file():
-        yield folder
-    if depth:
-        for path in sorted(folder.iterdir()):
-            if path.name != SHARDS and not path.name.startswith((".", "views-")):
-                yield from _folders(path, depth - 1)
 
 
 def _cache(folder: Path, runs: Sequence[RunFacts]) -> CacheFacts:
