@@ -168,17 +168,9 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=12)
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
     options = parser.parse_args()
-    columns = (
-        "step",
-        "without, ms",
-        "with, ms",
-        "with ÷ without",
-        "processes",
-        "their CPU, of all cores",
-        "goal",
-    )
+    columns = ("step", "without, ms", "with, ms", "with ÷ without", "processes", "CPU, of all cores")
     table = Table(
-        *columns, title="log companion, supervisor, wandb and TensorBoard; their CPU is to be < 1 %"
+        *columns, title="log companion, supervisor, wandb and TensorBoard; their share of CPU: < 1 %"
     )
     with tempfile.TemporaryDirectory(prefix="salt-vla-overhead-") as folder:
         root = Path(folder).resolve()
