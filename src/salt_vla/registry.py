@@ -39,6 +39,14 @@ LOSSES: Table = {
     "smooth_l1": "salt_vla.objectives.regression:smooth_l1",
     "cosine": "salt_vla.objectives.regression:cosine",
 }
+# What reads frozen features: `eval --probe`.
+PROBES: Table = {
+    "linear": "salt_vla.evaluation.probes:LinearProbe",
+}
+# What is asked of frozen encoders: `eval --suite`.
+SUITES: Table = {
+    "probes": "salt_vla.evaluation.suites.signals:score",
+}
 
 
 def resolve(table: Table, name: str) -> Any:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 import torch
@@ -11,10 +9,11 @@ from torch import Tensor
 
 from salt_vla.errors import ConfigError, DataError
 from salt_vla.evaluation.features import (
-    CONSTANT,
     PIXELS,
     POOLINGS,
-    extract_features,
+    Pixels,
+    Reading,
+    features_of,
     pixel_features,
     pool_tokens,
 )
@@ -31,6 +30,7 @@ class PatchMeans:
         self.geometry = geometry
         self.dim = 3 * repeats
         self.repeats = repeats
+        self.fingerprint = f"means {geometry} {repeats}"
 
     def latents(self, frames: Tensor) -> Tensor:
         steps, rows, columns = self.geometry.token_grid
@@ -50,12 +50,6 @@ class BrokenShape(PatchMeans):
 def films(geometry: ClipGeometry = GEOMETRY, clips: int = CLIPS) -> Tensor:
     shape = (clips, geometry.num_frames, geometry.image_size, geometry.image_size, 3)
     return torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-
-
-def batched(frames: Tensor, order: list[int], size: int) -> Iterator[tuple[list[int], Tensor]]:
-    for start in range(0, len(order), size):
-        rows = order[start : start + size]
-        yield rows, frames[rows]
 
 
 def tokens_by_place(geometry: ClipGeometry) -> Tensor:
@@ -127,57 +121,50 @@ def test_images_smaller_than_the_pixel_baseline_are_kept_whole() -> None:
     assert pixel_features(frames).shape == (CLIPS, 2 * 8 * 8 * 3)
 
 
-def test_features_are_in_clip_order_however_the_clips_come() -> None:
+def test_features_are_the_averages_of_the_clips_in_their_order() -> None:
     frames = films()
-    straight = extract_features({"means": PatchMeans()}, batched(frames, list(range(CLIPS)), 3), CLIPS)
-    shuffled = extract_features({"means": PatchMeans()}, batched(frames, [4, 0, 6, 2, 5, 1, 3], 2), CLIPS)
-    for pooling in POOLINGS:
-        for encoder in ("means", PIXELS):
-            assert np.array_equal(straight[pooling][encoder], shuffled[pooling][encoder])
-    by_hand = frames.double().mean((1, 2, 3)).numpy()
-    assert np.allclose(straight["mean"]["means"], by_hand, rtol=1e-6)
+    found = features_of("means", PatchMeans(), frames, [Reading("mean"), Reading("tokens")])
+    assert np.allclose(found[Reading("mean")], frames.double().mean((1, 2, 3)).numpy(), rtol=1e-6)
+    assert found[Reading("tokens")].shape == (CLIPS, GEOMETRY.num_tokens, 3)
+    assert all(values.dtype == np.float32 for values in found.values())
 
 
-def test_extraction_is_deterministic_and_float32() -> None:
-    once, again = (
-        extract_features({"means": PatchMeans()}, batched(films(), list(range(CLIPS)), 4), CLIPS)
-        for _ in range(2)
-    )
-    for pooling in POOLINGS:
-        for encoder, values in once[pooling].items():
-            assert values.dtype == np.float32
-            assert np.array_equal(values, again[pooling][encoder])
-
-
-def test_every_pooling_holds_the_models_the_pixels_and_the_constant() -> None:
-    models = {"one": PatchMeans(), "two": PatchMeans(repeats=2)}
-    table = extract_features(
-        models, batched(films(), list(range(CLIPS)), 4), CLIPS, poolings=("mean", "grid")
-    )
-    assert list(table) == ["mean", "grid"]
-    for by_encoder in table.values():
-        assert set(by_encoder) == {"one", "two", PIXELS, CONSTANT}
-        assert by_encoder[CONSTANT].shape == (CLIPS, 0)
-        assert by_encoder["two"].shape[1] == 2 * by_encoder["one"].shape[1]
-    assert table["mean"][PIXELS] is table["grid"][PIXELS]
-
-
-def test_one_pass_over_the_frames_serves_every_model() -> None:
-    passes = []
-
-    def counted() -> Iterator[tuple[list[int], Tensor]]:
-        passes.append(1)
-        yield from batched(films(), list(range(CLIPS)), 4)
-
-    extract_features({"one": PatchMeans(), "two": PatchMeans(repeats=2)}, counted(), CLIPS)
-    assert len(passes) == 1
-
-
-def test_numpy_frames_give_the_same_features() -> None:
+def test_reversed_frames_are_what_the_encoder_sees() -> None:
     frames = films()
-    from_torch = extract_features({"m": PatchMeans()}, [(range(CLIPS), frames)], CLIPS)
-    from_numpy = extract_features({"m": PatchMeans()}, [(np.arange(CLIPS), frames.numpy())], CLIPS)
-    assert np.array_equal(from_torch["grid"]["m"], from_numpy["grid"]["m"])
+    both = [Reading("step"), Reading("step", "reversed")]
+    found = features_of("means", PatchMeans(), frames, both)
+    forward = features_of("means", PatchMeans(), frames.flip(1), both[:1])
+    assert np.array_equal(found[both[1]], forward[both[0]])
+    assert not np.array_equal(found[both[0]], found[both[1]])
+
+
+def test_the_network_runs_once_an_order_of_frames() -> None:
+    runs = []
+
+    class Counting(PatchMeans):
+        def latents(self, frames: Tensor) -> Tensor:
+            runs.append(len(frames))
+            return super().latents(frames)
+
+    readings = [Reading("mean"), Reading("step"), Reading("mean", "reversed")]
+    assert set(features_of("one", Counting(), films(), readings)) == set(readings)
+    assert len(runs) == 2
+
+
+def test_pixels_as_tokens_are_patches_in_token_order() -> None:
+    geometry = ClipGeometry(num_frames=4, image_size=16, tubelet_size=2, patch_size=8)
+    pixels = Pixels(geometry)
+    frames = films(geometry)
+    tokens = pixels.latents(frames)
+    assert tokens.shape == (CLIPS, 8, pixels.dim)
+    patch = frames[:, 2:4, :8, 8:].double().reshape(CLIPS, 2, 4, 2, 4, 2, 3).mean((3, 5)) / 255
+    assert torch.allclose(tokens[:, 5].double(), patch.flatten(1), atol=1e-6)
+
+
+def test_pixels_under_a_pooling_lose_neither_time_nor_place() -> None:
+    found = features_of(PIXELS, Pixels(GEOMETRY), films(), [Reading("mean"), Reading("grid")])
+    for values in found.values():
+        assert np.array_equal(values, pixel_features(films()).numpy())
 
 
 def test_features_carry_no_gradient_graph() -> None:
@@ -189,37 +176,22 @@ def test_features_carry_no_gradient_graph() -> None:
             assert not tokens.requires_grad
             return tokens
 
-    extract_features({"learned": Learned()}, batched(films(), list(range(CLIPS)), 4), CLIPS)
-
-
-def test_a_missing_or_repeated_clip_is_named() -> None:
-    with pytest.raises(DataError, match="clip 6 of 7 came 0 times"):
-        extract_features({}, batched(films(), list(range(6)), 3), CLIPS)
-    with pytest.raises(DataError, match="clip 2 of 7 came 2 times"):
-        extract_features({}, batched(films(), [0, 1, 2, 2, 3, 4, 5, 6], 3), CLIPS)
-    with pytest.raises(DataError, match="do not lie within 0 … 6"):
-        extract_features({}, [([7], films()[:1])], CLIPS)
+    assert features_of("learned", Learned(), films(), [Reading("mean")])
 
 
 def test_a_model_of_another_geometry_is_named_with_both_shapes() -> None:
     other = PatchMeans(ClipGeometry(num_frames=8, image_size=24, tubelet_size=2, patch_size=4))
     with pytest.raises(DataError, match=r"'other' reads clips of 8 frames of 24×24.*given 4 frames"):
-        extract_features({"other": other}, batched(films(), list(range(CLIPS)), 4), CLIPS)
+        features_of("other", other, films(), [Reading()])
 
 
 def test_latents_that_do_not_fit_the_geometry_are_refused() -> None:
-    with pytest.raises(DataError, match=r"'broken' gave latents of shape \(4, 71, 3\)"):
-        extract_features({"broken": BrokenShape()}, batched(films(), list(range(CLIPS)), 4), CLIPS)
+    with pytest.raises(DataError, match=r"'broken' gave latents of shape \(7, 71, 3\)"):
+        features_of("broken", BrokenShape(), films(), [Reading()])
 
 
-def test_frames_must_be_uint8_clips_with_their_indices() -> None:
-    with pytest.raises(DataError, match=r"must be uint8 .* not torch\.float32"):
-        extract_features({}, [(range(CLIPS), films().float())], CLIPS)
-    with pytest.raises(DataError, match="3 clip indices came with 7 clips"):
-        extract_features({}, [(range(3), films())], CLIPS)
-
-
-@pytest.mark.parametrize("name", [PIXELS, CONSTANT])
-def test_an_encoder_may_not_take_a_baselines_name(name: str) -> None:
-    with pytest.raises(ConfigError, match="name of a baseline"):
-        extract_features({name: PatchMeans()}, [], 0)
+def test_an_unknown_reading_names_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match=r"unknown order of frames 'shaken'; known: forward, reversed"):
+        Reading("mean", "shaken")
+    with pytest.raises(ConfigError, match=r"unknown pooling 'max'; known: mean, step, grid, tokens"):
+        Reading("max")

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from salt_vla.errors import DataError
+from salt_vla.evaluation.results import Comparison
+from salt_vla.evaluation.results import Row as EvaluationRow
 from salt_vla.evaluation.seeds import BOTH, SeedComparison, SeedRow
-from salt_vla.evaluation.suites import Comparison
-from salt_vla.evaluation.suites import Row as EvaluationRow
 from salt_vla.reports.rows import (
     EVERY_SEED,
     ONE_SEED,

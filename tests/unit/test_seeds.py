@@ -11,6 +11,14 @@ import numpy as np
 import pytest
 
 from salt_vla.errors import DataError
+from salt_vla.evaluation.probing import ProbeSet, run_probe_suite
+from salt_vla.evaluation.results import (
+    Comparison,
+    Row,
+    SuiteResult,
+    from_objects,
+    to_objects,
+)
 from salt_vla.evaluation.seeds import (
     BOTH,
     EPISODES_ONLY,
@@ -24,15 +32,6 @@ from salt_vla.evaluation.seeds import (
     scores_to_arrays,
 )
 from salt_vla.evaluation.statistics import bootstrap_scores, percentile_interval, r2_sums
-from salt_vla.evaluation.suites import (
-    Comparison,
-    ProbeSet,
-    Row,
-    SuiteResult,
-    from_objects,
-    run_probe_suite,
-    to_objects,
-)
 
 EPISODES, CLIPS = 24, 3
 

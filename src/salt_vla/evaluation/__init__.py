@@ -10,15 +10,15 @@ import importlib
 from typing import Any
 
 _HOME = {
-    "Comparison": "suites",
-    "ProbeSet": "suites",
-    "Row": "suites",
-    "SuiteResult": "suites",
+    "Comparison": "results",
+    "ProbeSet": "probing",
+    "Row": "results",
+    "SuiteResult": "results",
     "TokenModel": "features",
     "aggregate_seeds": "seeds",
     "build_targets": "targets",
-    "extract_features": "features",
-    "run_probe_suite": "suites",
+    "features_of": "features",
+    "run_probe_suite": "probing",
 }
 __all__ = sorted(_HOME)
 

@@ -1,12 +1,12 @@
-"""Features of clips: latents of any token model pooled three ways, and downsampled pixels beside them.
+"""Features of clips: what is kept of a token model's latents, and downsampled pixels beside them.
 
-Streams over batches of frames, so memory is bounded by one batch and the features themselves. Knows neither
-targets nor probes.
+Knows one batch at a time; neither targets nor probes, nor where features are kept.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -14,21 +14,41 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from salt_vla.config import to_json
 from salt_vla.errors import ConfigError, DataError
 from salt_vla.geometry import ClipGeometry
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, Int64, UInt8
-
-    Frames = UInt8[Tensor, "batch frames height width 3"] | UInt8[np.ndarray, "batch frames height width 3"]
-    Batches = Iterable[tuple[Sequence[int] | Int64[np.ndarray, " batch"], Frames]]
-    # pooling → encoder → (clips, dims) float32
-    FeatureTable = dict[str, dict[str, Float[np.ndarray, "clips dims"]]]
+    from jaxtyping import Float, UInt8
 
 POOLINGS = ("mean", "step", "grid")
 PIXELS, CONSTANT = "pixels", "constant"
 PIXEL_SIDE = 16
 GRID_SIDE = 2
+PATCH_SIDE = 4  # of the pixels that stand for a patch where tokens are wanted
+TOKENS = "tokens"
+# The order in which an encoder sees a clip's frames: (frames) → their numbers.
+ORDERS: dict[str, Callable[[int], list[int]]] = {
+    "forward": lambda count: list(range(count)),
+    "reversed": lambda count: list(range(count - 1, -1, -1)),
+}
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What is kept of a clip: a pooling of `POOLINGS`, or `tokens` for all of them; `arrangement`: the order
+    of `ORDERS` in which the encoder sees the frames."""
+
+    pooling: str = "grid"
+    arrangement: str = "forward"
+
+    def __post_init__(self) -> None:
+        for what, value, known in (
+            ("pooling", self.pooling, (*POOLINGS, TOKENS)),
+            ("order of frames", self.arrangement, tuple(ORDERS)),
+        ):
+            if value not in known:
+                raise ConfigError(f"unknown {what} {value!r}; known: {', '.join(known)}")
 
 
 class TokenModel(Protocol):
@@ -43,19 +63,46 @@ class TokenModel(Protocol):
     @property
     def dim(self) -> int: ...
 
+    @property
+    def fingerprint(self) -> str:
+        """Of everything that decides the latents."""
+        ...
+
     def latents(
         self, frames_uint8: UInt8[Tensor, "batch frames height width 3"], /
     ) -> Float[Tensor, "batch tokens dim"]: ...
 
 
+class Pixels:
+    """No network: a token is its tubelet's patch, each frame of it averaged to 4 × 4, colours in [0, 1]."""
+
+    def __init__(self, geometry: ClipGeometry) -> None:
+        self.geometry = geometry
+        self.side = min(PATCH_SIDE, geometry.patch_size)
+        self.dim = geometry.tubelet_size * self.side**2 * 3
+        self.fingerprint = f"pixels-1 {to_json(geometry)}"
+
+    def latents(
+        self, frames_uint8: UInt8[Tensor, "batch frames height width 3"], /
+    ) -> Float[Tensor, "batch tokens dim"]:
+        steps, rows, columns = self.geometry.token_grid
+        batch, count = frames_uint8.shape[:2]
+        images = frames_uint8.flatten(0, 1).permute(0, 3, 1, 2).float() / 255
+        small = F.adaptive_avg_pool2d(images, (rows * self.side, columns * self.side))
+        cut = small.reshape(batch, steps, count // steps, 3, rows, self.side, columns, self.side)
+        return cut.permute(0, 1, 4, 6, 2, 5, 7, 3).reshape(batch, steps * rows * columns, self.dim)
+
+
 def pool_tokens(
     tokens: Float[Tensor, "batch tokens dim"], geometry: ClipGeometry, pooling: str
-) -> Float[Tensor, "batch features"]:
-    """Average tokens over the clip (`mean`), within each time step (`step`), or within the quarters of each
-    time step (`grid`); what is not averaged is concatenated, time first.
+) -> Float[Tensor, " batch *features"]:
+    """All tokens (`tokens`), or their averages over the clip (`mean`), within each time step (`step`), or
+    within the quarters of each time step (`grid`); what is not averaged is concatenated, time first.
 
     Quarters of an odd number of rows share the middle row; a side of one token is not split.
     """
+    if pooling == TOKENS:
+        return tokens
     if pooling == "mean":
         return tokens.mean(1)
     steps, rows, columns = geometry.token_grid
@@ -80,53 +127,29 @@ def pixel_features(
     return small.permute(0, 2, 3, 1).reshape(batch, -1)
 
 
-def extract_features(
-    models: Mapping[str, TokenModel],
-    batches: Batches,
-    num_clips: int,
-    poolings: Sequence[str] = POOLINGS,
-) -> FeatureTable:
-    """One pass over (clip indices, frames): every model's features under every pooling, `pixels` (the same
-    strongest form under each pooling's name) and `constant` (no features at all).
-
-    Row i belongs to clip index i; each of the `num_clips` indices must come exactly once, else `DataError`.
-    """
-    for name in (PIXELS, CONSTANT):
-        if name in models:
-            raise ConfigError(f"{name!r} is the name of a baseline; give the encoder another name")
-    table: FeatureTable = {pooling: {} for pooling in poolings}
-    pixels: dict[str, np.ndarray] = {}
-    seen = np.zeros(num_clips, dtype=np.int64)
+def features_of(
+    name: str,
+    model: TokenModel,
+    frames: UInt8[Tensor, "batch frames height width 3"],
+    readings: Iterable[Reading],
+) -> dict[Reading, Float[np.ndarray, " batch *dims"]]:
+    """A batch under each reading, the network run once an order of frames. `Pixels` gives its strongest form
+    under every pooling, and patches where tokens are wanted."""
+    found: dict[Reading, np.ndarray] = {}
+    wanted = list(readings)
     with torch.inference_mode():
-        for indices, frames in batches:
-            rows = np.asarray(indices, dtype=np.int64)
-            clips = torch.as_tensor(frames)
-            _count(seen, rows, clips)
-            for name, model in models.items():
-                tokens = _latents(name, model, clips)
-                for pooling in poolings:
-                    pooled = pool_tokens(tokens, model.geometry, pooling)
-                    _store(table[pooling], name, num_clips, rows, pooled)
-            _store(pixels, PIXELS, num_clips, rows, pixel_features(clips))
-    if (seen != 1).any():
-        clip = int(np.flatnonzero(seen != 1)[0])
-        raise DataError(f"clip {clip} of {num_clips} came {int(seen[clip])} times; every clip is needed once")
-    for by_encoder in table.values():
-        by_encoder.update(pixels)
-        by_encoder[CONSTANT] = np.zeros((num_clips, 0), np.float32)
-    return table
-
-
-def _count(seen: np.ndarray, rows: np.ndarray, clips: Tensor) -> None:
-    if clips.dtype != torch.uint8 or clips.ndim != 5 or clips.shape[-1] != 3:
-        raise DataError(
-            f"frames must be uint8 (batch, time, height, width, 3), not {clips.dtype} {tuple(clips.shape)}"
-        )
-    if len(rows) != len(clips):
-        raise DataError(f"{len(rows)} clip indices came with {len(clips)} clips")
-    if len(rows) and not 0 <= rows.min() <= rows.max() < len(seen):
-        raise DataError(f"clip indices {rows.min()} … {rows.max()} do not lie within 0 … {len(seen) - 1}")
-    np.add.at(seen, rows, 1)
+        for arrangement in dict.fromkeys(reading.arrangement for reading in wanted):
+            arranged = frames[:, ORDERS[arrangement](frames.shape[1])]
+            tokens = _latents(name, model, arranged)
+            for reading in wanted:
+                if reading.arrangement != arrangement:
+                    continue
+                if isinstance(model, Pixels) and reading.pooling != TOKENS:
+                    kept = pixel_features(arranged)
+                else:
+                    kept = pool_tokens(tokens, model.geometry, reading.pooling)
+                found[reading] = kept.to("cpu", torch.float32).numpy()
+    return found
 
 
 def _latents(name: str, model: TokenModel, clips: Tensor) -> Float[Tensor, "batch tokens dim"]:
@@ -145,9 +168,3 @@ def _latents(name: str, model: TokenModel, clips: Tensor) -> Float[Tensor, "batc
             f"where its geometry promises {(len(clips), geometry.num_tokens, model.dim)}"
         )
     return tokens
-
-
-def _store(table: dict[str, np.ndarray], name: str, num_clips: int, rows: np.ndarray, values: Tensor) -> None:
-    if name not in table:
-        table[name] = np.zeros((num_clips, values.shape[1]), np.float32)
-    table[name][rows] = values.cpu().numpy()

@@ -14,6 +14,7 @@ import numpy as np
 from scipy.stats import t as student_t
 
 from salt_vla.errors import DataError
+from salt_vla.evaluation.results import Comparison, Row, SuiteResult
 from salt_vla.evaluation.statistics import (
     EpisodeSums,
     Estimate,
@@ -21,7 +22,6 @@ from salt_vla.evaluation.statistics import (
     bootstrap_scores,
     percentile_interval,
 )
-from salt_vla.evaluation.suites import Comparison, Row, SuiteResult
 
 if TYPE_CHECKING:
     from jaxtyping import Float

@@ -17,7 +17,10 @@ from salt_vla.errors import DataError
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int64, Shaped
 
-Metric = Literal["r2", "accuracy"]
+# Higher is better in all of them; all but r2 are means over clips of 1 − what a clip has `wrong`.
+Metric = Literal[
+    "r2", "accuracy", "recall_at_1", "recall_at_5", "mean_average_precision", "relative_accuracy"
+]
 CONFIDENCE = 0.95
 # A dimension whose standard deviation is below this share of the target's root mean square "does not vary".
 STILL = 1e-5
@@ -43,8 +46,8 @@ class Estimate:
 class EpisodeSums:
     """One predictor's errors, summed within each episode: all that any resample of episodes needs.
 
-    `wrong` holds squared errors (r2) or wrong answers (accuracy); `first` and `second` are the sums of the
-    truth and of its square, about the sample's mean (zeros for accuracy). Rows follow `episodes`, sorted.
+    `wrong` holds squared errors (r2) or wrong answers (all other metrics); `first` and `second` are the sums
+    of the truth and of its square, about the sample's mean (zeros unless r2). Rows follow `episodes`, sorted.
     """
 
     metric: Metric
@@ -65,7 +68,7 @@ class EpisodeSums:
         weights = weights.astype(np.float64)
         clips = weights @ self.clips
         wrong = weights @ self.wrong[:, self.varying]
-        if self.metric == "accuracy":
+        if self.metric != "r2":
             return 1 - wrong[:, 0] / clips
         first, second = weights @ self.first[:, self.varying], weights @ self.second[:, self.varying]
         spread = second - first**2 / clips[:, None]
@@ -119,10 +122,20 @@ def accuracy_sums(
     """Sums for accuracy: the share of clips whose class was named."""
     if truth.shape != predicted.shape or truth.ndim != 1:
         raise DataError(f"predictions of shape {predicted.shape} do not fit labels of shape {truth.shape}")
-    wrong_answers = (truth != predicted).astype(np.float64)[:, None]
-    keys, clips, (wrong,) = _by_episode(episodes, wrong_answers)
+    return share_sums("accuracy", truth == predicted, episodes)
+
+
+def share_sums(
+    metric: Metric, right: Shaped[np.ndarray, " clips"], episodes: Int64[np.ndarray, " clips"]
+) -> EpisodeSums:
+    """Sums for a metric that is a mean over clips (or pairs, or queries) of a number in 0 … 1, such as
+    whether the answer was right."""
+    right = np.asarray(right, np.float64)
+    if right.ndim != 1 or not ((right >= 0) & (right <= 1)).all():
+        raise DataError(f"{metric} is a mean of numbers from 0 to 1, one a clip, not {right.shape} others")
+    keys, clips, (wrong,) = _by_episode(episodes, 1 - right[:, None])
     nothing = np.zeros_like(wrong)
-    return EpisodeSums("accuracy", keys, clips, wrong, nothing, nothing, np.ones(1, bool))
+    return EpisodeSums(metric, keys, clips, wrong, nothing, nothing, np.ones(1, bool))
 
 
 def _by_episode(

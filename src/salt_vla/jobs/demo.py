@@ -10,6 +10,7 @@ from pathlib import Path
 
 from salt_vla.config import TrainConfig
 from salt_vla.data.clip_table import ClipTable
+from salt_vla.evaluation.bench import EvalSettings
 from salt_vla.jobs.build_cache import build_cache, canonical_only
 from salt_vla.jobs.data import open_table, open_views, split_table
 from salt_vla.jobs.demo_plan import Demo, demo_models, stage
@@ -62,7 +63,9 @@ def evaluate_demo(demo: Demo, table: ClipTable) -> None:
     if written and record.exists() and read_json(record, dict) == wanted:
         print("probes: done already for these encoders")
         return
-    results = evaluate(models, table, demo.student.data, demo.student.geometry, demo.student.seed)
+    results = evaluate(
+        models, table, demo.student.data, demo.student.geometry, EvalSettings(demo.student.seed)
+    )
     write_results(results, demo.folder)
     leave_probes(results, {"student": demo.student_run.path, "teacher": demo.teacher_run.path}, table)
     write_text(record, json.dumps(wanted, indent=2))

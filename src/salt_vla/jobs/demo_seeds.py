@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from salt_vla.evaluation.results import Comparison, Row, SuiteResult, from_objects, to_objects
 from salt_vla.evaluation.seeds import aggregate_seeds, group_results, scores_from_arrays
-from salt_vla.evaluation.suites import Comparison, Row, SuiteResult, from_objects, to_objects
 from salt_vla.jobs.demo import run_demo
 from salt_vla.jobs.demo_plan import Demo, plan_demo
 from salt_vla.jobs.demo_report import R2_NAMES, describe, last_r2

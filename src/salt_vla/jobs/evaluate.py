@@ -3,37 +3,30 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from salt_vla.config import DataConfig, EncoderConfig
 from salt_vla.data.clip_table import ClipTable
-from salt_vla.errors import ConfigError, DataError, UserError
-from salt_vla.evaluation.features import TokenModel, extract_features
+from salt_vla.data.view_lock import view_hash
+from salt_vla.errors import UserError
+from salt_vla.evaluation.bench import Bench, EvalSettings, Side
+from salt_vla.evaluation.feature_store import ClipViews, FeatureStore
+from salt_vla.evaluation.features import Pixels, TokenModel
+from salt_vla.evaluation.results import PIXELS, SuiteResult, tabulate, to_objects
 from salt_vla.evaluation.seeds import scores_to_arrays
-from salt_vla.evaluation.suites import ProbeSet, SuiteResult, run_probe_suite, to_objects
-from salt_vla.evaluation.targets import build_targets
 from salt_vla.geometry import ClipGeometry
 from salt_vla.jobs.data import open_views, split_table
 from salt_vla.models import build_encoder
 from salt_vla.models.loading import encoder_directory, load_encoder
-from salt_vla.progress import progress
-from salt_vla.registry import SIGNALS, resolve
+from salt_vla.registry import SUITES, resolve
 from salt_vla.rundir import RunDirectory, read_json, root, run_or_directory, write_atomically, write_text
 from salt_vla.teachers.pixel import EncoderTeacher
-from salt_vla.view_store import ViewSource
 
-if TYPE_CHECKING:
-    from salt_vla.evaluation.features import FeatureTable
-
-BATCH_SIZE = 64
-POOLINGS = ("grid", "step", "mean")
-SUITES = ("probes",)
 RESULTS = ("report.json", "comparisons.json", "scores.npz")
 PROBES = "probes.json"
 
@@ -51,73 +44,42 @@ def random_model(config: EncoderConfig, seed: int) -> EncoderTeacher:
 
 
 def evaluate(
-    models: Mapping[str, TokenModel], table: ClipTable, data: DataConfig, geometry: ClipGeometry, seed: int
+    models: Mapping[str, TokenModel],
+    table: ClipTable,
+    data: DataConfig,
+    geometry: ClipGeometry,
+    settings: EvalSettings = EvalSettings(),  # noqa: B008
+    suites: Sequence[str] = ("probes",),
 ) -> list[SuiteResult]:
-    """Every camera × pooling as a suite `camera/pooling`: probes fit on training episodes, read once on
-    held-out ones. Views are the canonical ones; features of a clip see all of its frames (not causal).
-    """
-    check_seed(seed)
-    for name, model in models.items():
-        if model.geometry != geometry:
-            raise ConfigError(f"encoder {name!r} takes clips of {model.geometry}, not {geometry}")
+    """Every suite's tables over `models`, `pixels` and `constant`. Views are the canonical ones."""
+    bench = open_bench(models, table, data, geometry, settings)
+    scored = [one for suite in suites for one in resolve(SUITES, suite)(bench)]
+    return tabulate(scored, settings.seed)
+
+
+def open_bench(
+    models: Mapping[str, TokenModel],
+    table: ClipTable,
+    data: DataConfig,
+    geometry: ClipGeometry,
+    settings: EvalSettings,
+) -> Bench:
+    """What suites work with: `models` and `pixels`, the table's split, features below the root."""
     splits = split_table(table)
-    cameras = list(dict.fromkeys(table.rows["camera"].to_pylist()))
-    results = []
-    for camera in cameras:
-        sides = [part.select(camera=camera) for part in (splits.train, splits.validation)]
-        features, targets = [], []
-        stores = ((splits.train, data.view.num_views), (splits.validation, 1))
-        for part, (whole, num_views) in zip(sides, stores, strict=True):
-            views, readable = open_views(whole, data, geometry, num_views)
-            clips = part.only(readable)
-            features.append(_features(models, clips, views, camera))
-            targets.append(_targets(clips, data, geometry))
-        for pooling in POOLINGS:
-            train, test = (
-                ProbeSet(table_[pooling], values, episodes)
-                for table_, (values, episodes) in zip(features, targets, strict=True)
-            )
-            results.append(run_probe_suite(f"{short_name(camera)}/{pooling}", train, test, seed))
-    return results
+    sides = []
+    for part, num_views in ((splits.train, data.view.num_views), (splits.validation, 1)):
+        views, readable = open_views(part, data, geometry, num_views)
+        clips = part.only(readable)
+        pixels = f"{part.hash} {part.files_hash} {view_hash(data.view, geometry)}"
+        sides.append(Side(clips, ClipViews(clips.clip_ids, views, pixels)))
+    store = FeatureStore(root() / "features")
+    train, test = sides
+    return Bench({**models, PIXELS: Pixels(geometry)}, train, test, data, geometry, settings, store)
 
 
 def check_seed(seed: int) -> None:
     """The probes' folds are drawn by a generator that takes 32 bits."""
-    if not 0 <= seed < 2**32:
-        raise ConfigError(f"seed must lie in 0 … {2**32 - 1}, not {seed}")
-
-
-def short_name(camera: str) -> str:
-    """`observation.images.front` → `front`."""
-    return camera.rsplit(".", 1)[-1]
-
-
-def _features(
-    models: Mapping[str, TokenModel], part: ClipTable, views: ViewSource, camera: str
-) -> FeatureTable:
-    ids = part.clip_ids
-
-    def batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        with progress(f"Reading features, {short_name(camera)}", len(ids), "clips") as advance:
-            for start in range(0, len(ids), BATCH_SIZE):
-                chosen = ids[start : start + BATCH_SIZE]
-                yield np.arange(start, start + len(chosen)), views.read_many([(clip, 0) for clip in chosen])
-                advance(len(chosen))
-
-    return extract_features(models, batches(), len(ids), POOLINGS)
-
-
-def _targets(
-    part: ClipTable, data: DataConfig, geometry: ClipGeometry
-) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    sources = set(part.rows["source"].to_pylist())
-    if not sources <= SIGNALS.keys() or len(part.roots) != 1:
-        raise DataError(
-            f"{part.name} ({', '.join(sorted(sources))}): probes read recorded signals, which need one data "
-            f"set of: {', '.join(SIGNALS)}"
-        )
-    signals = resolve(SIGNALS, min(sources))(part, geometry.num_frames, data.view)
-    return build_targets(signals), signals.episodes
+    EvalSettings(seed=seed)
 
 
 def write_results(results: list[SuiteResult], folder: Path) -> None:
@@ -183,11 +145,12 @@ def encoder_names(paths: Sequence[str]) -> list[str]:
 
 
 def evaluate_encoders(
-    paths: list[str], suite: str, data: DataConfig, table: ClipTable, seed: int
+    paths: list[str], suites: Sequence[str], data: DataConfig, table: ClipTable, settings: EvalSettings
 ) -> list[SuiteResult]:
     """The command: encoders by path, beside a random one of the first's architecture, pixels and constant."""
-    if suite not in SUITES:
-        raise UserError(f"there is no suite {suite!r}; suites: {', '.join(SUITES)}")
+    for suite in suites:
+        if suite not in SUITES:
+            raise UserError(f"there is no suite {suite!r}; suites: {', '.join(SUITES)}")
     if not paths:
         raise UserError("eval needs at least one encoder: a run's name, a checkpoint or an export")
     names = encoder_names(paths)
@@ -198,5 +161,5 @@ def evaluate_encoders(
     }
     first = next(iter(models.values()))
     assert isinstance(first, EncoderTeacher)
-    models["random"] = random_model(first.encoder.config, seed)
-    return evaluate(models, table, replace(data, store_views=False), first.geometry, seed)
+    models["random"] = random_model(first.encoder.config, settings.seed)
+    return evaluate(models, table, replace(data, store_views=False), first.geometry, settings, suites)

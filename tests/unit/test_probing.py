@@ -13,14 +13,13 @@ import pytest
 from threadpoolctl import threadpool_limits
 
 from salt_vla.errors import ConfigError, DataError
-from salt_vla.evaluation.suites import (
+from salt_vla.evaluation.probing import ProbeSet, run_probe_suite
+from salt_vla.evaluation.results import (
     Comparison,
-    ProbeSet,
     Row,
     SuiteResult,
     compared_pairs,
     from_objects,
-    run_probe_suite,
     to_objects,
 )
 
@@ -271,7 +270,7 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded, names = run.stdout.splitlines()
     assert loaded == "[]"
-    assert "run_probe_suite" in names and "extract_features" in names
+    assert "run_probe_suite" in names and "features_of" in names
 
 
 def test_an_unknown_public_name_is_an_attribute_error() -> None:

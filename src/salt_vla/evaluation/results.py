@@ -1,0 +1,180 @@
+"""The table: every encoder on every target, each figure with an interval, and paired comparisons.
+
+Knows what suites found as sums over episodes; neither features nor how a probe is fitted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from salt_vla.config import from_json
+from salt_vla.evaluation.statistics import (
+    EpisodeSums,
+    Estimate,
+    Metric,
+    bootstrap_scores,
+    percentile_interval,
+)
+
+T = TypeVar("T")
+# Below this many held-out episodes percentile intervals are far too narrow: nothing is called apart.
+MIN_EPISODES_FOR_CLAIMS = 10
+STUDENT, TEACHER, PIXELS, CONSTANT = "student", "teacher", "pixels", "constant"
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What a suite says of one encoder and target: sums that every interval, paired test and joining of seeds
+    is computed from later, so that encoders may be scored on different days.
+
+    `suite`: as tables name it, with the camera or condition (`front/grid`). `causal`: no frame after the
+    moment that the target belongs to was seen. `alpha`: the probe's penalty, None where it has none.
+    """
+
+    encoder: str
+    suite: str
+    target: str
+    sums: EpisodeSums
+    alpha: float | None = None
+    note: str = ""
+    probe: str = "linear"
+    protocol: str = "held-out"
+    causal: bool = False
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure of the table. `low` and `high` bound the middle 95 % of resamples of held-out episodes;
+    `alpha` is the probe's penalty and `note` what a reader must know of the figure (else empty)."""
+
+    encoder: str
+    suite: str
+    target: str
+    metric: Metric
+    value: float
+    low: float
+    high: float
+    seed: int
+    clips: int
+    episodes: int
+    alpha: float | None = None
+    note: str = ""
+    probe: str = "linear"
+    protocol: str = "held-out"
+    causal: bool = False
+
+    def as_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """encoder − against on the same resamples; `apart` says that the interval excludes zero, and
+    is never claimed from fewer than `MIN_EPISODES_FOR_CLAIMS` held-out episodes."""
+
+    suite: str
+    target: str
+    metric: Metric
+    encoder: str
+    against: str
+    difference: float
+    low: float
+    high: float
+    seed: int
+    apart: bool
+
+    def as_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True)
+class SuiteResult:
+    """A suite at one seed. `scores` (encoder, target → sums) is what seeds are later joined by; `notes` names
+    targets that were left out and why."""
+
+    suite: str
+    seed: int
+    rows: list[Row]
+    comparisons: list[Comparison]
+    scores: dict[tuple[str, str], EpisodeSums] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def tabulate(
+    scored: Iterable[Scored], seed: int, bootstrap: int = 2000, reference: str = "random"
+) -> list[SuiteResult]:
+    """One result a suite, in order of first appearance: rows with intervals, and encoders compared in pairs
+    on the same resamples of held-out episodes.
+
+    Compared, where both are present: student and teacher with `reference`, student with teacher and with
+    pixels, and any other encoder with `reference` and with pixels.
+    """
+    by_suite: dict[str, dict[str, list[Scored]]] = {}
+    for one in scored:
+        by_suite.setdefault(one.suite, {}).setdefault(one.target, []).append(one)
+    results = []
+    for suite, targets in by_suite.items():
+        result = SuiteResult(suite, seed, [], [])
+        for target, entries in targets.items():
+            sums = {one.encoder: one.sums for one in entries}
+            samples = dict(zip(sums, bootstrap_scores(list(sums.values()), bootstrap, seed), strict=True))
+            for one in entries:
+                result.scores[one.encoder, target] = one.sums
+                estimate = Estimate(one.sums.value, *percentile_interval(samples[one.encoder]))
+                result.rows.append(_row(one, seed, estimate))
+            for name, against in compared_pairs([name for name in sums if name != CONSTANT], reference):
+                difference = sums[name].value - sums[against].value
+                estimate = Estimate(difference, *percentile_interval(samples[name] - samples[against]))
+                names = (suite, target, sums[name].metric, name, against)
+                apart = estimate.apart and len(sums[name].episodes) >= MIN_EPISODES_FOR_CLAIMS
+                result.comparisons.append(
+                    Comparison(*names, difference, estimate.low, estimate.high, seed, apart)
+                )
+        results.append(result)
+    return results
+
+
+def compared_pairs(encoders: Sequence[str], reference: str) -> list[tuple[str, str]]:
+    """(encoder, against) pairs of the table, in the encoders' order."""
+    pairs = []
+    for name in encoders:
+        against = {STUDENT: (reference, TEACHER, PIXELS), TEACHER: (reference,), PIXELS: (), reference: ()}
+        others = dict.fromkeys(against.get(name, (reference, PIXELS)))
+        pairs += [(name, other) for other in others if other in encoders]
+    return pairs
+
+
+def _row(one: Scored, seed: int, estimate: Estimate) -> Row:
+    left_out = one.sums.left_out
+    still = f"dimension(s) {', '.join(map(str, left_out))} do not vary and are left out"
+    return Row(
+        encoder=one.encoder,
+        suite=one.suite,
+        target=one.target,
+        metric=one.sums.metric,
+        value=estimate.value,
+        low=estimate.low,
+        high=estimate.high,
+        seed=seed,
+        clips=int(one.sums.clips.sum()),
+        episodes=len(one.sums.episodes),
+        alpha=one.alpha,
+        note="; ".join(filter(None, [one.note, still if left_out else ""])),
+        probe=one.probe,
+        protocol=one.protocol,
+        causal=one.causal,
+    )
+
+
+def to_objects(entries: Iterable[Any]) -> list[dict[str, Any]]:
+    """Rows, comparisons or their joins over seeds as a list of plain objects, ready for `json.dumps`."""
+    return [dataclasses.asdict(entry) for entry in entries]
+
+
+def from_objects(kind: type[T], objects: Sequence[Mapping[str, Any]], where: str = "report.json") -> list[T]:
+    """The inverse of `to_objects`; an unknown, missing or mistyped field is named in a `ConfigError`."""
+    return [from_json(kind, json.dumps(dict(o)), f"{where}[{i}]") for i, o in enumerate(objects)]
