@@ -29,7 +29,6 @@ ASSUMED_TFLOPS = (
     150.0  # a GPU, sustained; `benchmarks/train_step.py` measures. Of a processor none is assumed.
 )
 WARM_UP = (0.01, 0.05)  # the share of the steps that recipes which work spend on it
-FLOP_DRAWS = 4
 TIME = "time"  # The row of a rate that is not known, which a measurement takes the place of.
 WAYS = ("ddp", "fsdp")
 
@@ -129,7 +128,7 @@ def plan_training(config: TrainConfig, gpus: int | None = None, tflops: float | 
         steps=config.steps,
         parameters={"encoder": counted.encoder, "predictor": counted.predictor},
         memory=memory,
-        flops=mean_step_flops(few, target.dim, masks, FLOP_DRAWS),
+        flops=mean_step_flops(few, target.dim, masks),
         tflops=tflops,
         bytes_a_clip=config.geometry.clip_bytes + target.record_bytes,
         shared_bytes=gpus * shared_memory(config, target.record_bytes, gpus),

@@ -107,8 +107,15 @@ def group_sizes(groups: Iterable[MaskGroup]) -> list[GroupSizes]:
     return [(group.context_ids.shape[1], group.target_ids.shape[1]) for group in groups]
 
 
-def mean_step_flops(config: TrainConfig, target_dim: int, masks: MaskStrategy, draws: int = 16) -> Flops:
-    """`step_flops` averaged over the masks of the run's first `draws` steps."""
+FEWEST_DRAWS, CLIPS_DRAWN = 16, 1024
+
+
+def mean_step_flops(
+    config: TrainConfig, target_dim: int, masks: MaskStrategy, draws: int | None = None
+) -> Flops:
+    """`step_flops` averaged over the masks of the run's first `draws` steps. None: at least 16, and as many as
+    hold 1,024 clips, since one batch's blocks are of one size and steps differ by it."""
+    draws = draws or max(FEWEST_DRAWS, CLIPS_DRAWN // config.batch_size)
     total: dict[str, float] = {}
     for step in range(draws):
         sizes = group_sizes(masks.sample(config.batch_size, config.seed, step))
