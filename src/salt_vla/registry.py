@@ -45,7 +45,16 @@ PROBES: Table = {
 }
 # What is asked of frozen encoders: `eval --suite`.
 SUITES: Table = {
+    "dense": "salt_vla.evaluation.suites.dense:score",
+    "frame-order": "salt_vla.evaluation.suites.frame_order:score",
     "probes": "salt_vla.evaluation.suites.signals:score",
+    "retrieval": "salt_vla.evaluation.suites.retrieval:score",
+    "time-arrow": "salt_vla.evaluation.suites.time_arrow:score",
+}
+# Suites of film pairs of their own (`--data`), which need a predictor and learn nothing:
+# (encoders by name → path or name, data, settings) → list[Scored].
+SURPRISE: Table = {
+    "intphys2": "salt_vla.jobs.surprise:score",
 }
 
 
