@@ -113,7 +113,7 @@ FEWEST_DRAWS, CLIPS_DRAWN = 16, 1024
 def mean_step_flops(
     config: TrainConfig, target_dim: int, masks: MaskStrategy, draws: int | None = None
 ) -> Flops:
-    """`step_flops` averaged over the masks of the run's first `draws` steps. None: at least 16, and as many as
+    """`step_flops` averaged over the masks of the run's first `draws` steps. None: 16 or more, as many as
     hold 1,024 clips, since one batch's blocks are of one size and steps differ by it."""
     draws = draws or max(FEWEST_DRAWS, CLIPS_DRAWN // config.batch_size)
     total: dict[str, float] = {}
