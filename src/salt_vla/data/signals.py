@@ -24,3 +24,15 @@ class ClipSignals:
     tasks: tuple[str, ...]
     fps: float
     signals: dict[str, Float32[np.ndarray, "clips span dims"]]
+
+
+@dataclass(frozen=True)
+class Recordings:
+    """Signals of whole episodes: name → episode → one row for every file frame. Truth values are 0 and 1.
+
+    `columns` names a signal's numbers where the data set does; `fps` is the file's frame rate.
+    """
+
+    fps: float
+    columns: dict[str, tuple[str, ...]]
+    signals: dict[str, dict[int, Float32[np.ndarray, "frames dims"]]]

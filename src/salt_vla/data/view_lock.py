@@ -233,13 +233,17 @@ class ViewReader:
     def _begin(self, key: Key) -> _Task | DataError:
         try:
             clip = self.table.clip(key[0])
-            self._check_extent(clip)
-            # Which frames a view shows does not depend on the pictures' shape, which is not known yet.
-            drawn = draw_view(clip, key[1], self.config, self.geometry, (1, 1))
+            frames = self.frames_of(clip, key[1])
             self.table.video(clip)
         except DataError as error:
             return _about(key, error)
-        return _Task(key, clip, drawn.frames, len(drawn.frames))
+        return _Task(key, clip, frames, len(frames))
+
+    def frames_of(self, clip: Clip, view: int) -> tuple[int, ...]:
+        """The file's frames that a view shows, in order. Raises `DataError` where the episode lacks one."""
+        self._check_extent(clip)
+        # Which frames a view shows does not depend on the pictures' shape, which is not known yet.
+        return draw_view(clip, view, self.config, self.geometry, (1, 1)).frames
 
     def _pass(self, tasks: list[_Task]) -> list[tuple[Key, np.ndarray | DataError]]:
         """All tasks from one way through their file; those that fail are tried again alone, so that nobody

@@ -6,22 +6,25 @@ Knows no suite, and not where data sets or encoders come from: those are handed 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
+
+import numpy as np
+import xxhash
 
 from salt_vla.config import DataConfig
 from salt_vla.data.clip_table import ClipTable
-from salt_vla.data.signals import ClipSignals
+from salt_vla.data.signals import ClipSignals, Recordings
 from salt_vla.errors import ConfigError, DataError
 from salt_vla.evaluation.feature_store import ClipViews, FeatureStore
-from salt_vla.evaluation.features import POOLINGS, Pixels, Reading, TokenModel
+from salt_vla.evaluation.features import POOLINGS, TOKENS, Pixels, Reading, TokenModel
+from salt_vla.evaluation.probing import load_probe
 from salt_vla.evaluation.results import CONSTANT, PIXELS
 from salt_vla.geometry import ClipGeometry
-from salt_vla.registry import SIGNALS, resolve
+from salt_vla.registry import RECORDINGS, SIGNALS, Table, resolve
 
 if TYPE_CHECKING:
-    import numpy as np
-    from jaxtyping import Float
+    from jaxtyping import Float, Int64
 
 PROTOCOLS = ("held-out", "vjepa2-max")
 
@@ -33,7 +36,9 @@ class EvalSettings:
     `protocol`: `held-out` chooses everything within training clips and reads held-out clips once;
     `vjepa2-max` is the reference's, which reports its best head on the very clips that are scored.
     `fraction`: of the training episodes that probes learn from. `horizon`: file frames after a clip's end
-    that robot suites predict.
+    that robot suites predict. `moment_stride`: file frames from one moment of an episode, at which robot
+    suites ask, to the next. `min_motion`: grey levels (of 255) by which a clip must move to be asked for
+    its order. `text`: a file of text embeddings, for retrieval.
     """
 
     seed: int = 0
@@ -42,6 +47,9 @@ class EvalSettings:
     poolings: tuple[str, ...] = POOLINGS
     fraction: float = 1.0
     horizon: int = 8
+    moment_stride: int = 16
+    min_motion: float = 0.0
+    text: str = ""
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**32:
@@ -52,6 +60,10 @@ class EvalSettings:
             raise ConfigError(f"fraction of training episodes must lie in (0, 1], not {self.fraction}")
         if self.horizon < 1:
             raise ConfigError(f"horizon must be 1 frame or more, not {self.horizon}")
+        if self.moment_stride < 1:
+            raise ConfigError(f"moment_stride must be 1 frame or more, not {self.moment_stride}")
+        if not 0 <= self.min_motion <= 255:
+            raise ConfigError(f"min_motion is a number of grey levels, 0 … 255, not {self.min_motion}")
 
 
 @dataclass(frozen=True)
@@ -69,11 +81,22 @@ class Side:
     def of_camera(self, camera: str) -> Side:
         return self.only(self.clips.select(camera=camera).clip_ids)
 
+    @property
+    def episodes(self) -> Int64[np.ndarray, " clips"]:
+        """Each clip's episode (or video): its number where the data set counts them, else (and in a mixture)
+        one that is the same on both sides of the split. A double holds it, as sums on disk do."""
+        rows = self.clips.rows
+        numbers = np.array(rows["episode"].to_pylist(), np.int64)
+        if len(self.clips.roots) == 1:
+            return np.where(numbers < 2**53, numbers, numbers >> 10)
+        keys = zip(rows["dataset"].to_pylist(), numbers.tolist(), strict=True)
+        return np.array([xxhash.xxh3_64_intdigest(repr(key).encode()) >> 11 for key in keys], np.int64)
+
 
 @dataclass(frozen=True)
 class Bench:
     """One evaluation. `encoders` are those still to be scored, by the names that tables give them; `pixels`
-    is among them, `constant` is added by probes."""
+    is among them, `constant` is added by probes. `notes`: sentences of suites on what they left out."""
 
     encoders: Mapping[str, TokenModel]
     train: Side
@@ -82,6 +105,7 @@ class Bench:
     geometry: ClipGeometry
     settings: EvalSettings
     store: FeatureStore
+    notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         for name, model in self.encoders.items():
@@ -95,6 +119,12 @@ class Bench:
         """In the table's order; one empty name where the data set has none."""
         return list(dict.fromkeys(self.train.clips.rows["camera"].to_pylist()))
 
+    @property
+    def poolings(self) -> tuple[str, ...]:
+        """What the chosen probe can read: vectors, or all tokens."""
+        reads_tokens = load_probe(self.settings.probe).reads == "tokens"
+        return (TOKENS,) if reads_tokens else self.settings.poolings
+
     def features(
         self, side: Side, readings: Sequence[Reading]
     ) -> dict[Reading, dict[str, Float[np.ndarray, " clips *dims"]]]:
@@ -103,15 +133,25 @@ class Bench:
 
     def signals(self, side: Side) -> ClipSignals:
         """What was recorded beside the clips. Raises `DataError` where nothing was."""
-        clips = side.clips
-        sources = set(clips.rows["source"].to_pylist())
-        if not sources <= SIGNALS.keys() or len(clips.roots) != 1:
-            raise DataError(
-                f"{clips.name} ({', '.join(sorted(sources))}): probes read recorded signals, which need one "
-                f"data set of: {', '.join(SIGNALS)}"
-            )
-        found: ClipSignals = resolve(SIGNALS, min(sources))(clips, self.geometry.num_frames, self.data.view)
+        reader = resolve(SIGNALS, _source(side, SIGNALS))
+        found: ClipSignals = reader(side.clips, self.geometry.num_frames, self.data.view)
         return found
+
+    def recordings(self, side: Side) -> Recordings:
+        """What was recorded in the clips' whole episodes. Raises `DataError` where nothing was."""
+        found: Recordings = resolve(RECORDINGS, _source(side, RECORDINGS))(side.clips)
+        return found
+
+
+def _source(side: Side, table: Table) -> str:
+    clips = side.clips
+    sources = set(clips.rows["source"].to_pylist())
+    if not sources <= table.keys() or len(clips.roots) != 1:
+        raise DataError(
+            f"{clips.name} ({', '.join(sorted(sources))}): probes read recorded signals, which need one "
+            f"data set of: {', '.join(table)}"
+        )
+    return min(sources)
 
 
 OpenViews = Callable[[ClipTable], ClipViews]

@@ -5,6 +5,8 @@ Knows the data tables; opens no film.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as pads
@@ -12,7 +14,7 @@ import pyarrow.dataset as pads
 from salt_vla.config import ViewConfig
 from salt_vla.data.clip_table import Clip, ClipTable
 from salt_vla.data.sampling import clip_span
-from salt_vla.data.signals import ClipSignals
+from salt_vla.data.signals import ClipSignals, Recordings
 from salt_vla.data.sources.files import is_inside
 from salt_vla.data.sources.lerobot_meta import LeRobotMeta, read_meta
 from salt_vla.errors import DataError
@@ -35,7 +37,7 @@ def read_signals(
             "signals belong to clips of one length; data.view.sampling 'uniform' has none: use stride or fps"
         )
     meta = read_meta(table.root)
-    known = _float_vectors(meta)
+    known = _vectors(meta, ("float",))
     for name in names:
         if name not in known:
             raise DataError(f"{table.root} has no vector of floats {name!r}; it has: {', '.join(known)}")
@@ -51,12 +53,48 @@ def read_signals(
     )
 
 
-def _float_vectors(meta: LeRobotMeta) -> tuple[str, ...]:
+def read_recordings(table: ClipTable) -> Recordings:
+    """Every vector of floats or truth values of the clips' episodes, whole, in the order of their frames.
+
+    Raises `DataError` when a row is missing, or was taken at another time than its frame was filmed.
+    """
+    meta = read_meta(table.root)
+    names = _vectors(meta, ("float", "bool"))
+    clips = {clip.episode: clip for clip in table.clips()}
+    rows = _data_rows(meta, names, set(clips))
+    ordered = sorted(clips)
+    lengths = [clips[episode].episode_frames for episode in ordered]
+    episodes, frames = np.repeat(ordered, lengths), np.concatenate([np.arange(n) for n in lengths])
+    at = _rows_at(episodes, frames, rows, meta)
+    if (at < 0).any():
+        first = int(np.argmax(at < 0))
+        raise DataError(
+            f"{meta.root}: the data tables lack frame {frames[first]} of episode {episodes[first]}"
+        )
+    ends = np.cumsum(lengths)[:-1]
+    return Recordings(
+        meta.fps,
+        {name: _column_names(meta.info["features"][name]) for name in names},
+        {
+            name: dict(zip(ordered, np.split(_matrix(rows, name, meta)[at], ends), strict=True))
+            for name in names
+        },
+    )
+
+
+def _column_names(feature: dict[str, Any]) -> tuple[str, ...]:
+    """What a feature calls its numbers: a list, or lists by kind (`{"motors": […]}`); empty where neither."""
+    said = feature.get("names")
+    lists = list(said.values()) if isinstance(said, dict) else [said]
+    return tuple(str(name) for names in lists if isinstance(names, list) for name in names)
+
+
+def _vectors(meta: LeRobotMeta, kinds: tuple[str, ...]) -> tuple[str, ...]:
     features = {key: f for key, f in meta.info["features"].items() if key != "timestamp"}
     return tuple(
         key
         for key, f in features.items()
-        if f["dtype"].startswith("float")
+        if f["dtype"].startswith(kinds)
         and "shape" in f
         and isinstance(f["shape"], list)
         and len(f["shape"]) == 1
@@ -92,7 +130,22 @@ def _data_rows(meta: LeRobotMeta, names: tuple[str, ...], episodes: set[int]) ->
 
 
 def _rows_of(clips: list[Clip], rows: pa.Table, span: int, meta: LeRobotMeta) -> np.ndarray:
-    """(clips, span) row numbers of each clip's frames, from its first to its last.
+    """(clips, span) row numbers of each clip's frames, from its first to its last."""
+    starts = np.array([[clip.episode, clip.start_in_episode, clip.episode_frames] for clip in clips])
+    frames = np.minimum(starts[:, 1:2] + np.arange(span), starts[:, 2:] - 1)  # A short one's last is held.
+    at = _rows_at(np.broadcast_to(starts[:, :1], frames.shape), frames, rows, meta)
+    missing = np.argwhere(at < 0)
+    if len(missing):
+        row, column = missing[0]
+        raise DataError(
+            f"{meta.root}: the data tables lack frame {frames[row, column]} of episode {starts[row, 0]}, "
+            f"which clip {clips[row].clip_id!r} needs"
+        )
+    return at
+
+
+def _rows_at(episodes: np.ndarray, frames: np.ndarray, rows: pa.Table, meta: LeRobotMeta) -> np.ndarray:
+    """Row numbers of frames (counted from their episode's first), −1 where there is none.
 
     A row belongs to the frame shown at its timestamp; that must be the one its frame_index names.
     """
@@ -106,19 +159,9 @@ def _rows_of(clips: list[Clip], rows: pa.Table, span: int, meta: LeRobotMeta) ->
         )
     order = np.lexsort((frame_of, episode_of))
     numbers, first = np.unique(episode_of[order], return_index=True)
-    first_row = dict(zip(numbers.tolist(), first.tolist(), strict=True))
-    starts = np.array([[clip.episode, clip.start_in_episode, clip.episode_frames] for clip in clips])
-    frames = np.minimum(starts[:, 1:2] + np.arange(span), starts[:, 2:] - 1)  # A short one's last is held.
-    places = np.array([first_row.get(clip.episode, 0) for clip in clips])[:, None] + frames
+    places = first[np.clip(np.searchsorted(numbers, episodes), 0, len(numbers) - 1)] + frames
     at = order[np.clip(places, 0, len(order) - 1)]
-    is_there = (episode_of[at] == starts[:, :1]) & (frame_of[at] == frames)
-    if not is_there.all():
-        row, column = np.argwhere(~is_there)[0]
-        raise DataError(
-            f"{meta.root}: the data tables lack frame {frames[row, column]} of episode {starts[row, 0]}, "
-            f"which clip {clips[row].clip_id!r} needs"
-        )
-    return at
+    return np.where((episode_of[at] == episodes) & (frame_of[at] == frames), at, -1)
 
 
 def _matrix(rows: pa.Table, name: str, meta: LeRobotMeta) -> np.ndarray:
