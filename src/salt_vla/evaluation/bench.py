@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xxhash
@@ -17,54 +17,16 @@ from salt_vla.data.clip_table import ClipTable
 from salt_vla.data.signals import ClipSignals, Recordings
 from salt_vla.errors import ConfigError, DataError
 from salt_vla.evaluation.feature_store import ClipViews, FeatureStore
-from salt_vla.evaluation.features import POOLINGS, TOKENS, Pixels, Reading, TokenModel
+from salt_vla.evaluation.features import TOKENS, Pixels, Reading, TokenModel
 from salt_vla.evaluation.probing import load_probe
 from salt_vla.evaluation.results import CONSTANT, PIXELS
+from salt_vla.evaluation.settings import PROTOCOLS as PROTOCOLS
+from salt_vla.evaluation.settings import EvalSettings as EvalSettings
 from salt_vla.geometry import ClipGeometry
 from salt_vla.registry import RECORDINGS, SIGNALS, Table, resolve
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int64
-
-PROTOCOLS = ("held-out", "vjepa2-max")
-
-
-@dataclass(frozen=True)
-class EvalSettings:
-    """What a person chooses of an evaluation besides encoders, suites and data.
-
-    `protocol`: `held-out` chooses everything within training clips and reads held-out clips once;
-    `vjepa2-max` is the reference's, which reports its best head on the very clips that are scored.
-    `fraction`: of the training episodes that probes learn from. `horizon`: file frames after a clip's end
-    that robot suites predict. `moment_stride`: file frames from one moment of an episode, at which robot
-    suites ask, to the next. `min_motion`: grey levels (of 255) by which a clip must move to be asked for
-    its order. `text`: a file of text embeddings, for retrieval.
-    """
-
-    seed: int = 0
-    probe: str = "linear"
-    protocol: str = "held-out"
-    poolings: tuple[str, ...] = POOLINGS
-    fraction: float = 1.0
-    horizon: int = 8
-    moment_stride: int = 16
-    min_motion: float = 0.0
-    text: str = ""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.seed < 2**32:
-            raise ConfigError(f"seed must lie in 0 … {2**32 - 1}, not {self.seed}")
-        if self.protocol not in PROTOCOLS:
-            raise ConfigError(f"unknown protocol {self.protocol!r}; known: {', '.join(PROTOCOLS)}")
-        if not 0 < self.fraction <= 1:
-            raise ConfigError(f"fraction of training episodes must lie in (0, 1], not {self.fraction}")
-        if self.horizon < 1:
-            raise ConfigError(f"horizon must be 1 frame or more, not {self.horizon}")
-        if self.moment_stride < 1:
-            raise ConfigError(f"moment_stride must be 1 frame or more, not {self.moment_stride}")
-        if not 0 <= self.min_motion <= 255:
-            raise ConfigError(f"min_motion is a number of grey levels, 0 … 255, not {self.min_motion}")
-
 
 @dataclass(frozen=True)
 class Side:
@@ -96,7 +58,9 @@ class Side:
 @dataclass(frozen=True)
 class Bench:
     """One evaluation. `encoders` are those still to be scored, by the names that tables give them; `pixels`
-    is among them, `constant` is added by probes. `notes`: sentences of suites on what they left out."""
+    may be among them, `constant` is added by probes. `beside`: encoders whose features are extracted in the
+    same pass over the clips, and which are scored another time. `notes`: sentences of suites on what they
+    left out."""
 
     encoders: Mapping[str, TokenModel]
     train: Side
@@ -106,6 +70,8 @@ class Bench:
     settings: EvalSettings
     store: FeatureStore
     notes: list[str] = field(default_factory=list)
+    beside: Mapping[str, TokenModel] = field(default_factory=dict)
+    recorded: dict[object, Any] = field(default_factory=dict, repr=False)  # read once for all encoders
 
     def __post_init__(self) -> None:
         for name, model in self.encoders.items():
@@ -129,12 +95,19 @@ class Bench:
         self, side: Side, readings: Sequence[Reading]
     ) -> dict[Reading, dict[str, Float[np.ndarray, " clips *dims"]]]:
         """Of every encoder, from the store; one pass over the clips for all that is missing."""
-        return self.store.features(self.encoders, side.views, readings)
+        found = self.store.features({**self.beside, **self.encoders}, side.views, readings)
+        return {
+            reading: {name: array for name, array in by_name.items() if name not in self.beside}
+            for reading, by_name in found.items()
+        }
 
     def signals(self, side: Side) -> ClipSignals:
         """What was recorded beside the clips. Raises `DataError` where nothing was."""
-        reader = resolve(SIGNALS, _source(side, SIGNALS))
-        found: ClipSignals = reader(side.clips, self.geometry.num_frames, self.data.view)
+        key = ("signals", *side.clips.clip_ids)
+        if key not in self.recorded:
+            reader = resolve(SIGNALS, _source(side, SIGNALS))
+            self.recorded[key] = reader(side.clips, self.geometry.num_frames, self.data.view)
+        found: ClipSignals = self.recorded[key]
         return found
 
     def recordings(self, side: Side) -> Recordings:

@@ -1,0 +1,56 @@
+"""What a person chooses of an evaluation besides encoders, suites and data.
+
+Every field is an option of `salt-vla eval`; importing this loads no numerical library.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from salt_vla.errors import ConfigError
+
+POOLINGS = ("mean", "step", "grid")
+PROTOCOLS = ("held-out", "vjepa2-max")
+
+
+@dataclass(frozen=True)
+class EvalSettings:
+    """What a person chooses of an evaluation besides encoders, suites and data.
+
+    Attributes:
+        seed: of the random encoder, of probes' folds and of resampling; where a label is given several times,
+            every run's own takes its place.
+        probe: what reads the features, of `registry.PROBES`.
+        protocol: held-out chooses everything within training clips and reads held-out clips once;
+            vjepa2-max is the reference's, which reports its best head on the very clips that are scored.
+        poolings: what is kept of a clip's tokens, one table each, for probes that read vectors.
+        fraction: of the training episodes that probes learn from.
+        horizon: file frames after a clip's end that robot suites predict.
+        moment_stride: file frames from one moment of an episode, at which robot suites ask, to the next.
+        min_motion: grey levels (of 255) by which a clip must move to be asked for its order.
+        text: a file of text embeddings, for retrieval.
+    """
+
+    seed: int = 0
+    probe: str = "linear"
+    protocol: str = "held-out"
+    poolings: tuple[str, ...] = POOLINGS
+    fraction: float = 1.0
+    horizon: int = 8
+    moment_stride: int = 16
+    min_motion: float = 0.0
+    text: str = ""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**32:
+            raise ConfigError(f"seed must lie in 0 … {2**32 - 1}, not {self.seed}")
+        if self.protocol not in PROTOCOLS:
+            raise ConfigError(f"unknown protocol {self.protocol!r}; known: {', '.join(PROTOCOLS)}")
+        if not 0 < self.fraction <= 1:
+            raise ConfigError(f"fraction of training episodes must lie in (0, 1], not {self.fraction}")
+        if self.horizon < 1:
+            raise ConfigError(f"horizon must be 1 frame or more, not {self.horizon}")
+        if self.moment_stride < 1:
+            raise ConfigError(f"moment_stride must be 1 frame or more, not {self.moment_stride}")
+        if not 0 <= self.min_motion <= 255:
+            raise ConfigError(f"min_motion is a number of grey levels, 0 … 255, not {self.min_motion}")
