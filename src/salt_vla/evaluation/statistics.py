@@ -11,16 +11,26 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+from scipy.stats import rankdata
 
 from salt_vla.errors import DataError
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int64, Shaped
 
-# Higher is better in all of them; all but r2 are means over clips of 1 − what a clip has `wrong`.
+# Higher is better in all of them; all but `OF_SPREAD` are means over clips of 1 − what a clip has `wrong`.
 Metric = Literal[
-    "r2", "accuracy", "recall_at_1", "recall_at_5", "mean_average_precision", "relative_accuracy"
+    "r2",
+    "r2_over_copy",
+    "accuracy",
+    "auroc",
+    "recall_at_1",
+    "recall_at_5",
+    "mean_average_precision",
+    "relative_accuracy",
 ]
+# Of these `second` (less the mean's part, which `first` gives) is what errors are measured against.
+OF_SPREAD = ("r2", "r2_over_copy")
 CONFIDENCE = 0.95
 # A dimension whose standard deviation is below this share of the target's root mean square "does not vary".
 STILL = 1e-5
@@ -47,7 +57,8 @@ class EpisodeSums:
     """One predictor's errors, summed within each episode: all that any resample of episodes needs.
 
     `wrong` holds squared errors (r2) or wrong answers (all other metrics); `first` and `second` are the sums
-    of the truth and of its square, about the sample's mean (zeros unless r2). Rows follow `episodes`, sorted.
+    of the truth and of its square, about the sample's mean (zeros unless r2; for r2_over_copy zeros and the
+    squared errors of copying). Rows follow `episodes`, sorted.
     """
 
     metric: Metric
@@ -68,7 +79,7 @@ class EpisodeSums:
         weights = weights.astype(np.float64)
         clips = weights @ self.clips
         wrong = weights @ self.wrong[:, self.varying]
-        if self.metric != "r2":
+        if self.metric not in OF_SPREAD:
             return 1 - wrong[:, 0] / clips
         first, second = weights @ self.first[:, self.varying], weights @ self.second[:, self.varying]
         spread = second - first**2 / clips[:, None]
@@ -136,6 +147,48 @@ def share_sums(
     keys, clips, (wrong,) = _by_episode(episodes, 1 - right[:, None])
     nothing = np.zeros_like(wrong)
     return EpisodeSums(metric, keys, clips, wrong, nothing, nothing, np.ones(1, bool))
+
+
+def copy_sums(
+    truth: Float[np.ndarray, "clips dims"],
+    predicted: Float[np.ndarray, "clips dims"],
+    copied: Float[np.ndarray, "clips dims"],
+    episodes: Int64[np.ndarray, " clips"],
+) -> EpisodeSums:
+    """Sums for 1 − SSE(predicted)/SSE(copied) over all dimensions together: 0 is as good as copying."""
+    wrong, copying = (((truth - other) ** 2).sum(1, keepdims=True) for other in (predicted, copied))
+    if not copying.any():
+        raise DataError("nothing changes from a clip to its future: copying is exact, and cannot be bettered")
+    keys, clips, (errors, spread) = _by_episode(episodes, wrong, copying)
+    return EpisodeSums("r2_over_copy", keys, clips, errors, np.zeros_like(spread), spread, np.ones(1, bool))
+
+
+def auroc_sums(
+    truth: Float[np.ndarray, "clips 1"],
+    predicted: Float[np.ndarray, "clips 1"],
+    episodes: Int64[np.ndarray, " clips"],
+) -> EpisodeSums:
+    """Sums for the area under the ROC curve: how often a clip where it happens (truth 1) is ranked above one
+    where it does not (0); ties are halves.
+
+    The area is a mean over pairs, not clips. Each clip stands for its influence on it: its placement among
+    the clips of the other class (DeLong et al. 1988), summed within episodes (Obuchowski 1997). Exact for the
+    sample; of a resample the first order.
+    """
+    happens, score = truth[:, 0] > 0.5, np.asarray(predicted[:, 0], np.float64)
+    counts = int(happens.sum()), int((~happens).sum())
+    if not all(counts):
+        raise DataError("an area under the ROC curve needs held-out clips of both kinds; leave this one out")
+    overall = rankdata(score)
+    below = np.empty(len(score))  # The share of the other class that is ranked on the right side of a clip.
+    below[happens] = (overall[happens] - rankdata(score[happens])) / counts[1]
+    below[~happens] = 1 - (overall[~happens] - rankdata(score[~happens])) / counts[0]
+    area = below[happens].mean()
+    size = np.where(happens, *counts)
+    wrong = (1 - area) - len(score) / size * (below - area)
+    keys, clips, (summed,) = _by_episode(episodes, wrong[:, None])
+    nothing = np.zeros_like(summed)
+    return EpisodeSums("auroc", keys, clips, summed, nothing, nothing, np.ones(1, bool))
 
 
 def _by_episode(
