@@ -6,32 +6,47 @@ what is done with features.
 
 from __future__ import annotations
 
-import fcntl
 import json
-import math
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import xxhash
 
-from salt_vla.errors import CacheError, DataError
+from salt_vla.data.read_ahead import read_ahead
+from salt_vla.data.video_file import OutOfReach
+from salt_vla.data.view_lock import ViewReader
+from salt_vla.errors import DataError
+from salt_vla.evaluation.feature_files import Growing, note_of, open_rows
 from salt_vla.evaluation.features import CONSTANT, TOKENS, Reading, TokenModel, features_of
-from salt_vla.files import read_json, write_text, writing_to
+from salt_vla.interrupts import stop_on_signals
 from salt_vla.progress import progress
 
 if TYPE_CHECKING:
-    from jaxtyping import Float
+    from jaxtyping import Float, UInt8
 
     from salt_vla.view_store import ViewSource
 
-BATCH_SIZE = 64
-VERSION = 1
+    Batch = tuple[list[str], UInt8[torch.Tensor, "clips frames size size 3"], dict[str, str]]
+
+LARGEST_BATCH = 64
+TOKENS_AT_ONCE = 16_384  # More of them leave a processor's caches, and take gigabytes in a large network.
+VERSION = 2
+
+
+class UnreadableClips(DataError):
+    """Clips without pixels, `left_out`: clip → why; features of the others are kept."""
+
+    def __init__(self, left_out: Mapping[str, str]) -> None:
+        self.left_out = dict(left_out)
+        first = next(iter(self.left_out.values()))
+        super().__init__(f"{len(self.left_out)} clips cannot be read; the first: {first}")
 
 
 @dataclass(frozen=True)
@@ -46,10 +61,13 @@ class ClipViews:
 
 @dataclass
 class FeatureStore:
-    """Files below `folder`, named by what they hold. `None`: features are kept in memory alone."""
+    """Files below `folder`, named by what they hold. `batch_size`: clips that go through a network at once
+    (0: by their tokens). `num_workers`: processes that decode ahead of the networks, where pixels come from
+    a decoder. `check` may raise, between batches and while another process is waited for."""
 
     folder: Path
-    batch_size: int = BATCH_SIZE
+    batch_size: int = 0
+    num_workers: int = 0
     check: Callable[[], None] = field(default=lambda: None)
 
     def features(
@@ -58,125 +76,138 @@ class FeatureStore:
         """Every encoder's features under every reading, rows in the clips' order, mapped from their files;
         `constant` has none. What is missing is extracted in one pass over the clips.
 
-        Pooled features are float32, tokens float16. Raises `DataError` for a clip that cannot be read and for
-        features that are not finite.
+        Pooled features are float32, tokens float16. Raises `UnreadableClips` once everything else is kept:
+        asked again without those clips, nothing is extracted twice. Raises `DataError` for features that are
+        not finite.
         """
         if not len(clips.clip_ids):
             raise DataError("there is no clip to extract features of")
-        self.folder.mkdir(parents=True, exist_ok=True)
         places = {
-            (name, reading): self._place(model, clips, reading)
+            (name, reading): self._place(model, clips, clips.clip_ids, reading)
             for name, model in encoders.items()
             for reading in readings
         }
-        missing: dict[tuple[str, Reading], Path] = {}
-        for key, path in places.items():  # Two names may stand for the same weights.
-            if path not in missing.values() and not path.with_suffix(".json").is_file():
-                missing[key] = path
-        if missing:
+        while missing := self._missing(places):
             self._extract(encoders, clips, missing)
         found = {
-            reading: {name: self._open(places[name, reading], len(clips.clip_ids)) for name in encoders}
+            reading: {name: open_rows(places[name, reading], len(clips.clip_ids)) for name in encoders}
             for reading in readings
         }
         nothing = np.zeros((len(clips.clip_ids), 0), np.float32)
         return {reading: by_name | {CONSTANT: nothing} for reading, by_name in found.items()}
 
-    def _place(self, model: TokenModel, clips: ClipViews, reading: Reading) -> Path:
-        said = [VERSION, model.fingerprint, clips.pixels_hash, *clips.clip_ids, repr(reading)]
+    def _missing(self, places: Mapping[tuple[str, Reading], Path]) -> dict[tuple[str, Reading], Path]:
+        missing: dict[tuple[str, Reading], Path] = {}
+        for key, path in places.items():
+            note = note_of(path)
+            if note is None and path not in missing.values():  # Two names may stand for the same weights.
+                missing[key] = path
+            elif note is not None and note.left_out:
+                raise UnreadableClips(note.left_out)
+        return missing
+
+    def _place(self, model: TokenModel, clips: ClipViews, clip_ids: Sequence[str], reading: Reading) -> Path:
+        said = [VERSION, model.fingerprint, clips.pixels_hash, *clip_ids, repr(reading)]
         return self.folder / f"{xxhash.xxh3_128_hexdigest(json.dumps(said).encode())}.rows"
 
     def _extract(
         self, encoders: Mapping[str, TokenModel], clips: ClipViews, missing: dict[tuple[str, Reading], Path]
     ) -> None:
-        total = len(clips.clip_ids)
-        with ExitStack() as stack:
-            growing = {key: stack.enter_context(_Growing(path, total)) for key, path in missing.items()}
-            start = min(file.rows for file in growing.values())
-            with progress(f"Reading features{clips.title}", total, "clips", done=start) as advance:
-                for first, frames in self._batches(clips, start):
-                    self.check()
-                    for name, model in encoders.items():
-                        mine = [reading for who, reading in growing if who == name]
-                        if not mine:
-                            continue
-                        for reading, values in features_of(name, model, frames, mine).items():
-                            _require_finite(name, values, clips.clip_ids[first : first + len(values)])
-                            kind = np.float16 if reading.pooling == TOKENS else np.float32
-                            growing[name, reading].append(first, values.astype(kind))
-                    advance(len(frames))
-            for (name, reading), file in growing.items():
-                file.finish({"encoder": encoders[name].fingerprint, "reading": repr(reading), "clips": total})
+        """Fill the missing files; returns early where another process has filled some meanwhile."""
+        with stop_on_signals() as stop, ExitStack() as stack:
 
-    def _batches(self, clips: ClipViews, start: int) -> Iterator[tuple[int, torch.Tensor]]:
-        for first in range(start, len(clips.clip_ids), self.batch_size):
-            chosen = clips.clip_ids[first : first + self.batch_size]
-            yield first, torch.from_numpy(clips.views.read_many([(clip, 0) for clip in chosen]))
+            def check() -> None:
+                stop.check("while reading features")
+                self.check()
 
-    def _open(self, path: Path, total: int) -> np.ndarray:
-        said = read_json(path.with_suffix(".json"), dict)
-        shape, dtype = tuple(said["shape"]), np.dtype(said["dtype"])
-        size = path.stat().st_size if path.is_file() else 0
-        if shape[0] != total or size != math.prod(shape) * dtype.itemsize:
-            raise CacheError(f"features {path} are damaged: {size} bytes; remove it and its .json")
-        return np.memmap(path, dtype, "r", shape=shape)
+            # In one order, so that two processes never wait for each other.
+            ordered = sorted(missing.items(), key=lambda item: item[1])
+            files = {key: stack.enter_context(Growing(path, check)) for key, path in ordered}
+            if not any(file.is_done for file in files.values()):
+                self._fill(encoders, clips, files, check)
+
+    def _fill(
+        self,
+        encoders: Mapping[str, TokenModel],
+        clips: ClipViews,
+        files: Mapping[tuple[str, Reading], Growing],
+        check: Callable[[], None],
+    ) -> None:
+        total, names = len(clips.clip_ids), list(dict.fromkeys(name for name, _ in files))
+        batch = self.batch_size or _batch_size(encoders[name] for name in names)
+        # A batch is made of the same clips again, so that its bits are the same.
+        start = min(_clips_done(clips.clip_ids, file) for file in files.values()) // batch * batch
+        begun = set(clips.clip_ids[:start])
+        left_out = {c: why for file in files.values() for c, why in file.left_out.items() if c in begun}
+        row = start - len(left_out)
+        seconds = dict.fromkeys(names, 0.0)
+        with progress(f"Reading features{clips.title}", total, "clips", done=start) as advance:
+            for clip_ids, frames, unread in self._batches(clips, start, batch, check):
+                check()
+                left_out |= unread
+                for name in names if clip_ids else ():
+                    began = time.perf_counter()
+                    mine = [reading for who, reading in files if who == name]
+                    found = features_of(name, encoders[name], frames, mine)
+                    seconds[name] += time.perf_counter() - began
+                    for reading, values in found.items():
+                        files[name, reading].append(
+                            row, _kept(name, values, reading, clip_ids), total, left_out
+                        )
+                row += len(clip_ids)
+                advance(len(clip_ids) + len(unread))
+        if not row:
+            raise DataError(
+                f"not one of {total} clips can be read; the first: {next(iter(left_out.values()))}"
+            )
+        whole = [clip for clip in clips.clip_ids if clip not in left_out]
+        for (name, reading), file in files.items():
+            about: dict[str, object] = {"encoder": encoders[name].fingerprint, "reading": repr(reading)}
+            about |= {"seconds": seconds[name], "clips": len(whole), "pixels": clips.pixels_hash}
+            file.finish(self._place(encoders[name], clips, whole, reading), left_out, about)
+
+    def _batches(
+        self, clips: ClipViews, start: int, batch: int, check: Callable[[], None]
+    ) -> Iterator[Batch]:
+        """(clips with pixels, their frames, why others have none)."""
+        keys = [(clip, 0) for clip in clips.clip_ids[start:]]
+        # A worker makes a reader of its own, and knows of no other kind.
+        workers = self.num_workers if type(clips.views) is ViewReader else 0
+        with closing(read_ahead(clips.views, keys, workers, check)) as views:
+            for _ in range(start, len(clips.clip_ids), batch):
+                part = list(islice(views, batch))
+                films = {key[0]: pixels for key, pixels in part if isinstance(pixels, np.ndarray)}
+                errors = {key[0]: error for key, error in part if isinstance(error, DataError)}
+                for error in errors.values():
+                    if isinstance(error, OutOfReach):  # Nothing is known of them: not to be left out.
+                        raise error
+                stacked = np.stack(list(films.values())) if films else np.zeros(0, np.uint8)
+                yield list(films), torch.from_numpy(stacked), {c: str(e) for c, e in errors.items()}
 
 
-def _require_finite(name: str, values: np.ndarray, clip_ids: Sequence[str]) -> None:
-    is_whole = np.isfinite(values).reshape(len(values), -1).all(1)
+def _batch_size(models: Iterable[TokenModel]) -> int:
+    most = max(model.geometry.num_tokens for model in models)
+    return min(max(TOKENS_AT_ONCE // most, 1), LARGEST_BATCH)
+
+
+def _clips_done(clip_ids: Sequence[str], file: Growing) -> int:
+    """How many of the clips, from the first on, are in the file or known to be unreadable."""
+    rows = 0
+    for number, clip in enumerate(clip_ids):
+        rows += clip not in file.left_out
+        if rows > file.rows:
+            return number
+    return len(clip_ids)
+
+
+def _kept(name: str, values: np.ndarray, reading: Reading, clip_ids: Sequence[str]) -> np.ndarray:
+    """As it is kept; `DataError` for what is no number, or too large for a token's 16 bits."""
+    with np.errstate(over="ignore"):
+        kept = values.astype(np.float16 if reading.pooling == TOKENS else np.float32)
+    is_whole = np.isfinite(kept).reshape(len(kept), -1).all(1)
     if not is_whole.all():
         raise DataError(
             f"features of encoder {name!r} hold NaN or infinite values at clip "
             f"{clip_ids[int(np.argmin(is_whole))]!r}; check the encoder"
         )
-
-
-class _Growing:
-    """One file being written, rows appended in order; what an earlier process wrote whole is kept."""
-
-    def __init__(self, path: Path, total: int) -> None:
-        self.path, self.total = path, total
-        self.partial, self.note = path.with_suffix(".partial"), path.with_suffix(".partial.json")
-        self.rows, self.said = 0, dict[str, object]()
-        self.file: BinaryIO
-
-    def __enter__(self) -> _Growing:
-        with writing_to(self.partial):
-            self.file = self.partial.open("a+b")
-        try:
-            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            self.file.close()
-            raise CacheError(
-                f"another process extracts these features: {self.partial}; wait for it"
-            ) from error
-        if self.note.is_file():
-            said = read_json(self.note, dict)
-            row_bytes = math.prod(said["shape"][1:]) * np.dtype(said["dtype"]).itemsize
-            self.rows = os.fstat(self.file.fileno()).st_size // row_bytes
-            self.said = said
-            self.file.truncate(self.rows * row_bytes)
-        else:
-            self.file.truncate(0)
-        return self
-
-    def append(self, first: int, values: np.ndarray) -> None:
-        """Rows `first` and following; those that are there already are left."""
-        if not self.said:
-            self.said = {"shape": [self.total, *values.shape[1:]], "dtype": values.dtype.str}
-            write_text(self.note, json.dumps(self.said))
-        new = values[max(self.rows - first, 0) :]
-        with writing_to(self.partial):
-            self.file.write(np.ascontiguousarray(new).tobytes())
-        self.rows += len(new)
-
-    def finish(self, said: dict[str, object]) -> None:
-        with writing_to(self.partial):
-            self.file.flush()
-            os.fsync(self.file.fileno())
-            self.partial.replace(self.path)
-        write_text(self.path.with_suffix(".json"), json.dumps(self.said | said, indent=1))
-        self.note.unlink(missing_ok=True)
-
-    def __exit__(self, *exc: object) -> None:
-        self.file.close()
+    return kept
