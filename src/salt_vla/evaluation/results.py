@@ -105,13 +105,17 @@ class SuiteResult:
 
 
 def tabulate(
-    scored: Iterable[Scored], seed: int, bootstrap: int = 2000, reference: str = "random"
+    scored: Iterable[Scored],
+    seed: int,
+    bootstrap: int = 2000,
+    reference: str = "random",
+    against: Sequence[str] = (),
 ) -> list[SuiteResult]:
     """One result a suite, in order of first appearance: rows with intervals, and encoders compared in pairs
     on the same resamples of held-out episodes.
 
     Compared, where both are present: student and teacher with `reference`, student with teacher and with
-    pixels, and any other encoder with `reference` and with pixels.
+    pixels, any other encoder with `reference` and with pixels; and all of them with those of `against`.
     """
     by_suite: dict[str, dict[str, list[Scored]]] = {}
     for one in scored:
@@ -126,7 +130,7 @@ def tabulate(
                 result.scores[one.encoder, target] = one.sums
                 estimate = Estimate(one.sums.value, *percentile_interval(samples[one.encoder]))
                 result.rows.append(_row(one, seed, estimate))
-            for name, against in compared_pairs([name for name in sums if name != CONSTANT], reference):
+            for name, against in compared_pairs([n for n in sums if n != CONSTANT], reference, against):
                 difference = sums[name].value - sums[against].value
                 estimate = Estimate(difference, *percentile_interval(samples[name] - samples[against]))
                 names = (suite, target, sums[name].metric, name, against)
@@ -138,13 +142,15 @@ def tabulate(
     return results
 
 
-def compared_pairs(encoders: Sequence[str], reference: str) -> list[tuple[str, str]]:
+def compared_pairs(
+    encoders: Sequence[str], reference: str, also: Sequence[str] = ()
+) -> list[tuple[str, str]]:
     """(encoder, against) pairs of the table, in the encoders' order."""
     pairs = []
     for name in encoders:
         against = {STUDENT: (reference, TEACHER, PIXELS), TEACHER: (reference,), PIXELS: (), reference: ()}
-        others = dict.fromkeys(against.get(name, (reference, PIXELS)))
-        pairs += [(name, other) for other in others if other in encoders]
+        others = dict.fromkeys((*against.get(name, (reference, PIXELS)), *also))
+        pairs += [(name, other) for other in others if other in encoders and other != name]
     return pairs
 
 
