@@ -29,6 +29,11 @@ class EvalSettings:
         moment_stride: file frames from one moment of an episode, at which robot suites ask, to the next.
         min_motion: grey levels (of 255) by which a clip must move to be asked for its order.
         text: a file of text embeddings, for retrieval.
+        context_frames: of a window of a film, for surprise: how many are seen before the rest is predicted,
+            one or several; default: half.
+        frame_step: file frames from one frame of a window to the next, for surprise, one or several; default:
+            as the predictor was trained.
+        teacher: where the frozen teacher of a run is, for surprise, if it has moved.
     """
 
     seed: int = 0
@@ -40,6 +45,9 @@ class EvalSettings:
     moment_stride: int = 16
     min_motion: float = 0.0
     text: str = ""
+    context_frames: tuple[int, ...] = ()
+    frame_step: tuple[int, ...] = ()
+    teacher: str = ""
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**32:

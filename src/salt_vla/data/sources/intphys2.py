@@ -27,19 +27,14 @@ def segments(root: Path, options: SourceOptions) -> Listing:
     """Every listed film is a segment: key intphys2 / split / name, label its type (`1_Possible`), group its
     scene: the four films of a scene differ in a moment only. `root` holds the splits' folders, or is one."""
     dataset = options.dataset or "intphys2"
-    if is_file(root / LIST):
-        splits = {root.resolve().name if root.resolve().name in SPLITS else "Main": root}
-    else:
-        splits = {name: root / name for name in SPLITS if is_file(root / name / LIST)}
-    if not splits:
-        raise DataError(f"{root} is not IntPhys 2: no {LIST} there, nor in {', '.join(SPLITS)}")
+    splits = splits_of(root)
     found: list[Segment] = []
     problems: list[Problem] = []
     for split, folder in splits.items():
         rows = [row for _, row in read_csv(folder / LIST, COLUMNS)]
         for row in rows:
             key = f"{dataset}/{split}/{row['name']}"
-            file = _file(root, folder, row["file_name"])
+            file = film_file(root, folder, row["file_name"])
             if not is_inside(file):
                 problems.append(Problem(key, file, "leaves the data set's folder"))
             elif not is_file(root / file):
@@ -52,7 +47,17 @@ def segments(root: Path, options: SourceOptions) -> Listing:
     return Listing(dataset, "intphys2", root, tuple(found), tuple(problems))
 
 
-def _file(root: Path, folder: Path, said: str) -> str:
+def splits_of(root: Path) -> dict[str, Path]:
+    """The folders of the splits that are there, by name; `root` holds them, or is one. Raises `DataError`."""
+    if is_file(root / LIST):
+        return {root.resolve().name if root.resolve().name in SPLITS else "Main": root}
+    splits = {name: root / name for name in SPLITS if is_file(root / name / LIST)}
+    if not splits:
+        raise DataError(f"{root} is not IntPhys 2: no {LIST} there, nor in {', '.join(SPLITS)}")
+    return splits
+
+
+def film_file(root: Path, folder: Path, said: str) -> str:
     """A film's path relative to `root`: `said` is relative to the split's folder, to the root, or a bare
     name. The first place that has it, or the first."""
     name = Path(said).name
