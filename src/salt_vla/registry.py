@@ -33,6 +33,11 @@ SIGNALS: Table = {
     "lerobot": "salt_vla.data.sources.lerobot_signals:read_signals",
     "sim": "salt_vla.data.sources.lerobot_signals:read_signals",
 }
+# The same of whole episodes, for what is asked about moments.
+RECORDINGS: Table = {
+    "lerobot": "salt_vla.data.sources.lerobot_signals:read_recordings",
+    "sim": "salt_vla.data.sources.lerobot_signals:read_recordings",
+}
 # Regressions of predictions on targets: `objective.loss`.
 LOSSES: Table = {
     "power": "salt_vla.objectives.regression:power",
@@ -42,9 +47,13 @@ LOSSES: Table = {
 # What reads frozen features: `eval --probe`.
 PROBES: Table = {
     "linear": "salt_vla.evaluation.probes:LinearProbe",
+    "knn": "salt_vla.evaluation.neighbours:NeighboursProbe",
+    "attentive": "salt_vla.evaluation.attentive:attentive",
+    "attentive-small": "salt_vla.evaluation.attentive:attentive_small",
 }
 # What is asked of frozen encoders: `eval --suite`.
 SUITES: Table = {
+    "action-prediction": "salt_vla.evaluation.suites.actions:score",
     "dense": "salt_vla.evaluation.suites.dense:score",
     "frame-order": "salt_vla.evaluation.suites.frame_order:score",
     "probes": "salt_vla.evaluation.suites.signals:score",
