@@ -19,6 +19,7 @@ from salt_vla.jobs.cache_fit import require_as_before, require_fit, require_same
 from salt_vla.jobs.data import Splits, open_table, open_views, split_table, training_clips
 from salt_vla.jobs.data_index import EMBEDDED
 from salt_vla.jobs.left_out import pin_left_out, usable_as_before
+from salt_vla.jobs.probe_truths import online_probe
 from salt_vla.jobs.resources import require_memory
 from salt_vla.jobs.start import note_cost, note_masks
 from salt_vla.masks import build_masks
@@ -29,6 +30,7 @@ from salt_vla.targets import CachedTargets, EmaTargets, PixelTargets, TargetProv
 from salt_vla.teachers import load_teacher, source_of
 from salt_vla.training.distributed import World, joined
 from salt_vla.training.loop import fit
+from salt_vla.training.online_probe import OnlineProbe
 from salt_vla.training.resume import settle, start_of
 from salt_vla.verdicts import conclude, note_recipe
 
@@ -65,6 +67,7 @@ def train(
             note=plan.note,
             world=world,
             allowed=allowed,
+            probe=plan.probe,
         )
         if world.is_first:
             conclude(run)
@@ -80,6 +83,7 @@ class _Plan:
     held_out: Batches
     provider: TargetProvider
     note: str
+    probe: OnlineProbe | None
 
 
 def _open(config: TrainConfig, run: RunDirectory, allowed: Sequence[str], world: World) -> _Plan:
@@ -113,8 +117,10 @@ def _open(config: TrainConfig, run: RunDirectory, allowed: Sequence[str], world:
     note_cost(run, config, targets.provider.dim, len(learned.clip_ids))
     several = f"; one of {world.size} processes ({config.runtime.parallel})" if world.size > 1 else ""
     without = f"; without {lacking} of {len(splits.train)} clips to learn from" if lacking else ""
-    note = f"held-out clips: {splits.note}{without}{begins}{several}"
-    return _Plan(config, learned, held_out, targets.provider, note)
+    offer = online_probe(config, splits.train, splits.validation)
+    about = f"; {offer.note}" if offer.note else ""
+    note = f"held-out clips: {splits.note}{without}{begins}{several}{about}"
+    return _Plan(config, learned, held_out, targets.provider, note, offer.probe)
 
 
 def open_targets(config: TrainConfig, table: ClipTable, device: str) -> tuple[Targets, Splits]:

@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -39,6 +39,7 @@ from salt_vla.training.state import RunState
 
 PREDICTOR = "predictor.safetensors"
 TASK = "task.safetensors"  # of targets that change while a run goes on; else absent
+PROBE = "online_probe.safetensors"  # the features that the online probe is fitted to; only where there is one
 AVERAGE = "average"  # a folder: an encoder like any other, and its predictor; only with optimizer.average
 STATE = "state.json"
 BEST = "best"
@@ -58,14 +59,21 @@ class Snapshot:
     optimizer: dict[str, Tensor]
     task: dict[str, Tensor] = field(default_factory=dict)
     average: dict[str, Tensor] = field(default_factory=dict)
+    probe: Mapping[str, Tensor] = field(default_factory=dict)
     state: dict[str, Any] = field(default_factory=dict)
     joint: Joint | None = None
 
 
 def take_snapshot(
-    learner: Learner, task: Task, state: RunState, average: WeightAverage | None = None, config_hash: str = ""
+    learner: Learner,
+    task: Task,
+    state: RunState,
+    average: WeightAverage | None = None,
+    config_hash: str = "",
+    probe: Mapping[str, Tensor] | None = None,
 ) -> Snapshot:
-    """In a world of several processes every one has to ask, where parameters are shared out."""
+    """In a world of several processes every one has to ask, where parameters are shared out. `probe`: what
+    the online probe needs, on the CPU, and not written to any more."""
 
     def copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
@@ -87,6 +95,7 @@ def take_snapshot(
         optimizer=copied(optimizer),
         task=gathered(task.state()),
         average=gathered(average.tensors) if average is not None else {},
+        probe=probe or {},
         state=state.as_json() | {"config_hash": config_hash},
         joint=Joint(learner.world) if learner.is_sharded else None,
     )
@@ -141,6 +150,8 @@ def _fill(folder: Path, snapshot: Snapshot) -> None:
     write_tensors(snapshot.optimizer, folder / (snapshot.joint.file if snapshot.joint else OPTIMIZER))
     if snapshot.task:
         write_tensors(snapshot.task, folder / TASK)
+    if snapshot.probe:
+        write_tensors(dict(snapshot.probe), folder / PROBE)
     if snapshot.average:
         (folder / AVERAGE).mkdir()
         save_encoder(_below("encoder.", snapshot.average), snapshot.encoder_config, folder / AVERAGE)
@@ -189,14 +200,19 @@ class CheckpointWriter:
         self._error: BaseException | None = None
 
     def save(
-        self, learner: Learner, task: Task, state: RunState, average: WeightAverage | None = None
+        self,
+        learner: Learner,
+        task: Task,
+        state: RunState,
+        average: WeightAverage | None = None,
+        probe: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.wait()
         self._is_first = learner.world.is_first
         if not (self._is_first or learner.is_sharded):
             return
         began = time.monotonic()
-        snapshot = take_snapshot(learner, task, state, average, self.config_hash)
+        snapshot = take_snapshot(learner, task, state, average, self.config_hash, probe)
         self._thread = threading.Thread(
             target=self._write, args=(snapshot, replace(state), began), name="checkpoint"
         )

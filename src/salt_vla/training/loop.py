@@ -33,7 +33,9 @@ from salt_vla.training.clock import Deadline, OutOfTime, Pace, Watchdog
 from salt_vla.training.distributed import World
 from salt_vla.training.guards import Hopeless, Setback, look_for_collapse, require_progress
 from salt_vla.training.learner import Learner, build_learner, check_networks
+from salt_vla.training.online_probe import OnlineProbe
 from salt_vla.training.out_of_memory import memory_explained
+from salt_vla.training.probe_rows import log_probe, look_first, restore_probe
 from salt_vla.training.resume import (
     has_another_loss,
     last_step_of,
@@ -58,13 +60,15 @@ def fit(
     note: str = "",
     world: World | None = None,
     allowed: Sequence[str] = (),
+    probe: OnlineProbe | None = None,
 ) -> Status:
     """Train until `stop_at` (default: all of `config.steps`), resuming from the run's last checkpoint; `note`
     goes into the log.
 
     `stop_at` cuts a run short without touching its schedules; `allowed` names settings that may be others
-    than the run's. Raises `Stopped` after a signal or before the time limit, with a checkpoint written. What
-    is wrong with the settings is said before the run is touched.
+    than the run's; `probe` adds lines of metrics and changes no others. Raises `Stopped` after a signal or
+    before the time limit, with a checkpoint written. What is wrong with the settings is said before the run
+    is touched.
     """
     world = world or World()
     run = run if world.is_first else Onlooker(run.path)
@@ -73,7 +77,7 @@ def fit(
     check_networks(config, provider.dim)
     deadline = Deadline(config.runtime.time_limit_minutes)
     deadline.require_room()
-    training = Training(run, config, train, validation, provider, world, last_step, deadline, allowed)
+    training = Training(run, config, train, validation, provider, world, last_step, deadline, allowed, probe)
     training.status = run.claim(last_step)
     watchdog = Watchdog(
         config.runtime.watchdog_seconds, run.log_file, lambda why: _failed(run, "watchdog", f"hung: {why}")
@@ -113,6 +117,7 @@ class Training:
     last_step: int
     deadline: Deadline
     allowed: Sequence[str] = ()
+    probe: OnlineProbe | None = None
     status: Status = field(default_factory=lambda: Status("queued"))
     state: RunState = field(default_factory=RunState)
     task: Task = field(init=False)
@@ -134,6 +139,8 @@ class Training:
         run.log(
             f"{'resumed at' if step else 'started,'} step {step}; {self.config.runtime}{note and f'; {note}'}"
         )
+        if self.probe is not None:
+            look_first(self.probe, run, self.learner, self.train, self.held_out(Tally()), self.config, step)
 
     def go_back(self, reason: str) -> None:
         """To the last checkpoint, as a resume does, and from there on with other clips."""
@@ -175,6 +182,8 @@ class Training:
             point_to_best(run.checkpoints, self.state.best_step)
         if self.world.agree(first and has_another_loss(run, self.state.step)):
             self.state.forget_losses()
+        if self.probe is not None:
+            restore_probe(self.probe, run, self.state.step, self.world, runtime.device)
         self._watch_clips()
 
     def _watch_clips(self) -> None:
@@ -196,6 +205,12 @@ class Training:
             assert batch is not None  # Only a pass over held-out clips has fewer in some processes.
             yield batch, time.monotonic() - began
 
+    def held_out(self, tally: Tally) -> Iterator[Batch]:
+        """This process' share of the clips of each validation; damaged ones are counted."""
+        part, count = (self.world.rank, self.world.size), self.config.runtime.validation_clips
+        clips = self.validation.canonical(count, self.config.batch_size, part=part)
+        return self.skipped.watch(clips, tally, may_be_none=self.world.size > 1)
+
     def is_due(self, every: int) -> bool:
         return self.ends or self.state.step % every == 0
 
@@ -205,7 +220,8 @@ class Training:
 
     def save(self) -> None:
         self.state.corrupt_records = self.world.total(self.tally.corrupt)
-        self.saver.save(self.learner, self.task, self.state, self.average)
+        probe = self.probe.state(self.world) if self.probe is not None else None
+        self.saver.save(self.learner, self.task, self.state, self.average, probe)
         self.deadline.learn("checkpoint", self.saver.longest)
         self.set_status()
 
@@ -250,7 +266,8 @@ def _step(t: Training, batch: Batch, waited: float) -> str:
     runtime, state = t.config.runtime, t.state
     began = time.monotonic()
     logged = state.step + 1 == t.last_step or (state.step + 1) % runtime.log_every == 0
-    row = train_step(t.learner, batch.to(runtime.device), t.task, t.config, state.step, logged, state)
+    batch = batch.to(runtime.device)
+    row = train_step(t.learner, batch, t.task, t.config, state.step, logged, state, t.probe)
     state.step += 1
     reason = row.pop("bad", "")
     if reason:
@@ -281,12 +298,14 @@ def _step(t: Training, batch: Batch, waited: float) -> str:
 def _validate(t: Training) -> bool:
     """A line of metrics on held-out clips; whether it is the best so far."""
     began = time.monotonic()
-    row = _held_out(t)
+    row = _held_out(t, t.probe)
     if t.average is not None:
         with t.average.in_place():
             averaged = _held_out(t)
         row |= {f"avg_{name}": averaged[name] for name in row if name == "loss" or name.startswith("r2_")}
     t.run.log_metrics(row)
+    if t.probe is not None:
+        log_probe(t.probe, t.run, t.world, t.state.step)
     t.deadline.learn("validation", time.monotonic() - began)
     r2, state = row["r2_position_mean"], t.state
     # Where the run was only cut short, or its weights are those of an earlier step, nobody would look.
@@ -298,13 +317,10 @@ def _validate(t: Training) -> bool:
     return is_best
 
 
-def _held_out(t: Training) -> dict[str, Any]:
+def _held_out(t: Training, probe: OnlineProbe | None = None) -> dict[str, Any]:
     tally, runtime, world = Tally(), t.config.runtime, t.world
-    clips = t.validation.canonical(
-        runtime.validation_clips, t.config.batch_size, part=(world.rank, world.size)
-    )
-    good = t.skipped.watch(clips, tally, may_be_none=world.size > 1)
-    row = validate(t.learner, good, t.task, t.config, t.state.step, runtime.device)
+    good = t.held_out(tally)
+    row = validate(t.learner, good, t.task, t.config, t.state.step, runtime.device, probe)
     return row | Tally(corrupt=world.total(tally.corrupt)).as_row()
 
 

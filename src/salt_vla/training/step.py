@@ -20,6 +20,7 @@ from salt_vla.targets import Task
 from salt_vla.training.guards import judge
 from salt_vla.training.learner import Learner
 from salt_vla.training.metrics import Scores
+from salt_vla.training.online_probe import OnlineProbe
 from salt_vla.training.optimizer import changed_share, sample_of, set_rates
 from salt_vla.training.state import RunState
 
@@ -28,7 +29,13 @@ if TYPE_CHECKING:
 
 
 def forward(
-    learner: Learner, batch: Batch, task: Task, config: TrainConfig, step: int, scores: Scores | None = None
+    learner: Learner,
+    batch: Batch,
+    task: Task,
+    config: TrainConfig,
+    step: int,
+    scores: Scores | None = None,
+    probe: OnlineProbe | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss of a (micro-)batch and its parts: predict each group's targets from its context, compare."""
     device = batch.frames.device.type
@@ -50,6 +57,8 @@ def forward(
         task.space.gather(scored)
     if scores is not None:
         scores.add(predicted, contexts, scored, batch, task, config)
+    if probe is not None:
+        probe.see(contexts[0], batch)
     valid = [group.context_valid for group in batch.masks]
     return objective(predicted, targets, config.objective, contexts, valid)
 
@@ -62,6 +71,7 @@ def train_step(
     step: int,
     scored: bool = True,
     state: RunState | None = None,
+    probe: OnlineProbe | None = None,
 ) -> dict[str, Any]:
     """Update number `step` (from 0). Returns the step's metrics, with R² where `scored`; what decides whether
     the step is sound is counted in `state`.
@@ -73,11 +83,13 @@ def train_step(
     lr, weight_decay = set_rates(learner.optimizer, config, step)
     learner.optimizer.zero_grad(set_to_none=True)
     scores = Scores() if scored else None
-    loss, parts = accumulate(learner, batch, task, config, step, scores)
+    loss, parts = accumulate(learner, batch, task, config, step, scores, probe)
     norm = learner.clip_gradients(config.optimizer.grad_clip)
     # The only wait for the device: whether an update is sound has to be known before it is made.
     total, length = torch.stack([loss, norm.float()]).tolist()
     reason = judge(state, config.guards, total, length)
+    if probe is not None:
+        probe.learn(is_sound=not reason)
     before = sample_of(learner.named_parameters()) if scored else []
     if reason:
         task.space.forget()
@@ -95,7 +107,13 @@ def train_step(
 
 
 def accumulate(
-    learner: Learner, batch: Batch, task: Task, config: TrainConfig, step: int, scores: Scores | None = None
+    learner: Learner,
+    batch: Batch,
+    task: Task,
+    config: TrainConfig,
+    step: int,
+    scores: Scores | None = None,
+    probe: OnlineProbe | None = None,
 ) -> tuple[Tensor, dict[str, float]]:
     """Gradients of the batch, over all its micro-batches and processes, into the parameters; its loss, and
     where it is scored the loss's parts."""
@@ -103,7 +121,7 @@ def accumulate(
     parts: list[dict[str, Tensor]] = []
     for number, micro in enumerate(batch.micro_batches(config.grad_accum_steps), start=1):
         with learner.sharing(number == config.grad_accum_steps):
-            loss, named = forward(learner, micro, task, config, step, scores)
+            loss, named = forward(learner, micro, task, config, step, scores, probe)
             (loss / config.grad_accum_steps).backward()
         losses.append(loss.detach())
         parts.append(named)
@@ -132,7 +150,13 @@ def residuals_kept(
 
 @torch.no_grad()
 def validate(
-    learner: Learner, batches: Iterable[Batch], task: Task, config: TrainConfig, step: int, device: str
+    learner: Learner,
+    batches: Iterable[Batch],
+    task: Task,
+    config: TrainConfig,
+    step: int,
+    device: str,
+    probe: OnlineProbe | None = None,
 ) -> dict[str, Any]:
     """Loss and R² on held-out clips (view 0, masks that are the same at every validation), of which
     `batches` are this process' share. The loss is the regression alone: other terms depend on batches."""
@@ -143,7 +167,7 @@ def validate(
         if batch is None:
             learner.accompany(config)
             continue
-        _, parts = forward(learner, batch.to(device), task, config, step, scores)
+        _, parts = forward(learner, batch.to(device), task, config, step, scores, probe)
         loss_sum += parts["regression"].item() * len(batch.keys)
         clips += len(batch.keys)
     learner.train()
