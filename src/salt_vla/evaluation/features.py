@@ -5,8 +5,9 @@ Knows one batch at a time; neither targets nor probes, nor where features are ke
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -16,21 +17,33 @@ from torch.nn import functional as F
 
 from salt_vla.config import to_json
 from salt_vla.errors import ConfigError, DataError
+from salt_vla.evaluation.settings import POOLINGS as POOLINGS
 from salt_vla.geometry import ClipGeometry
 
 if TYPE_CHECKING:
     from jaxtyping import Float, UInt8
 
-POOLINGS = ("mean", "step", "grid")
 PIXELS, CONSTANT = "pixels", "constant"
 PIXEL_SIDE = 16
 GRID_SIDE = 2
 PATCH_SIDE = 4  # of the pixels that stand for a patch where tokens are wanted
 TOKENS = "tokens"
-# The order in which an encoder sees a clip's frames: (frames) → their numbers.
+SEGMENTS = 4
+
+
+def _segments(order: Sequence[int], count: int) -> list[int]:
+    """Frame numbers of a clip cut into four segments, as equal as can be, which then stand in this order."""
+    edges = [count * number // SEGMENTS for number in range(SEGMENTS + 1)]
+    return [frame for number in order for frame in range(edges[number], edges[number + 1])]
+
+
+# The order in which an encoder sees a clip's frames: (frames) → their numbers. In those of `SHUFFLES` every
+# segment stands once in every place: all segments and places count alike.
+SHUFFLES = {"1234": (0, 1, 2, 3), "2143": (1, 0, 3, 2), "3412": (2, 3, 0, 1), "4321": (3, 2, 1, 0)}
 ORDERS: dict[str, Callable[[int], list[int]]] = {
     "forward": lambda count: list(range(count)),
     "reversed": lambda count: list(range(count - 1, -1, -1)),
+    **{name: partial(_segments, order) for name, order in SHUFFLES.items()},
 }
 
 
