@@ -54,9 +54,15 @@ PROBES: Table = {
 # What is asked of frozen encoders: `eval --suite`.
 SUITES: Table = {
     "action-prediction": "salt_vla.evaluation.suites.actions:score",
+    "events": "salt_vla.evaluation.suites.events:score",
+    "forward-dynamics": "salt_vla.evaluation.suites.dynamics:forward",
+    "inverse-dynamics": "salt_vla.evaluation.suites.dynamics:inverse",
+    "state": "salt_vla.evaluation.suites.state:score",
+    "success": "salt_vla.evaluation.suites.success:score",
     "dense": "salt_vla.evaluation.suites.dense:score",
     "frame-order": "salt_vla.evaluation.suites.frame_order:score",
     "probes": "salt_vla.evaluation.suites.signals:score",
+    "classification": "salt_vla.evaluation.suites.classification:score",
     "retrieval": "salt_vla.evaluation.suites.retrieval:score",
     "time-arrow": "salt_vla.evaluation.suites.time_arrow:score",
 }

@@ -58,10 +58,14 @@ class Problem:
 
 
 class Probe(Protocol):
-    """What an entry of the table `PROBES` makes. `reads`: one vector a clip, or all its tokens."""
+    """What an entry of the table `PROBES` makes. `reads`: one vector a clip, or all its tokens. `protocols`:
+    the ways to choose that it knows."""
 
     @property
     def reads(self) -> Literal["vector", "tokens"]: ...
+
+    @property
+    def protocols(self) -> tuple[str, ...]: ...
 
     def fit(self, problem: Problem) -> dict[str, ProbeFit]:
         """Predictions for the held-out clips, by target. Text is classified, numbers regressed."""
@@ -72,6 +76,7 @@ class LinearProbe:
     """Ridge and logistic regression, all targets from one rotation of the features."""
 
     reads: Literal["vector", "tokens"] = "vector"
+    protocols: tuple[str, ...] = ("held-out",)
 
     def fit(self, problem: Problem) -> dict[str, ProbeFit]:
         """Penalties are chosen by folds over training episodes; no features at all predict the mean, or the
@@ -107,12 +112,15 @@ class ProbeFit:
     """Predictions for the held-out clips: values (clips, dims) or class names (clips,).
 
     `alpha` is the chosen penalty (scikit-learn's `alpha`; 1/C for classes; None without features) and `note`
-    says what a reader should know of the choice, such as that it lies at the edge of the grid.
+    says what a reader should know of the choice, such as that it lies at the edge of the grid. Where classes
+    were learned, `classes` are they and `shares` how likely each is.
     """
 
     predicted: Shaped[np.ndarray, " test_clips *dims"]
     alpha: float | None
     note: str = ""
+    classes: Shaped[np.ndarray, " classes"] | None = None
+    shares: Float[np.ndarray, "test_clips classes"] | None = None
 
 
 def check_split(
@@ -160,8 +168,7 @@ def fit_basis(
     largest = float(deviation.max(initial=0.0))
     if largest == 0.0:
         return Basis(encoder, np.zeros((len(train), 0)), np.zeros(0), np.zeros((len(test), 0)), 0)
-    floor = max(FLOOR_OF_MEDIAN * float(np.median(deviation)), FLOOR_OF_LARGEST * largest)
-    scale = np.maximum(deviation, floor)
+    scale = np.maximum(deviation, deviation_floor(deviation))
     x = (train64 - mean) / scale
     x_test = (test.astype(np.float64) - mean) / scale
     dual = x.shape[1] > x.shape[0]
@@ -171,6 +178,13 @@ def fit_basis(
     if dual:
         return Basis(encoder, axes, power, (x_test @ x.T) @ axes / np.sqrt(power), x.shape[1])
     return Basis(encoder, (x @ axes) / np.sqrt(power), power, x_test @ axes, x.shape[1])
+
+
+def deviation_floor(deviation: Float[np.ndarray, " dims"]) -> float:
+    """What deviations are raised to; 0 where there is none."""
+    if not len(deviation):
+        return 0.0
+    return max(FLOOR_OF_MEDIAN * float(np.median(deviation)), FLOOR_OF_LARGEST * float(deviation.max()))
 
 
 def ridge_probe(
@@ -219,7 +233,7 @@ def _left_out_errors(
     With H the hat matrix (intercept included), the residual of a fold g fitted without g is
     (I − H_gg)⁻¹ (y − H y)_g, exactly: no fold is fitted anew.
     """
-    folds = list(_folds(episodes))
+    folds = list(episode_folds(episodes))
     rotated = basis.train.T @ centred
     errors = np.zeros((len(penalties), centred.shape[1]))
     for i, penalty in enumerate(penalties):
@@ -232,7 +246,7 @@ def _left_out_errors(
     return errors
 
 
-def _folds(episodes: Int64[np.ndarray, " train_clips"]) -> Iterator[Int64[np.ndarray, " fold"]]:
+def episode_folds(episodes: Int64[np.ndarray, " train_clips"]) -> Iterator[Int64[np.ndarray, " fold"]]:
     count = len(np.unique(episodes))
     if count < 2:
         raise DataError("choosing a probe's penalty needs at least 2 training episodes; add episodes")
@@ -254,7 +268,8 @@ def logistic_probe(
     """
     if not len(basis.power):
         names, counts = np.unique(labels, return_counts=True)
-        return ProbeFit(np.full(len(basis.test), names[np.argmax(counts)]), None)
+        shares = np.broadcast_to(counts / counts.sum(), (len(basis.test), len(names)))
+        return ProbeFit(np.full(len(basis.test), names[np.argmax(counts)]), None, "", names, shares)
     scale = np.sqrt(len(labels) / basis.power[0])
     train = (basis.train * np.sqrt(basis.power))[:, :LOGISTIC_DIMS] * scale
     test = basis.test[:, :LOGISTIC_DIMS] * scale
@@ -263,26 +278,27 @@ def logistic_probe(
         warnings.simplefilter("ignore", ConvergenceWarning)  # said in the note instead
         warnings.filterwarnings("ignore", "The least populated class")  # a rare class may miss a fold
         right = np.zeros(len(LOGISTIC_C))
-        for fit_rows, fold in _class_folds(labels, episodes, seed):
+        for fit_rows, fold in class_folds(labels, episodes, seed):
             for i, c in enumerate(LOGISTIC_C):
                 model = _logistic(c).fit(train[fit_rows], labels[fit_rows])
                 right[i] += (model.predict(train[fold]) == labels[fold]).sum()
         best = int(np.argmax(right))
         model = _logistic(LOGISTIC_C[best]).fit(train, labels)
-        predicted = model.predict(test)
+        shares = model.predict_proba(test)
     notes = [_edge_note(best, len(LOGISTIC_C))]
     if right.max() == 0:
         notes = ["penalty not chosen: too few episodes a class"]
     if int(np.max(model.n_iter_)) >= LOGISTIC_STEPS:
         notes.append(f"not converged in {LOGISTIC_STEPS} steps")
-    return ProbeFit(predicted, float(1 / LOGISTIC_C[best]), "; ".join(filter(None, notes)))
+    predicted, note = model.classes_[shares.argmax(1)], "; ".join(filter(None, notes))
+    return ProbeFit(predicted, float(1 / LOGISTIC_C[best]), note, model.classes_, shares)
 
 
 def _logistic(c: float) -> LogisticRegression:
     return LogisticRegression(C=c, max_iter=LOGISTIC_STEPS, tol=1e-3)
 
 
-def _class_folds(
+def class_folds(
     labels: np.ndarray, episodes: np.ndarray, seed: int
 ) -> Iterator[tuple[Int64[np.ndarray, " fit"], Int64[np.ndarray, " fold"]]]:
     """Folds over episodes that keep the share of classes; those leaving a single class to fit are dropped."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from salt_vla.errors import DataError
+from salt_vla.errors import ConfigError, DataError
 from salt_vla.evaluation.probes import Problem, check_classes, check_split
 from salt_vla.evaluation.results import CONSTANT, Scored, SuiteResult, tabulate
 from salt_vla.evaluation.statistics import EpisodeSums, accuracy_sums, r2_sums, varying_dims
@@ -62,15 +62,43 @@ def probe_suite(
     causal: bool = False,
 ) -> list[Scored]:
     """Every encoder on every target that both sides offer; the `constant` predictor is always there."""
+    fits = fit_probes(train, test, seed, probe, protocol)
+    return [
+        Scored(
+            encoder,
+            suite,
+            target,
+            _sums(test.targets[target], fit, test.episodes),
+            fit.alpha,
+            fit.note,
+            probe,
+            protocol,
+            causal,
+        )
+        for encoder, by_target in fits.items()
+        for target, fit in by_target.items()
+    ]
+
+
+def fit_probes(
+    train: ProbeSet, test: ProbeSet, seed: int, probe: str = "linear", protocol: str = "held-out"
+) -> dict[str, dict[str, ProbeFit]]:
+    """Predictions for the held-out clips by encoder (`constant` last) and target. Raises `ConfigError` for a
+    probe that does not know the protocol."""
     check_split(train.episodes, test.episodes)
     targets, _ = common_targets(train, test)
     absent = sorted(set(train.features) ^ set(test.features))
     if absent:
         raise DataError(f"encoder {absent[0]!r} has features on one side of the split only")
     chosen = load_probe(probe)
+    if protocol not in chosen.protocols:
+        able = [name for name in PROBES if protocol in load_probe(name).protocols]
+        raise ConfigError(
+            f"probe {probe!r} knows no protocol {protocol!r}; with it use one of: {', '.join(able) or 'none'}"
+        )
     truth = {name: test.targets[name] for name in targets}
     nothing = np.zeros((len(train.episodes), 0)), np.zeros((len(test.episodes), 0))
-    scored = []
+    fits = {}
     for encoder in [*(name for name in train.features if name != CONSTANT), CONSTANT]:
         is_constant = encoder == CONSTANT
         features = nothing if is_constant else (train.features[encoder], test.features[encoder])
@@ -81,24 +109,10 @@ def probe_suite(
             {name: train.targets[name] for name in targets},
             train.episodes,
             seed,
-            truth if protocol != "held-out" else None,
+            truth if protocol != "held-out" and not is_constant else None,
         )
-        fits = (load_probe("linear") if is_constant else chosen).fit(problem)
-        for target in targets:
-            scored.append(
-                Scored(
-                    encoder,
-                    suite,
-                    target,
-                    _sums(test.targets[target], fits[target], test.episodes),
-                    fits[target].alpha,
-                    fits[target].note,
-                    probe,
-                    protocol,
-                    causal,
-                )
-            )
-    return scored
+        fits[encoder] = (load_probe("linear") if is_constant else chosen).fit(problem)
+    return fits
 
 
 def run_probe_suite(
