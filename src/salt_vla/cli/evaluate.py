@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
@@ -10,9 +11,10 @@ import tyro
 from salt_vla.cli.detach import Apart
 from salt_vla.cli.printing import print_json
 from salt_vla.errors import UserError
+from salt_vla.evaluation.settings import EvalSettings
 
 if TYPE_CHECKING:
-    from salt_vla.evaluation.results import SuiteResult
+    from salt_vla.jobs.evaluate import Evaluation
 
 
 def evaluate(
@@ -20,66 +22,59 @@ def evaluate(
     suite: tuple[str, ...] = ("probes",),
     data: str = "metaworld-mini",
     frame_stride: int | None = None,
-    probe: str = "linear",
-    seed: int = 0,
+    against: tuple[str, ...] = (),
+    out: Path | None = None,
     json: bool = False,
+    settings: Annotated[EvalSettings, tyro.conf.arg(name="")] = EvalSettings(),  # noqa: B008
     apart: Annotated[Apart, tyro.conf.arg(name="")] = Apart(),  # noqa: B008
 ) -> None:
-    """Probe encoders on held-out episodes, beside a random encoder, pixels and the constant predictor.
+    """Ask frozen encoders what they know, beside a random one, pixels and the constant predictor.
 
-    Figures of a run's last checkpoint are kept in the run's probes.json, for `runs compare` and reports.
+    An encoder is [LABEL=]WHAT[@LAYER]: a run's name, the folder of a run, checkpoint or export, a published
+    teacher or its hub id, a folder of transformers, or random:WHAT[:SEED]. One LABEL given to several runs
+    makes them seeds of one thing, and their tables are joined. What was measured is kept: a call that was
+    interrupted, or adds an encoder or a suite, measures only what is missing.
 
     Example: salt-vla eval demo_student demo_teacher --suite probes --json
 
     Args:
-        encoders: names of runs, or folders of runs, checkpoints or exports.
-        suite: what to measure, one or several; `probes` reads actions, positions and velocities.
-        data: a LeRobot data set's folder, its clip table, or metaworld-mini.
+        encoders: what is evaluated.
+        suite: what is asked, one or several.
+        data: a data set's folder, its clip table, or metaworld-mini; for surprise the folder of films.
         frame_stride: file frames from one frame to the next; default: as the first encoder was trained.
-        probe: what reads the features: linear.
-        seed: of the random encoder and of resampling.
+        against: encoders of this call that all others are also compared with.
+        out: a folder that gets the tables as table.json, .csv, .md, .tex and .html.
         json: print JSON instead of tables.
     """
     if apart.starts("eval", paths={"--data": data}):
         return
-    from dataclasses import replace
-
-    from salt_vla.evaluation.bench import EvalSettings
-    from salt_vla.evaluation.results import to_objects
-    from salt_vla.jobs.data import open_table
-    from salt_vla.jobs.evaluate import encoder_names, evaluate_encoders, leave_probes
-    from salt_vla.jobs.teacher import teacher_and_data
-
     if not encoders:
         raise UserError(
             "eval needs at least one encoder: a run's name, or the folder of a checkpoint or export"
         )
-    settings = EvalSettings(seed=seed, probe=probe)
-    first, data_config = teacher_and_data(encoders[0])
-    if frame_stride is not None:
-        data_config = replace(data_config, view=replace(data_config.view, frame_stride=frame_stride))
-    table = open_table(data, data_config.view, first.geometry)
-    results = evaluate_encoders(list(encoders), suite, data_config, table, settings)
-    names = encoder_names(encoders)
-    try:
-        leave_probes(results, dict(zip(names, encoders, strict=True)), table)
-    except UserError as error:  # The figures are what was asked for.
-        print(f"salt-vla: these figures are not kept beside the run: {error}", file=sys.stderr)
+    from salt_vla.jobs.evaluate import evaluate_encoders
+
+    found = evaluate_encoders(encoders, suite, data, settings, frame_stride, against)
+    for note in found.notes:
+        print(f"salt-vla: {note}", file=sys.stderr)
+    if out is not None:
+        from salt_vla.reports.evaluation import write_tables
+
+        for path in write_tables(found.tables, out):
+            print(path, file=sys.stderr)
     if json:
-        print_json([row for result in results for row in to_objects(result.rows)])
+        print_json(found.rows)
         return
-    _print_tables(results, names)
+    _print_tables(found)
 
 
-def _print_tables(results: list[SuiteResult], names: list[str]) -> None:
+def _print_tables(found: Evaluation) -> None:
     from rich.console import Console
 
-    from salt_vla.evaluation.results import to_objects
-    from salt_vla.reports.tables import difference_table, score_table, to_rich
+    from salt_vla.reports.evaluation import tables_of
+    from salt_vla.reports.tables import to_rich
 
-    for result in results:
-        rows, pairs = to_objects(result.rows), to_objects(result.comparisons)
-        console = Console()
-        console.print(to_rich(score_table(rows, pairs, result.suite, title=result.suite)))
-        for name in names:
-            console.print(to_rich(difference_table(pairs, name, result.suite)))
+    console = Console()
+    for section in tables_of(found.tables):
+        for table in section.tables:
+            console.print(to_rich(table))

@@ -1,46 +1,70 @@
-"""`eval`: probe frozen encoders on a data set's recorded signals, on held-out episodes, beside baselines."""
+"""`eval`: what frozen encoders know, on held-out episodes, beside baselines: from the command to its tables.
+
+Knows how encoders, suites and seeds come together, not what is measured.
+"""
 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
 
-from salt_vla.config import DataConfig, EncoderConfig
+from salt_vla.config import DataConfig
 from salt_vla.data.clip_table import ClipTable
-from salt_vla.data.view_lock import view_hash
 from salt_vla.errors import UserError
-from salt_vla.evaluation.bench import Bench, EvalSettings, Side
-from salt_vla.evaluation.feature_store import ClipViews, FeatureStore
-from salt_vla.evaluation.features import Pixels, TokenModel
-from salt_vla.evaluation.results import PIXELS, SuiteResult, tabulate, to_objects
-from salt_vla.evaluation.seeds import scores_to_arrays
+from salt_vla.evaluation.features import TokenModel
+from salt_vla.evaluation.results import SuiteResult, tabulate, to_objects
+from salt_vla.evaluation.seeds import aggregate_seeds, scores_to_arrays
+from salt_vla.evaluation.settings import EvalSettings
 from salt_vla.geometry import ClipGeometry
-from salt_vla.jobs.data import open_views, split_table
-from salt_vla.models import build_encoder
-from salt_vla.models.loading import encoder_directory, load_encoder
-from salt_vla.registry import SUITES, resolve
+from salt_vla.jobs.data import open_table
+from salt_vla.jobs.eval_encoders import (
+    RANDOM,
+    Entry,
+    load_entries,
+    models_of,
+    parse_specs,
+    random_twin,
+    split_random,
+    training_cost,
+)
+from salt_vla.jobs.eval_encoders import load_model as load_model
+from salt_vla.jobs.eval_encoders import random_model as random_model
+from salt_vla.jobs.eval_score import measure
+from salt_vla.jobs.teacher import data_settings
+from salt_vla.models.loading import encoder_directory
+from salt_vla.registry import PROBES, SUITES, SURPRISE, resolve
+from salt_vla.reports.evaluation import EvaluationTables
 from salt_vla.rundir import RunDirectory, read_json, root, run_or_directory, write_atomically, write_text
 from salt_vla.teachers.pixel import EncoderTeacher
+from salt_vla.teachers.random import PREFIX
 
 RESULTS = ("report.json", "comparisons.json", "scores.npz")
-PROBES = "probes.json"
+PROBES_FILE = "probes.json"
+Objects = list[dict[str, Any]]
 
 
-def load_model(path: str, name: str) -> EncoderTeacher:
-    """An encoder by run name or directory, ready to be probed."""
-    return EncoderTeacher(load_encoder(run_or_directory(path)), name)
+@dataclass
+class Evaluation:
+    """Tables as plain objects: `rows` and `comparisons` of one seed, or joined over seeds; `compute` an
+    object an encoder, suite and seed. `results`: every seed's own. `names`: the encoders asked for."""
 
+    names: list[str]
+    rows: Objects = field(default_factory=list)
+    comparisons: Objects = field(default_factory=list)
+    compute: Objects = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    results: list[SuiteResult] = field(default_factory=list)
+    about: dict[str, Any] = field(default_factory=dict)
 
-def random_model(config: EncoderConfig, seed: int) -> EncoderTeacher:
-    """The same architecture, freshly initialised: what the inductive bias alone is worth."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return EncoderTeacher(build_encoder(config), "random")
+    @property
+    def tables(self) -> EvaluationTables:
+        return EvaluationTables(self.names, self.rows, self.comparisons, self.compute, self.notes, self.about)
 
 
 def evaluate(
@@ -52,34 +76,139 @@ def evaluate(
     suites: Sequence[str] = ("probes",),
 ) -> list[SuiteResult]:
     """Every suite's tables over `models`, `pixels` and `constant`. Views are the canonical ones."""
-    bench = open_bench(models, table, data, geometry, settings)
-    scored = [one for suite in suites for one in resolve(SUITES, suite)(bench)]
-    return tabulate(scored, settings.seed)
+    found = measure(models, table, data, settings, suites, geometry)
+    return tabulate(found.scored, settings.seed)
 
 
-def open_bench(
-    models: Mapping[str, TokenModel],
-    table: ClipTable,
-    data: DataConfig,
-    geometry: ClipGeometry,
+def evaluate_encoders(
+    arguments: Sequence[str],
+    suites: Sequence[str],
+    data: str,
     settings: EvalSettings,
-) -> Bench:
-    """What suites work with: `models` and `pixels`, the table's split, features below the root."""
-    splits = split_table(table)
-    sides = []
-    for part, num_views in ((splits.train, data.view.num_views), (splits.validation, 1)):
-        views, readable = open_views(part, data, geometry, num_views)
-        clips = part.only(readable)
-        pixels = f"{part.hash} {part.files_hash} {view_hash(data.view, geometry)}"
-        sides.append(Side(clips, ClipViews(clips.clip_ids, views, pixels)))
-    store = FeatureStore(root() / "features")
-    train, test = sides
-    return Bench({**models, PIXELS: Pixels(geometry)}, train, test, data, geometry, settings, store)
+    frame_stride: int | None = None,
+    against: Sequence[str] = (),
+) -> Evaluation:
+    """The command: encoders by their specs, beside a random one of the first's architecture, pixels and the
+    constant predictor. A label given several times stands for seeds, and tables are joined over them."""
+    _require_known(suites, settings)
+    specs = parse_specs(arguments)
+    if not specs:
+        raise UserError(
+            "eval needs at least one encoder: a run's name, or the folder of a checkpoint or export"
+        )
+    for name in against:
+        if name not in {spec.label for spec in specs}:
+            raise UserError(f"--against {name}: no encoder of this call is called so")
+    if suites[0] in SURPRISE:
+        return _surprise(specs, suites, data, settings, against)
+    entries = load_entries(specs)
+    first = entries[0]
+    config = data_settings(_source(first), data)
+    if frame_stride is not None:
+        config = replace(config, view=replace(config.view, frame_stride=frame_stride))
+    table = open_table(data, config.view, first.model.geometry)
+    config = replace(config, store_views=False)
+    evaluation = Evaluation(list(dict.fromkeys(spec.label for spec in specs)))
+    for seed in _seeds(entries, settings):
+        here = [entry for entry in entries if _is_of(seed, entry, entries)]
+        models = _with_random(models_of(here), first, seed, evaluation)
+        found = measure(models, table, config, replace(settings, seed=seed), suites, first.model.geometry)
+        results = tabulate(found.scored, seed, against=against)
+        costs = {entry.label: training_cost(entry.spec.what) for entry in here}
+        evaluation.compute += [each | costs.get(each["encoder"], {}) for each in found.compute]
+        evaluation.notes += found.notes
+        evaluation.results += results
+        _leave(results, here, table)
+    about = {"data": table.name, "clip_table": table.hash, "view": asdict(config.view)}
+    return _joined(evaluation, about | {"settings": asdict(settings), "suites": list(suites)})
 
 
-def check_seed(seed: int) -> None:
-    """The probes' folds are drawn by a generator that takes 32 bits."""
-    EvalSettings(seed=seed)
+def _require_known(suites: Sequence[str], settings: EvalSettings) -> None:
+    known = (*SUITES, *SURPRISE)
+    for suite in suites:
+        if suite not in known:
+            raise UserError(f"there is no suite {suite!r}; suites: {', '.join(known)}")
+    if not suites or len(set(suites)) < len(suites):
+        raise UserError("--suite needs one suite or several, each once")
+    if 0 < sum(suite in SURPRISE for suite in suites) < len(suites):
+        raise UserError(
+            f"suites of film pairs ({', '.join(SURPRISE)}) have data of their own; give them a call of their "
+            "own"
+        )
+    if settings.probe not in PROBES:
+        raise UserError(f"there is no probe {settings.probe!r}; probes: {', '.join(PROBES)}")
+
+
+def _source(entry: Entry) -> str:
+    """What the encoder's data settings are read from."""
+    what = entry.spec.what
+    return split_random(what)[0] if what.startswith(PREFIX) else what
+
+
+def _seeds(entries: Sequence[Entry], settings: EvalSettings) -> list[int]:
+    """Of labels that stand for several; else the one of the settings."""
+    labels = [entry.label for entry in entries]
+    several = {entry.seed for entry in entries if labels.count(entry.label) > 1 and entry.seed is not None}
+    return sorted(several) or [settings.seed]
+
+
+def _is_of(seed: int, entry: Entry, entries: Sequence[Entry]) -> bool:
+    is_alone = sum(other.label == entry.label for other in entries) == 1
+    return is_alone or entry.seed == seed
+
+
+def _with_random(
+    models: dict[str, TokenModel], first: Entry, seed: int, evaluation: Evaluation
+) -> dict[str, TokenModel]:
+    if RANDOM in models:
+        return models
+    layer = -1 if first.spec.layer is None else first.spec.layer
+    if isinstance(first.model, EncoderTeacher):
+        return models | {RANDOM: random_model(first.model.encoder.config, seed, layer)}
+    try:
+        twin = random_twin(first.spec.what, seed, layer, first.model.geometry)
+    except UserError as error:  # The figures asked for can do without.
+        evaluation.notes.append(f"no random init stands beside: {error}")
+        return models
+    return models | {RANDOM: twin}
+
+
+def _surprise(
+    specs: Sequence[Any], suites: Sequence[str], data: str, settings: EvalSettings, against: Sequence[str]
+) -> Evaluation:
+    encoders = {spec.label: spec.what for spec in specs}
+    if len(encoders) < len(specs):
+        raise UserError("suites of film pairs take each label once; evaluate seeds one after another")
+    scored = [one for suite in suites for one in resolve(SURPRISE, suite)(encoders, data, settings)]
+    results = tabulate(scored, settings.seed, against=against)
+    evaluation = Evaluation(list(encoders), results=results)
+    return _joined(evaluation, {"data": data, "settings": asdict(settings), "suites": list(suites)})
+
+
+def _joined(evaluation: Evaluation, about: dict[str, Any]) -> Evaluation:
+    """With rows as they are, or joined where there are several seeds."""
+    evaluation.about, results = about, evaluation.results
+    evaluation.notes = list(dict.fromkeys(evaluation.notes))
+    evaluation.rows = [row for result in results for row in to_objects(result.rows)]
+    evaluation.comparisons = [pair for result in results for pair in to_objects(result.comparisons)]
+    if len({result.seed for result in results}) > 1:
+        said = {(row["encoder"], row["suite"], row["target"]): row for row in evaluation.rows}
+        kept = ("clips", "episodes", "probe", "protocol", "causal", "note")
+        rows, pairs = aggregate_seeds(results)
+        evaluation.rows = [
+            row | {name: said[row["encoder"], row["suite"], row["target"]][name] for name in kept}
+            for row in to_objects(rows)
+        ]
+        evaluation.comparisons = to_objects(pairs)
+    return evaluation
+
+
+def _leave(results: Sequence[SuiteResult], entries: Sequence[Entry], table: ClipTable) -> None:
+    paths = {entry.label: entry.place for entry in entries if entry.place is not None}
+    try:
+        leave_probes(results, paths, table)
+    except UserError as error:  # The figures are what was asked for.
+        print(f"salt-vla: these figures are not kept beside the run: {error}", file=sys.stderr)
 
 
 def write_results(results: list[SuiteResult], folder: Path) -> None:
@@ -117,7 +246,7 @@ def leave_probes(
             for result in results
         ]
         replaced = {(each["suite"], each["clip_table"]) for each in now}
-        file = run.path / PROBES
+        file = run.path / PROBES_FILE
         before = read_json(file, dict).get("suites", []) if file.is_file() else []
         kept = [each for each in before if (each["suite"], each["clip_table"]) not in replaced]
         write_text(file, json.dumps({"suites": kept + now}, indent=1))
@@ -125,41 +254,6 @@ def leave_probes(
     return left
 
 
-def encoder_names(paths: Sequence[str]) -> list[str]:
-    """What each is called in tables: its folder, with those above it as far as namesakes differ (`a/best`
-    and `b/best`; `checkpoints` tells nothing). Raises `UserError` for one that is given twice."""
-    places = [run_or_directory(path).absolute() for path in paths]
-    parts = [[part for part in place.parts if part != "checkpoints"] for place in places]
-    names = []
-    for mine in parts:
-        length = 1
-        while length < len(mine) and sum(mine[-length:] == other[-length:] for other in parts) > 1:
-            length += 1
-        names.append("/".join(mine[-length:]))
-    twice = [name for name in names if names.count(name) > 1]
-    if twice:
-        raise UserError(
-            f"two encoders are called {Path(twice[0]).name!r}: they are one folder; leave one out"
-        )
-    return names
-
-
-def evaluate_encoders(
-    paths: list[str], suites: Sequence[str], data: DataConfig, table: ClipTable, settings: EvalSettings
-) -> list[SuiteResult]:
-    """The command: encoders by path, beside a random one of the first's architecture, pixels and constant."""
-    for suite in suites:
-        if suite not in SUITES:
-            raise UserError(f"there is no suite {suite!r}; suites: {', '.join(SUITES)}")
-    if not paths:
-        raise UserError("eval needs at least one encoder: a run's name, a checkpoint or an export")
-    names = encoder_names(paths)
-    if "random" in names:
-        raise UserError("'random' is the name of a baseline; evaluate a run under another name")
-    models: dict[str, TokenModel] = {
-        name: load_model(path, name) for name, path in zip(names, paths, strict=True)
-    }
-    first = next(iter(models.values()))
-    assert isinstance(first, EncoderTeacher)
-    models["random"] = random_model(first.encoder.config, settings.seed)
-    return evaluate(models, table, replace(data, store_views=False), first.geometry, settings, suites)
+def check_seed(seed: int) -> None:
+    """The probes' folds are drawn by a generator that takes 32 bits."""
+    EvalSettings(seed=seed)

@@ -1,0 +1,175 @@
+"""Suites over encoders: what cells hold is taken, the rest is measured, one encoder after the other.
+
+Knows benches and cells; not how encoders are named, nor what tables are made.
+"""
+
+from __future__ import annotations
+
+import importlib
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from salt_vla.config import DataConfig
+from salt_vla.data.clip_table import ClipTable
+from salt_vla.data.view_lock import view_hash
+from salt_vla.errors import DataError
+from salt_vla.evaluation.bench import Bench, Side
+from salt_vla.evaluation.feature_store import ClipViews, FeatureStore, UnreadableClips
+from salt_vla.evaluation.features import Pixels, TokenModel
+from salt_vla.evaluation.results import CONSTANT, PIXELS, Scored
+from salt_vla.evaluation.settings import EvalSettings
+from salt_vla.geometry import ClipGeometry
+from salt_vla.jobs.data import open_views, split_table
+from salt_vla.jobs.data_index import MAX_BAD_SHARE
+from salt_vla.jobs.eval_cells import FOLDER, Cell, Cells, cell_key, hash_of
+from salt_vla.jobs.eval_compute import cost_of, peak_memory_gb
+from salt_vla.jobs.pipeline import num_decoders
+from salt_vla.registry import SUITES, resolve
+from salt_vla.rundir import root
+
+
+@dataclass
+class Measured:
+    """What was found of all encoders: sums, sentences on what was left out, and what it cost, an object an
+    encoder and suite."""
+
+    scored: list[Scored] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    compute: list[dict[str, Any]] = field(default_factory=list)
+
+
+def measure(
+    models: Mapping[str, TokenModel],
+    table: ClipTable,
+    data: DataConfig,
+    settings: EvalSettings,
+    suites: Sequence[str],
+    geometry: ClipGeometry | None = None,
+) -> Measured:
+    """Every suite over `models`, `pixels` and `constant`; encoders of other patches or image sizes see the
+    same clips on benches of their own. Clips that one cannot be given are left out for all."""
+    geometry = geometry or next(iter(models.values())).geometry
+    left_out: dict[str, str] = {}
+    while True:
+        benches = open_benches(models, table, data, geometry, settings, left_out)
+        found = Measured()
+        try:
+            for suite in suites:
+                _measure_suite(suite, benches, found)
+        except UnreadableClips as error:
+            left_out |= error.left_out
+            _require_few(left_out, table)
+            continue
+        if left_out:
+            first = next(iter(left_out.values()))
+            found.notes.insert(
+                0, f"{len(left_out)} clips cannot be read and are left out; the first: {first}"
+            )
+        found.notes = list(dict.fromkeys(found.notes))
+        return found
+
+
+def _require_few(left_out: Mapping[str, str], table: ClipTable) -> None:
+    if len(left_out) > MAX_BAD_SHARE * len(table):
+        raise DataError(
+            f"{len(left_out)} of {len(table)} clips cannot be read, more than {MAX_BAD_SHARE:.0%}; the "
+            f"first: {next(iter(left_out.values()))}; `salt-vla data check` names each"
+        )
+
+
+def open_benches(
+    models: Mapping[str, TokenModel],
+    table: ClipTable,
+    data: DataConfig,
+    geometry: ClipGeometry,
+    settings: EvalSettings,
+    left_out: Mapping[str, str] = {},
+) -> list[Bench]:
+    """One bench for every geometry; that of `geometry` first, with `pixels`."""
+    by_geometry: dict[ClipGeometry, dict[str, TokenModel]] = {geometry: {}}
+    for name, model in models.items():
+        by_geometry.setdefault(model.geometry, {})[name] = model
+    by_geometry[geometry][PIXELS] = Pixels(geometry)
+    return [
+        open_bench(encoders, table, data, each, settings, left_out) for each, encoders in by_geometry.items()
+    ]
+
+
+def open_bench(
+    encoders: Mapping[str, TokenModel],
+    table: ClipTable,
+    data: DataConfig,
+    geometry: ClipGeometry,
+    settings: EvalSettings,
+    left_out: Mapping[str, str] = {},
+) -> Bench:
+    """What suites work with: encoders of one geometry and the table's split, without the clips left out."""
+    splits = split_table(table)
+    sides = []
+    for part, num_views in ((splits.train, data.view.num_views), (splits.validation, 1)):
+        views, readable = open_views(part, data, geometry, num_views)
+        clips = part.only([clip for clip in readable if clip not in left_out])
+        if not len(clips):
+            raise DataError(f"{table.name} has no clip that can be read on one side of its split")
+        pixels = f"{part.hash} {part.files_hash} {view_hash(data.view, geometry)}"
+        sides.append(Side(clips, ClipViews(clips.clip_ids, views, pixels)))
+    device = next((str(getattr(model, "device", "cpu")) for model in encoders.values()), "cpu")
+    workers = num_decoders(data.num_workers or None, len(table), device)
+    store = FeatureStore(root() / "features", num_workers=workers)
+    train, test = sides
+    return Bench(encoders, train, test, data, geometry, settings, store)
+
+
+def _measure_suite(suite: str, benches: Sequence[Bench], found: Measured) -> None:
+    """Its cells, those that are missing measured: an encoder's is written as soon as it is done."""
+    cells = Cells(root() / FOLDER)
+    constant: list[Scored] = []
+    for bench in benches:
+        keys = {name: _key(suite, bench, model.fingerprint) for name, model in bench.encoders.items()}
+        known = {name: cells.read(key) for name, key in keys.items()}
+        missing = {name: bench.encoders[name] for name, cell in known.items() if cell is None}
+        constant_key = _key(suite, bench, CONSTANT)
+        for name, model in missing.items():
+            cell, beside = _measure_encoder(suite, bench, name, model, missing)
+            known[name] = cell
+            if beside.scored and cells.read(constant_key) is None:
+                cells.write(constant_key, beside, bench.settings.seed)
+            cells.write(keys[name], cell, bench.settings.seed)
+        for name, kept in known.items():
+            assert kept is not None
+            found.scored += kept.called(name)
+            found.notes += kept.notes
+            about = {"encoder": name, "suite": suite, "seed": bench.settings.seed}
+            found.compute.append(about | kept.compute)
+        lowest = cells.read(constant_key)
+        constant = constant or (lowest.scored if lowest else [])
+    found.scored += constant
+
+
+def _measure_encoder(
+    suite: str, bench: Bench, name: str, model: TokenModel, missing: Mapping[str, TokenModel]
+) -> tuple[Cell, Cell]:
+    """The cells of an encoder and of the constant predictor."""
+    others = {other: each for other, each in missing.items() if other != name}
+    alone = replace(bench, encoders={name: model}, beside=others, notes=[])
+    began = time.monotonic()
+    scored: list[Scored] = resolve(SUITES, suite)(alone)
+    if not scored:
+        raise DataError(f"suite {suite!r} found nothing to measure in {bench.train.clips.name}")
+    spent = {"seconds": round(time.monotonic() - began, 3), "peak_memory_gb": round(peak_memory_gb(), 3)}
+    own = Cell([one for one in scored if one.encoder == name], alone.notes, cost_of(model) | spent)
+    return own, Cell([one for one in scored if one.encoder == CONSTANT])
+
+
+def _key(suite: str, bench: Bench, fingerprint: str) -> dict[str, Any]:
+    sides = (bench.train, bench.test)
+    data: dict[str, Any] = {"name": bench.train.clips.name}
+    data |= {part: side.views.pixels_hash for part, side in zip(("train", "test"), sides, strict=True)}
+    data["clips"] = hash_of([clip for side in sides for clip in (*side.clips.clip_ids, "")])
+    if bench.settings.text:
+        data["text"] = hash_of([Path(bench.settings.text).read_bytes().hex()])
+    module = importlib.import_module(SUITES[suite].partition(":")[0])
+    return cell_key(suite, getattr(module, "VERSION", 1), fingerprint, bench.settings, data)
