@@ -13,6 +13,7 @@ import json
 import shutil
 import signal
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 
 import av
@@ -243,6 +244,25 @@ def write_folder(folder: Path) -> Path:
     return folder
 
 
+UCF101_CLASSES = ("ApplyEyeMakeup", "Archery")
+
+
+def write_ucf101(folder: Path, groups: int = 4, films: int = 2) -> Path:
+    """UCF101 as published: AVI films in class folders, lists beside them. Even groups are tested on."""
+    lines: dict[str, list[str]] = {"trainlist01.txt": [], "testlist01.txt": []}
+    for number, name in enumerate(UCF101_CLASSES, 1):
+        for group, clip in product(range(1, groups + 1), range(1, films + 1)):
+            film = f"{name}/v_{name}_g{group:02d}_c{clip:02d}.avi"
+            write_video_file(folder / "UCF-101" / film, seed=10 * number + group, codec="mpeg4")
+            lines["trainlist01.txt" if group % 2 else "testlist01.txt"].append(
+                f"{film} {number}" if group % 2 else film
+            )
+    (folder / "ucfTrainTestlist").mkdir()
+    for name, said in lines.items():
+        (folder / "ucfTrainTestlist" / name).write_text("\n".join(said) + "\n")
+    return folder
+
+
 def write_list(folder: Path) -> Path:
     """A CSV of three films, one in two stretches."""
     for name in ("a", "b", "c"):
@@ -280,6 +300,55 @@ def write_intphys2(folder: Path, scenes: int = 3, films: int = 4) -> Path:
         with (folder / split / "metadata.csv").open("w", newline="") as file:
             csv.writer(file).writerows([INTPHYS2_HEADER.split(","), *rows])
     return folder
+
+
+# Scenes, of four films each, in a split of IntPhys 2; a HeldOut split lists its films without types.
+INTPHYS2_CONDITIONS = ("permanence", "immutability", "continuity", "solidity")
+INTPHYS2_LEVELS = (("Easy", "Fixed"), ("Medium", "Fixed"), ("Hard", "Moving"))
+
+
+def moving_square(scene: int, run: int, jumps: bool, frames: int, size: int) -> np.ndarray:
+    """A bright square that moves evenly over a plain ground of the scene's own; in the middle of the film it
+    `jumps` half the picture. (frames, size, size, 3)"""
+    rng = np.random.default_rng([scene, run])
+    side = size // 4
+    ground, colour = rng.integers(20, 90, 3), rng.integers(150, 255, 3)
+    row, start = int(rng.integers(0, size - side)), int(rng.integers(0, size))
+    speed = (1, -1)[run % 2]
+    film = np.broadcast_to(ground.astype(np.uint8), (frames, size, size, 3)).copy()
+    for number, image in enumerate(film):
+        leap = size // 2 if jumps and number >= frames // 2 else 0
+        columns = (start + speed * number + leap + np.arange(side)) % size
+        image[row : row + side, columns] = colour
+    return film
+
+
+def write_squares(folder: Path, splits: dict[str, int], frames: int = 20, size: int = 32) -> Path:
+    """IntPhys 2's layout, `splits` saying how many scenes each has: the impossible film of a pair is its
+    possible one with a jump."""
+    for split, scenes in splits.items():
+        (folder / split / "Videos").mkdir(parents=True)
+        rows = []
+        for scene, kind in product(range(scenes), INTPHYS2_TYPES):
+            run, _, label = kind.partition("_")
+            name = f"{split.lower()}-{scene:03d}-{kind}"
+            film = EpisodeVideoFile(folder / split / "Videos" / f"{name}.mp4", FPS, (size, size), 18)
+            film.append(moving_square(scene, int(run), label == "Impossible", frames, size))
+            film.close()
+            condition, levels = INTPHYS2_CONDITIONS[scene % 4], INTPHYS2_LEVELS[scene % 3]
+            said = "" if split == "HeldOut" else kind
+            rows.append(
+                (str(scene), name, f"Videos/{name}.mp4", "Game", condition, "Env", said, "None", *levels)
+            )
+        with (folder / split / "metadata.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([INTPHYS2_HEADER.split(","), *rows])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def squares(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`squares(splits, frames=20, size=32)`: a new folder of films in pairs, as `write_squares` says."""
+    return lambda splits, **options: write_squares(tmp_path_factory.mktemp("squares"), splits, **options)
 
 
 def write_lerobot_v21(folder: Path, v3: Path) -> Path:
@@ -326,6 +395,7 @@ def write_layout(tiny_dataset: Path) -> Callable[..., Path]:
         "sim": lambda folder: Path(shutil.copytree(tiny_dataset, folder)),  # as it is after rendering
         "ssv2": write_ssv2,
         "table": write_list,
+        "ucf101": write_ucf101,
     }
 
     def write(source: str, folder: Path, **sizes: object) -> Path:

@@ -30,6 +30,7 @@ SIGNIFICANT = 0.05
 THUMBNAIL = 96
 PICTURES_SHOWN = 8
 WIDTH = 8.6
+THUMBNAIL_ROW = WIDTH / PICTURES_SHOWN * 1.08  # Square, less what labels take.
 CURVES_CAPTION = (
     "Above, pictures of the possible and of the impossible film; below, how much each surprised, at the "
     "frame that prediction begins with. Where the lines part, the model has told the films apart."
@@ -107,9 +108,6 @@ def pair_figure(
     return to_png(figure)
 
 
-THUMBNAIL_ROW = WIDTH / PICTURES_SHOWN * 0.9
-
-
 def _thumbnails(film: Film) -> list[UInt8[np.ndarray, "side side 3"]]:
     small = []
     for picture in film.pictures():
@@ -143,6 +141,7 @@ def _lines(axes: Axes, curves: Sequence[Curve], model: str, colours: Theme, with
         axes.plot(
             curve.first, curve.values, color=colour, linewidth=1.5, marker="o", markersize=2.5, label=label
         )
+    axes.set_ylabel("surprise", color=colours.quiet, fontsize=9)
     axes.set_title(model, loc="right", fontsize=9, color=colours.ink, pad=3)
     if with_legend:
         legend(axes, colours, columns=2)
