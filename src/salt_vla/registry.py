@@ -27,6 +27,7 @@ SOURCES: Table = {
     "sim": "salt_vla.data.sources.sim:segments",
     "ssv2": "salt_vla.data.sources.ssv2:segments",
     "table": "salt_vla.data.sources.table:segments",
+    "ucf101": "salt_vla.data.sources.ucf101:segments",
 }
 # What was recorded beside the video, for the sources that have such a thing.
 SIGNALS: Table = {

@@ -28,8 +28,8 @@ TOPS: dict[int, tuple[str, Metric]] = {1: (TARGET, "accuracy"), 5: (f"{TARGET}_t
 
 def score(bench: Bench) -> list[Scored]:
     """Top-1 and, of more than five classes, top-5 of held-out films, resampled by what may not be divided
-    between splits. A clip is seen whole: not causal. Raises `DataError` for clips without a label, a class that
-    is on one side only, and a film that is on both."""
+    between splits. A clip is seen whole: not causal. Raises `DataError` for clips without a label, a class
+    that only held-out clips have, and a film that is on both sides."""
     settings = bench.settings
     readings = [Reading(pooling) for pooling in bench.poolings]
     scored: list[Scored] = []
@@ -74,8 +74,8 @@ def _labels(side: Side, what: str) -> Shaped[np.ndarray, " clips"]:
 
 
 def _refuse_shared_films(train: Side, test: Side) -> None:
-    """Where a film is a file. In robots' data sets a file holds many episodes, and those are compared by their
-    numbers."""
+    """Where a film is a file. In robots' data sets a file holds many episodes, and those are compared by
+    their numbers."""
     files = [
         {
             (dataset, file)
