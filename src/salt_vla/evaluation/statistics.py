@@ -23,6 +23,7 @@ Metric = Literal[
     "r2",
     "r2_over_copy",
     "accuracy",
+    "accuracy_at_5",
     "auroc",
     "recall_at_1",
     "recall_at_5",
