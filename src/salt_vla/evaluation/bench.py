@@ -19,7 +19,7 @@ from salt_vla.errors import ConfigError, DataError
 from salt_vla.evaluation.feature_store import ClipViews, FeatureStore
 from salt_vla.evaluation.features import TOKENS, Pixels, Reading, TokenModel
 from salt_vla.evaluation.probing import load_probe
-from salt_vla.evaluation.results import CONSTANT, PIXELS
+from salt_vla.evaluation.results import PIXELS, WITHOUT_ENCODER
 from salt_vla.evaluation.settings import PROTOCOLS as PROTOCOLS
 from salt_vla.evaluation.settings import EvalSettings as EvalSettings
 from salt_vla.geometry import ClipGeometry
@@ -27,6 +27,7 @@ from salt_vla.registry import RECORDINGS, SIGNALS, Table, resolve
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int64
+
 
 @dataclass(frozen=True)
 class Side:
@@ -75,7 +76,7 @@ class Bench:
 
     def __post_init__(self) -> None:
         for name, model in self.encoders.items():
-            if name == CONSTANT or (name == PIXELS and not isinstance(model, Pixels)):
+            if name.partition("+")[0] in WITHOUT_ENCODER or (name == PIXELS and not isinstance(model, Pixels)):
                 raise ConfigError(f"{name!r} is the name of a baseline; give the encoder another name")
             if model.geometry != self.geometry:
                 raise ConfigError(f"encoder {name!r} takes clips of {model.geometry}, not {self.geometry}")
@@ -112,7 +113,10 @@ class Bench:
 
     def recordings(self, side: Side) -> Recordings:
         """What was recorded in the clips' whole episodes. Raises `DataError` where nothing was."""
-        found: Recordings = resolve(RECORDINGS, _source(side, RECORDINGS))(side.clips)
+        key = ("recordings", *side.clips.clip_ids)
+        if key not in self.recorded:
+            self.recorded[key] = resolve(RECORDINGS, _source(side, RECORDINGS))(side.clips)
+        found: Recordings = self.recorded[key]
         return found
 
 

@@ -24,6 +24,9 @@ T = TypeVar("T")
 # Below this many held-out episodes percentile intervals are far too narrow: nothing is called apart.
 MIN_EPISODES_FOR_CLAIMS = 10
 STUDENT, TEACHER, PIXELS, CONSTANT = "student", "teacher", "pixels", "constant"
+# Rows that no encoder has a part in: the mean, the robot's own state, the task. `state+NAME` is both together.
+KNOWN_STATE, KNOWN_TASK = "state", "task"
+WITHOUT_ENCODER = (CONSTANT, KNOWN_STATE, KNOWN_TASK)
 
 
 @dataclass(frozen=True)
@@ -131,6 +134,8 @@ def tabulate(
                 estimate = Estimate(one.sums.value, *percentile_interval(samples[one.encoder]))
                 result.rows.append(_row(one, seed, estimate))
             for name, against in compared_pairs([n for n in sums if n != CONSTANT], reference, against):
+                if not sums[name].same_clips(sums[against]):
+                    continue  # Each in its own space, say: there is no difference to speak of.
                 difference = sums[name].value - sums[against].value
                 estimate = Estimate(difference, *percentile_interval(samples[name] - samples[against]))
                 names = (suite, target, sums[name].metric, name, against)
@@ -145,13 +150,25 @@ def tabulate(
 def compared_pairs(
     encoders: Sequence[str], reference: str, also: Sequence[str] = ()
 ) -> list[tuple[str, str]]:
-    """(encoder, against) pairs of the table, in the encoders' order."""
+    """(encoder, against) pairs of the table, in the encoders' order. What is known without an encoder is
+    compared with nothing; with one (`state+NAME`) it is compared with itself alone and with `reference`."""
     pairs = []
     for name in encoders:
+        known, _, _ = name.partition("+")
+        if known in WITHOUT_ENCODER:
+            others = dict.fromkeys((known, f"{known}+{reference}"))
+            pairs += [(name, other) for other in others if other in encoders and known != name != other]
+            continue
         against = {STUDENT: (reference, TEACHER, PIXELS), TEACHER: (reference,), PIXELS: (), reference: ()}
         others = dict.fromkeys((*against.get(name, (reference, PIXELS)), *also))
         pairs += [(name, other) for other in others if other in encoders and other != name]
     return pairs
+
+
+def renamed(row: str, name: str) -> str:
+    """A row's name once its encoder is called `name`: `state+NAME` keeps what stands before."""
+    known, plus, _ = row.partition("+")
+    return f"{known}+{name}" if plus and known in WITHOUT_ENCODER else name
 
 
 def _row(one: Scored, seed: int, estimate: Estimate) -> Row:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,13 +16,13 @@ import numpy as np
 from salt_vla.data.signals import Recordings
 from salt_vla.errors import ConfigError, DataError
 from salt_vla.evaluation.bench import Bench, Side
-from salt_vla.evaluation.causal import Moments, Windows, open_windows
+from salt_vla.evaluation.causal import Moments, Windows, every, open_windows
 from salt_vla.evaluation.features import Reading
 from salt_vla.evaluation.probes import ProbeFit, Problem, check_split
 from salt_vla.evaluation.probing import ProbeSet, common_targets, load_probe
 from salt_vla.evaluation.results import CONSTANT, Scored
-from salt_vla.evaluation.statistics import EpisodeSums, r2_sums
-from salt_vla.evaluation.targets import END_STEPS, STATE
+from salt_vla.evaluation.statistics import EpisodeSums, auroc_sums, r2_sums
+from salt_vla.evaluation.targets import END_STEPS, STATE, TASK
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int64
@@ -40,10 +41,14 @@ Predictions = dict[tuple[str, str], ProbeFit]  # (encoder, target) → what it s
 
 @dataclass(frozen=True)
 class Recorded:
-    """One side of the split as one camera filmed it: windows, and what was recorded in their episodes."""
+    """One side of the split as one camera filmed it: windows, and what was recorded in their episodes.
+
+    `asked`: the windows that suites ask about; the others are there to be what follows one of them.
+    """
 
     windows: Windows
     recordings: Recordings
+    asked: Bool[np.ndarray, " windows"]
 
     def has(self, first: int, last: int) -> Bool[np.ndarray, " windows"]:
         """Whether the episode reaches from `first` to `last` frames after the window's last."""
@@ -67,14 +72,6 @@ class Recorded:
                 f"{self.windows.episodes[row]}"
             )
         return values
-
-    def require(self, signal: str, suite: str) -> None:
-        """Raise `DataError` where the data set has no such signal."""
-        if signal not in self.recordings.signals:
-            raise DataError(
-                f"suite {suite!r} needs the feature {signal!r}, which the data set lacks; it has: "
-                f"{', '.join(self.recordings.signals) or 'none'}"
-            )
 
 
 @dataclass(frozen=True)
@@ -102,22 +99,39 @@ class Examples:
             None if self.folds is None else self.folds[chosen],
         )
 
-    def by_task(self) -> Examples:
-        """To be folded over tasks, so that what is chosen is what tasks have in common; over episodes where
-        there is one task."""
+    def of_other_tasks(self) -> Examples:
+        """To learn what holds for another task: penalties are chosen by folds over tasks (over episodes where
+        there is one task)."""
         names, codes = np.unique(self.tasks, return_inverse=True)
         return replace(self, folds=codes if len(names) > 1 else None)
 
 
-def recorded_sides(bench: Bench, suite: str, camera: str, moments: Moments) -> list[Recorded]:
-    """Training and held-out side. Raises `DataError` where one has no window."""
+def recorded_sides(
+    bench: Bench, suite: str, camera: str, signals: Sequence[str], moments: Moments | None = None
+) -> list[Recorded]:
+    """Training and held-out side; by default with a window every `moment_stride` frames and another `horizon`
+    frames after each, the same for all suites, so that their features are extracted once.
+
+    Raises `DataError` where a side has no window, or the data set not one of these signals.
+    """
+    settings = bench.settings
+    asked = every(settings.moment_stride)
     sides = []
     for side in (bench.train, bench.test):
         mine = side.of_camera(camera)
-        windows = open_windows(mine, bench.data.view, bench.geometry, moments)
+        recordings = bench.recordings(mine)
+        if missing := [name for name in signals if name not in recordings.signals]:
+            raise DataError(
+                f"suite {suite!r} needs the feature {missing[0]!r}, which {mine.clips.name} lacks; it has: "
+                f"{', '.join(recordings.signals) or 'none'}"
+            )
+        chosen = moments or every(settings.moment_stride, settings.horizon)
+        windows = open_windows(mine, bench.data.view, bench.geometry, chosen)
         if windows is None:
             raise DataError(f"suite {suite!r}: no episode of {mine.clips.name} is long enough to be asked")
-        sides.append(Recorded(windows, bench.recordings(mine)))
+        pairs = zip(windows.moments.tolist(), windows.lengths.tolist(), strict=True)
+        mask = [moments is not None or moment in asked(length) for moment, length in pairs]
+        sides.append(Recorded(windows, recordings, np.array(mask)))
     return sides
 
 
@@ -141,16 +155,34 @@ def window_features(bench: Bench, side: Side, pooling: str = "") -> Features:
 
 
 def leave_out(
-    bench: Bench, suite: str, keep: Sequence[Bool[np.ndarray, " windows"]], why: str
+    bench: Bench,
+    suite: str,
+    sides: Sequence[Recorded],
+    keep: Sequence[Bool[np.ndarray, " windows"]],
+    why: str,
 ) -> list[Int64[np.ndarray, " kept"]]:
-    """The rows to keep of each side; those left out are counted in a note. Raises `DataError` where a side
-    is left with none."""
-    if not all(each.any() for each in keep):
+    """The rows to keep of those that are asked about, of each side; those left out are counted in a note.
+    Raises `DataError` where a side is left with none."""
+    kept = [np.flatnonzero(side.asked & each) for side, each in zip(sides, keep, strict=True)]
+    if not all(map(len, kept)):
         raise DataError(f"suite {suite!r}: every window is left out: {why}")
-    left = sum(int((~each).sum()) for each in keep)
-    if left:
-        bench.notes.append(f"{suite}: {left} of {sum(map(len, keep))} windows are left out: {why}")
-    return [np.flatnonzero(each) for each in keep]
+    asked = sum(int(side.asked.sum()) for side in sides)
+    if left := asked - sum(map(len, kept)):
+        bench.notes.append(f"{suite}: {left} of {asked} windows are left out: {why}")
+    return kept
+
+
+def examples(
+    bench: Bench,
+    side: Recorded,
+    rows: Int64[np.ndarray, " kept"],
+    targets: Targets,
+    known: Float[np.ndarray, "windows dims"] | None = None,
+) -> Examples:
+    """These windows' features with what was recorded at them (targets and known numbers of all windows)."""
+    features = window_features(bench, side.windows.side)
+    whole = Examples(features, targets, side.windows.episodes, np.array(side.windows.tasks), known)
+    return whole.rows(rows)
 
 
 def score_examples(
@@ -170,12 +202,7 @@ def score_examples(
     each of them (`state+encoder`).
     """
     check_split(train.episodes, test.episodes)
-    sets = [ProbeSet(side.features, side.targets, side.episodes) for side in (train, test)]
-    names, notes = common_targets(*sets)
-    bench.notes.extend(f"{suite}: {note}" for note in notes)
-    train, test = (
-        replace(side, targets={name: side.targets[name] for name in names}) for side in (train, test)
-    )
+    train, test = with_common_targets(bench, suite, train, test)
     settings = bench.settings
 
     def scored(where: str, found: Predictions) -> list[Scored]:
@@ -186,13 +213,44 @@ def score_examples(
             for (encoder, target), fit in found.items()
         ]
 
-    result = scored(suite, predictions(bench, train, test, known))
+    where = on_both_splits(
+        bench, suite, train, test, partial(predictions, bench, known=known), score is auroc_sums
+    )
+    return [one for name, found in where.items() for one in scored(name, found)]
+
+
+def with_common_targets(
+    bench: Bench, suite: str, train: Examples, test: Examples
+) -> tuple[Examples, Examples]:
+    """Both sides with the targets that can be scored, and a note on each other. Raises `DataError` where
+    targets were given and none can."""
+    if not train.targets:
+        return train, test
+    names, notes = common_targets(
+        *(ProbeSet(each.features, each.targets, each.episodes) for each in (train, test))
+    )
+    bench.notes.extend(f"{suite}: {note}" for note in notes)
+    of = [replace(side, targets={name: side.targets[name] for name in names}) for side in (train, test)]
+    return of[0], of[1]
+
+
+def on_both_splits(
+    bench: Bench,
+    suite: str,
+    train: Examples,
+    test: Examples,
+    predict: Callable[[Examples, Examples], Predictions],
+    relative: bool = False,
+) -> dict[str, Predictions]:
+    """By suite: what is said of held-out episodes, and of tasks that were not learned from (`relative`: see
+    `joined`); a note where there are no such tasks."""
+    found = {suite: predict(train, test)}
     folds = task_folds(train, test)
     if isinstance(folds, str):
         bench.notes.append(f"{suite}/{UNSEEN} is left out: {folds}")
-        return result
-    parts = [(rows, predictions(bench, train.rows(others), test.rows(rows), known)) for others, rows in folds]
-    return result + scored(f"{suite}/{UNSEEN}", _joined(parts, len(test.episodes)))
+        return found
+    parts = [(rows, predict(train.rows(others).of_other_tasks(), test.rows(rows))) for others, rows in folds]
+    return found | {f"{suite}/{UNSEEN}": joined(parts, len(test.episodes), relative)}
 
 
 def task_folds(train: Examples, test: Examples) -> list[tuple[np.ndarray, np.ndarray]] | str:
@@ -212,13 +270,15 @@ def task_folds(train: Examples, test: Examples) -> list[tuple[np.ndarray, np.nda
 
 
 def predictions(bench: Bench, train: Examples, test: Examples, known: str) -> Predictions:
-    """What every encoder's probe says of the held-out examples, learned from all training ones."""
+    """What every encoder's probe says of the held-out examples, learned from all training ones. A known task
+    says nothing of another one, and is no baseline there."""
     found: Predictions = {}
     for encoder, values in train.features.items():
         found |= _fit(bench, encoder, (values, test.features[encoder]), train, test)
     empty = np.zeros((len(train.episodes), 0)), np.zeros((len(test.episodes), 0))
     found |= _fit(bench, CONSTANT, empty, train, test)
-    if train.known is None or test.known is None:
+    is_of_others = not set(test.tasks.tolist()) <= set(train.tasks.tolist())
+    if train.known is None or test.known is None or (known == TASK and is_of_others):
         return found
     if known in train.features:
         raise ConfigError(f"{known!r} is the name of a baseline; give the encoder another name")
@@ -278,13 +338,16 @@ def _design(known: np.ndarray, values: np.ndarray) -> np.ndarray:
     return np.column_stack([np.ones(len(values)), (values - mean) / scale])
 
 
-def _joined(parts: Sequence[tuple[np.ndarray, Predictions]], examples: int) -> Predictions:
-    """The parts' predictions as one, each at its own rows."""
-    joined = {}
+def joined(
+    parts: Sequence[tuple[np.ndarray, Predictions]], examples: int, relative: bool = False
+) -> Predictions:
+    """The parts' predictions as one, each at its own rows; `relative`: to what `constant` says there, where
+    only their order counts and the parts' means would decide it."""
+    whole = {}
     for key, first in parts[0][1].items():
-        whole = np.empty((examples, *first.predicted.shape[1:]))
+        values = np.empty((examples, *first.predicted.shape[1:]))
         for rows, found in parts:
-            whole[rows] = found[key].predicted
+            values[rows] = found[key].predicted - (found[CONSTANT, key[1]].predicted if relative else 0)
         notes = dict.fromkeys(found[key].note for _, found in parts if found[key].note)
-        joined[key] = ProbeFit(whole, None, "; ".join(notes))
-    return joined
+        whole[key] = ProbeFit(values, None, "; ".join(notes))
+    return whole

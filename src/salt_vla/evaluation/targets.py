@@ -6,7 +6,7 @@ A target is one line of `TARGETS`. A data set that lacks a target's signal lacks
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -80,12 +80,24 @@ TARGETS: dict[str, Target] = {
     "object_velocity": Target(WORLD, mean_velocity, XYZ, width=9),
 }
 TASK = "task"
+# Those that no frame after their moment was seen for, in a clip that ends at that moment: not the means over
+# a clip, most of whose frames were seen with what follows them.
+CAUSAL = frozenset({"action_end", "hand_position", "hand_velocity_end", "object_position", TASK})
+# Of a moment, from clips that end at it; `state` and its velocity are a robot's own, of any width.
+STATE_TARGETS: dict[str, Target] = {
+    "state": Target(STATE, at_end),
+    "state_velocity": Target(STATE, end_velocity),
+    "hand_position": Target(STATE, at_end, XYZ, width=4),
+    "hand_velocity": Target(STATE, end_velocity, XYZ, width=4),
+    "object_position": Target(WORLD, at_end, XYZ, width=9),
+    "object_velocity": Target(WORLD, end_velocity, XYZ, width=9),
+}
 
 
-def missing_targets(signals: ClipSignals) -> dict[str, str]:
+def missing_targets(signals: ClipSignals, table: Mapping[str, Target] = TARGETS) -> dict[str, str]:
     """Targets that this data set cannot offer, each with the reason in words."""
     reasons = {}
-    for name, target in TARGETS.items():
+    for name, target in table.items():
         if target.signal not in signals.signals:
             reasons[name] = f"the data set has no feature {target.signal!r}"
             continue
@@ -97,13 +109,16 @@ def missing_targets(signals: ClipSignals) -> dict[str, str]:
     return reasons
 
 
-def build_targets(signals: ClipSignals) -> dict[str, Shaped[np.ndarray, " clips *dims"]]:
-    """Every target the data set offers: float64 (clips, dims) to regress, or text (clips,) to classify.
+def build_targets(
+    signals: ClipSignals, table: Mapping[str, Target] = TARGETS
+) -> dict[str, Shaped[np.ndarray, " clips *dims"]]:
+    """Every target the data set offers: float64 (clips, dims) to regress, or text (clips,) to classify; the
+    episode's task belongs to `TARGETS` alone.
 
     Raises `DataError` when it offers none, or when a recorded value is not a number.
     """
-    missing = missing_targets(signals)
-    offered = {name: target for name, target in TARGETS.items() if name not in missing}
+    missing = missing_targets(signals, table)
+    offered = {name: target for name, target in table.items() if name not in missing}
     for key in sorted({target.signal for target in offered.values()}):
         bad = ~np.isfinite(signals.signals[key]).all((1, 2))
         if bad.any():
@@ -114,9 +129,9 @@ def build_targets(signals: ClipSignals) -> dict[str, Shaped[np.ndarray, " clips 
         signal = signals.signals[target.signal].astype(np.float64)
         columns = signal if target.columns is None else signal[:, :, list(target.columns)]
         targets[name] = target.reduce(columns, signals.fps)
-    if TASK not in missing:
+    if table is TARGETS and TASK not in missing:
         targets[TASK] = np.array(signals.tasks, dtype=np.str_)
     if not targets:
-        wanted = ", ".join(sorted({target.signal for target in TARGETS.values()}))
+        wanted = ", ".join(sorted({target.signal for target in table.values()}))
         raise DataError(f"the data set has nothing to probe: it needs one of {wanted}, or two tasks or more")
     return targets

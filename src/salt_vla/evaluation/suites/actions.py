@@ -6,21 +6,22 @@ Knows no policy: what is scored are probes of frozen features.
 
 from __future__ import annotations
 
-import numpy as np
+from typing import TYPE_CHECKING
 
 from salt_vla.evaluation.bench import Bench, short_name
-from salt_vla.evaluation.causal import every
 from salt_vla.evaluation.results import Scored
 from salt_vla.evaluation.robots import (
-    Examples,
     Recorded,
+    examples,
     leave_out,
     own_state,
     recorded_sides,
     score_examples,
-    window_features,
 )
 from salt_vla.evaluation.targets import ACTION
+
+if TYPE_CHECKING:
+    import numpy as np
 
 SUITE = "action-prediction"
 
@@ -34,19 +35,11 @@ def score(bench: Bench) -> list[Scored]:
 
 def _of_camera(bench: Bench, camera: str) -> list[Scored]:
     suite, horizon = f"{SUITE}/{short_name(camera)}", bench.settings.horizon
-    sides = recorded_sides(bench, SUITE, camera, every(bench.settings.moment_stride))
-    for side in sides:
-        side.require(ACTION, SUITE)
+    sides = recorded_sides(bench, SUITE, camera, [ACTION])
     why = f"fewer than {horizon} frames (the horizon) are left of the episode"
-    kept = leave_out(bench, suite, [side.has(0, horizon - 1) for side in sides], why)
+    kept = leave_out(bench, suite, sides, [side.has(0, horizon - 1) for side in sides], why)
     train, test = (
-        Examples(
-            window_features(bench, side.windows.side),
-            action_targets(side, horizon),
-            side.windows.episodes,
-            np.array(side.windows.tasks),
-            own_state(side),
-        ).rows(rows)
+        examples(bench, side, rows, action_targets(side, horizon), own_state(side))
         for side, rows in zip(sides, kept, strict=True)
     )
     return score_examples(bench, suite, train, test, causal=True)
