@@ -76,7 +76,9 @@ class Bench:
 
     def __post_init__(self) -> None:
         for name, model in self.encoders.items():
-            if name.partition("+")[0] in WITHOUT_ENCODER or (name == PIXELS and not isinstance(model, Pixels)):
+            if name.partition("+")[0] in WITHOUT_ENCODER or (
+                name == PIXELS and not isinstance(model, Pixels)
+            ):
                 raise ConfigError(f"{name!r} is the name of a baseline; give the encoder another name")
             if model.geometry != self.geometry:
                 raise ConfigError(f"encoder {name!r} takes clips of {model.geometry}, not {self.geometry}")

@@ -24,7 +24,7 @@ T = TypeVar("T")
 # Below this many held-out episodes percentile intervals are far too narrow: nothing is called apart.
 MIN_EPISODES_FOR_CLAIMS = 10
 STUDENT, TEACHER, PIXELS, CONSTANT = "student", "teacher", "pixels", "constant"
-# Rows that no encoder has a part in: the mean, the robot's own state, the task. `state+NAME` is both together.
+# Rows that no encoder has a part in: the mean, the robot's own state, the task; `state+NAME` is both.
 KNOWN_STATE, KNOWN_TASK = "state", "task"
 WITHOUT_ENCODER = (CONSTANT, KNOWN_STATE, KNOWN_TASK)
 
@@ -133,12 +133,12 @@ def tabulate(
                 result.scores[one.encoder, target] = one.sums
                 estimate = Estimate(one.sums.value, *percentile_interval(samples[one.encoder]))
                 result.rows.append(_row(one, seed, estimate))
-            for name, against in compared_pairs([n for n in sums if n != CONSTANT], reference, against):
-                if not sums[name].same_clips(sums[against]):
+            for name, other in compared_pairs([n for n in sums if n != CONSTANT], reference, against):
+                if not sums[name].same_clips(sums[other]):
                     continue  # Each in its own space, say: there is no difference to speak of.
-                difference = sums[name].value - sums[against].value
-                estimate = Estimate(difference, *percentile_interval(samples[name] - samples[against]))
-                names = (suite, target, sums[name].metric, name, against)
+                difference = sums[name].value - sums[other].value
+                estimate = Estimate(difference, *percentile_interval(samples[name] - samples[other]))
+                names = (suite, target, sums[name].metric, name, other)
                 apart = estimate.apart and len(sums[name].episodes) >= MIN_EPISODES_FOR_CLAIMS
                 result.comparisons.append(
                     Comparison(*names, difference, estimate.low, estimate.high, seed, apart)
