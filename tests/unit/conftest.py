@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from salt_vla.config import TrainConfig, to_json
+from salt_vla.config import DataConfig, TrainConfig, to_json
+from salt_vla.data.clip_table import Clip, ClipTable
+from salt_vla.evaluation.bench import Bench, Side
+from salt_vla.evaluation.feature_store import ClipViews, FeatureStore
+from salt_vla.evaluation.features import TokenModel
+from salt_vla.evaluation.settings import EvalSettings
+from salt_vla.geometry import ClipGeometry
 from salt_vla.rundir import RunDirectory, Status, to_json_line
 
 WriteRun = Callable[..., RunDirectory]
@@ -58,3 +65,62 @@ def write_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> WriteRun:
         return run
 
     return write
+
+
+class FilmViews:
+    """Pixels of clips, as a store of views gives them."""
+
+    def __init__(self, film: Callable[[Clip], np.ndarray], table: ClipTable) -> None:
+        self.films = {clip.clip_id: film(clip) for clip in table.clips()}
+
+    def read_many(self, keys: Sequence[tuple[str, int]], out: np.ndarray | None = None) -> np.ndarray:
+        return np.stack([self.films[clip] for clip, _ in keys])
+
+    def read_each(self, keys: Iterable[tuple[str, int]]) -> Iterator[tuple[tuple[str, int], np.ndarray]]:
+        return ((key, self.films[key[0]]) for key in keys)
+
+
+@pytest.fixture
+def bench_of(tmp_path: Path) -> Callable[..., Bench]:
+    """`bench_of(film, encoders, geometry, cameras=("a",), episodes=16, clips=2, settings=EvalSettings())`:
+    a bench over made-up films: `film(clip)` is uint8 (T, H, W, 3). Every second episode is held out; labels
+    are "even" and "odd" by the half of the episode's number."""
+
+    def build(
+        film: Callable[[Clip], np.ndarray],
+        encoders: Mapping[str, TokenModel],
+        geometry: ClipGeometry,
+        cameras: Sequence[str] = ("a",),
+        episodes: int = 16,
+        clips: int = 2,
+        settings: EvalSettings = EvalSettings(),  # noqa: B008
+    ) -> Bench:
+        sides = []
+        for part, split in enumerate(("train", "validation")):
+            rows = [
+                Clip(
+                    clip_id=f"d/{episode}/{camera}/{number}",
+                    dataset="d",
+                    source="table",
+                    file=f"{episode}.mp4",
+                    first_frame=10 * number,
+                    episode=episode,
+                    episode_first_frame=0,
+                    episode_frames=100,
+                    camera=camera,
+                    label="odd" if episode // 2 % 2 else "even",
+                    fps=10.0,
+                    variable_rate=False,
+                    split=split,
+                )
+                for camera in cameras
+                for episode in range(part, episodes, 2)
+                for number in range(clips)
+            ]
+            table = ClipTable.from_clips(rows, tmp_path)
+            views = ClipViews(table.clip_ids, FilmViews(film, table), f"{film.__qualname__} {split}")
+            sides.append(Side(table, views))
+        store = FeatureStore(tmp_path / "features", num_workers=1)
+        return Bench(encoders, *sides, DataConfig(), geometry, settings, store)
+
+    return build

@@ -99,16 +99,16 @@ def mask_sheet(
     Hidden tokens are darkened, tokens in neither set striped.
     """
     check_frames(frames, geometry)
-    strips = [Strip("the clip", _tubelet_starts(frames, geometry))]
+    strips = [Strip("the clip", tubelet_starts(frames, geometry))]
     for number, (context_ids, target_ids) in enumerate(groups, 1):
         target = token_map(target_ids, geometry)
         dropped = ~(target | token_map(context_ids, geometry))
-        painted = striped(darkened(_tubelet_starts(frames, geometry), target), dropped)
+        painted = striped(darkened(tubelet_starts(frames, geometry), target), dropped)
         total, seen, hidden = geometry.num_tokens, len(context_ids), len(target_ids)
         rest = total - seen - hidden
         label = f"group {number}: {seen} tokens seen, {hidden} hidden, {rest} dropped, of {total}"
         strips.append(Strip(label, painted))
-    return _sheet(strips, geometry, legend=True)
+    return film_sheet(strips, geometry, legend=True)
 
 
 def reconstruction_sheet(
@@ -125,7 +125,7 @@ def reconstruction_sheet(
     With `context_ids`, tokens that were neither seen nor predicted are striped in the second row.
     """
     pasted = paste_predictions(frames, predicted_patches, target_ids, geometry, pixel_mean, pixel_std)
-    original = _tubelet_starts(frames, geometry)
+    original = tubelet_starts(frames, geometry)
     hidden = token_map(target_ids, geometry)
     masked = darkened(original, hidden)
     if context_ids is not None:
@@ -134,22 +134,22 @@ def reconstruction_sheet(
     strips = [
         Strip("original", original),
         Strip(f"masked: {share} % of the tokens to be predicted", masked),
-        Strip("reconstruction: predictions pasted at the masked tokens", _tubelet_starts(pasted, geometry)),
+        Strip("reconstruction: predictions pasted at the masked tokens", tubelet_starts(pasted, geometry)),
     ]
-    return _sheet(strips, geometry)
+    return film_sheet(strips, geometry)
 
 
 def pca_strip(frames: FramesArray, latents: Mapping[str, FloatArray], geometry: ClipGeometry) -> bytes:
     """The clip, then a row for each encoder: its patch tokens (N, D) of the clip as colours."""
     check_frames(frames, geometry)
-    strips = [Strip("the clip", _tubelet_starts(frames, geometry))]
+    strips = [Strip("the clip", tubelet_starts(frames, geometry))]
     for encoder in in_report_order(latents):
         tokens = latents[encoder]
         if tokens.ndim != 2 or len(tokens) != geometry.num_tokens:
             raise DataError(f"{encoder}: expected ({geometry.num_tokens}, dim) tokens, not {tokens.shape}")
         colours = principal_colours(tokens).reshape(*geometry.token_grid, 3)
         strips.append(Strip(encoder_label(encoder), enlarge(colours, geometry.patch_size)))
-    return _sheet(strips, geometry)
+    return film_sheet(strips, geometry)
 
 
 @dataclass(frozen=True)
@@ -175,11 +175,11 @@ def pca_sheet(clips: Sequence[ShownTokens], geometry: ClipGeometry) -> bytes:
     for clip in clips:
         if clip.film is not None:
             check_frames(clip.film, geometry)
-            strips.append(Strip(clip.clip_id, _tubelet_starts(clip.film, geometry)))
+            strips.append(Strip(clip.clip_id, tubelet_starts(clip.film, geometry)))
         if clip.tokens is not None:
             label = clip.clip_id if clip.film is None else "its tokens"
             strips.append(Strip(label, enlarge(next(colours), geometry.patch_size)))
-    return _sheet(strips, geometry)
+    return film_sheet(strips, geometry)
 
 
 def principal_colours(tokens: FloatArray) -> NDArray[np.uint8]:
@@ -222,7 +222,7 @@ def _scale(geometry: ClipGeometry, columns: int) -> tuple[int, int]:
     return 1, shrinks[-1]
 
 
-def _tubelet_starts(frames: FramesArray, geometry: ClipGeometry) -> FramesArray:
+def tubelet_starts(frames: FramesArray, geometry: ClipGeometry) -> FramesArray:
     """The first frame of every time step of tokens."""
     return frames[:: geometry.tubelet_size]
 
@@ -253,7 +253,7 @@ def _edges(where: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return where & ~inner
 
 
-def _sheet(strips: Sequence[Strip], geometry: ClipGeometry, legend: bool = False) -> bytes:
+def film_sheet(strips: Sequence[Strip], geometry: ClipGeometry, legend: bool = False) -> bytes:
     """The strips below each other, labels above each, time below the last."""
     layout = layout_of(geometry, len(strips), legend)
     canvas = np.zeros((layout.height, layout.width, 4), np.uint8)
