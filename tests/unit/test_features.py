@@ -11,6 +11,7 @@ from salt_vla.errors import ConfigError, DataError
 from salt_vla.evaluation.features import (
     PIXELS,
     POOLINGS,
+    TOKENS,
     Pixels,
     Reading,
     features_of,
@@ -159,6 +160,17 @@ def test_pixels_as_tokens_are_patches_in_token_order() -> None:
     assert tokens.shape == (CLIPS, 8, pixels.dim)
     patch = frames[:, 2:4, :8, 8:].double().reshape(CLIPS, 2, 4, 2, 4, 2, 3).mean((3, 5)) / 255
     assert torch.allclose(tokens[:, 5].double(), patch.flatten(1), atol=1e-6)
+
+
+def test_pixels_as_tokens_of_a_probe_know_their_places() -> None:
+    """Attention has no order: a patch that did not say where it is would be a weaker baseline than it must."""
+    pixels = Pixels(GEOMETRY)
+    kept = features_of(PIXELS, pixels, films(), [Reading(TOKENS)])[Reading(TOKENS)]
+    assert kept.shape == (CLIPS, GEOMETRY.num_tokens, pixels.dim + 3)
+    assert np.array_equal(kept[..., :-3], pixels.latents(films()).numpy())
+    steps, rows, columns = GEOMETRY.token_grid
+    token = 1 * rows * columns + 4 * columns + 2
+    assert np.allclose(kept[:, token, -3:], [1.5 / steps, 4.5 / rows, 2.5 / columns])
 
 
 def test_pixels_under_a_pooling_lose_neither_time_nor_place() -> None:

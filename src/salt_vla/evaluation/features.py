@@ -93,7 +93,7 @@ class Pixels:
         self.geometry = geometry
         self.side = min(PATCH_SIDE, geometry.patch_size)
         self.dim = geometry.tubelet_size * self.side**2 * 3
-        self.fingerprint = f"pixels-1 {to_json(geometry)}"
+        self.fingerprint = f"pixels-2 {to_json(geometry)}"
 
     def latents(
         self, frames_uint8: UInt8[Tensor, "batch frames height width 3"], /
@@ -104,6 +104,17 @@ class Pixels:
         small = F.adaptive_avg_pool2d(images, (rows * self.side, columns * self.side))
         cut = small.reshape(batch, steps, count // steps, 3, rows, self.side, columns, self.side)
         return cut.permute(0, 1, 4, 6, 2, 5, 7, 3).reshape(batch, steps * rows * columns, self.dim)
+
+    def with_places(
+        self, tokens: Float[Tensor, "batch tokens dim"]
+    ) -> Float[Tensor, "batch tokens dim_and_place"]:
+        """Each token's time, row and column (0 … 1) beside it: attention has no order, and an encoder's tokens
+        know their places."""
+        axes = [
+            (torch.arange(count, device=tokens.device) + 0.5) / count for count in self.geometry.token_grid
+        ]
+        places = torch.cartesian_prod(*axes).expand(len(tokens), -1, -1)
+        return torch.cat([tokens, places.to(tokens.dtype)], dim=2)
 
 
 def pool_tokens(
@@ -159,6 +170,8 @@ def features_of(
                     continue
                 if isinstance(model, Pixels) and reading.pooling != TOKENS:
                     kept = pixel_features(arranged)
+                elif isinstance(model, Pixels):
+                    kept = model.with_places(tokens)
                 else:
                     kept = pool_tokens(tokens, model.geometry, reading.pooling)
                 found[reading] = kept.to("cpu", torch.float32).numpy()
