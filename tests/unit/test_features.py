@@ -163,7 +163,7 @@ def test_pixels_as_tokens_are_patches_in_token_order() -> None:
 
 
 def test_pixels_as_tokens_of_a_probe_know_their_places() -> None:
-    """Attention has no order: a patch that did not say where it is would be a weaker baseline than it must."""
+    """Attention has no order: a patch that does not say where it is would be a weaker baseline."""
     pixels = Pixels(GEOMETRY)
     kept = features_of(PIXELS, pixels, films(), [Reading(TOKENS)])[Reading(TOKENS)]
     assert kept.shape == (CLIPS, GEOMETRY.num_tokens, pixels.dim + 3)

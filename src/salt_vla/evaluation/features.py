@@ -108,8 +108,8 @@ class Pixels:
     def with_places(
         self, tokens: Float[Tensor, "batch tokens dim"]
     ) -> Float[Tensor, "batch tokens dim_and_place"]:
-        """Each token's time, row and column (0 … 1) beside it: attention has no order, and an encoder's tokens
-        know their places."""
+        """Each token's time, row and column (0 … 1) beside it: attention has no order, and an encoder's
+        tokens know their places."""
         axes = [
             (torch.arange(count, device=tokens.device) + 0.5) / count for count in self.geometry.token_grid
         ]
