@@ -16,7 +16,7 @@ import numpy as np
 import xxhash
 
 from salt_vla.errors import RunError
-from salt_vla.evaluation.results import Scored, tabulate, to_objects
+from salt_vla.evaluation.results import Scored, renamed, tabulate, to_objects
 from salt_vla.evaluation.statistics import EpisodeSums
 from salt_vla.rundir import read_json, write_text
 
@@ -37,7 +37,7 @@ class Cell:
     compute: dict[str, float] = field(default_factory=dict)
 
     def called(self, name: str) -> list[Scored]:
-        return [replace(one, encoder=name) for one in self.scored]
+        return [replace(one, encoder=renamed(one.encoder, name)) for one in self.scored]
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from salt_vla.errors import DataError
 from salt_vla.evaluation.bench import Bench, Side
 from salt_vla.evaluation.feature_store import ClipViews, FeatureStore, UnreadableClips
 from salt_vla.evaluation.features import Pixels, TokenModel
-from salt_vla.evaluation.results import CONSTANT, PIXELS, Scored
+from salt_vla.evaluation.results import CONSTANT, PIXELS, WITHOUT_ENCODER, Scored
 from salt_vla.evaluation.settings import EvalSettings
 from salt_vla.geometry import ClipGeometry
 from salt_vla.jobs.data import open_views, split_table
@@ -160,8 +160,10 @@ def _measure_encoder(
     if not scored:
         raise DataError(f"suite {suite!r} found nothing to measure in {bench.train.clips.name}")
     spent = {"seconds": round(time.monotonic() - began, 3), "peak_memory_gb": round(peak_memory_gb(), 3)}
-    own = Cell([one for one in scored if one.encoder == name], alone.notes, cost_of(model) | spent)
-    return own, Cell([one for one in scored if one.encoder == CONSTANT])
+    own = Cell(
+        [one for one in scored if one.encoder not in WITHOUT_ENCODER], alone.notes, cost_of(model) | spent
+    )
+    return own, Cell([one for one in scored if one.encoder in WITHOUT_ENCODER])
 
 
 def _key(suite: str, bench: Bench, fingerprint: str) -> dict[str, Any]:
