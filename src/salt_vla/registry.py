@@ -71,6 +71,7 @@ SUITES: Table = {
 # (encoders by name → path or name, data, settings) → list[Scored].
 SURPRISE: Table = {
     "intphys2": "salt_vla.jobs.surprise:score",
+    "violations": "salt_vla.jobs.violations:score",
 }
 
 

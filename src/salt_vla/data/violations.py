@@ -47,6 +47,9 @@ class ViolationPair:
     def name(self) -> str:
         return f"{self.condition}/{self.scene}/{self.run}"
 
+    def film(self, possible: bool) -> UInt8[np.ndarray, "frames height width 3"]:
+        return self.possible if possible else self.impossible
+
 
 def switched(
     condition: str, scene: str, worlds: Sequence[World], at: int, both_ways: bool = True

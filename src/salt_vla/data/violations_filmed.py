@@ -42,9 +42,7 @@ def filmed_pairs(
     at = frames // 2
     whole = np.ones(early.shape[:3], bool)
     backwards = np.concatenate([early[:at], early[np.maximum(at - 2 - np.arange(frames - at), 0)]])
-    yield from switched(
-        "rewind", scene, (World(early, whole), World(backwards, whole)), at, both_ways=False
-    )
+    yield from switched("rewind", scene, (World(early, whole), World(backwards, whole)), at, both_ways=False)
     if late is not None:
         yield from switched("cut", scene, (World(early, whole), World(late, whole)), at)
     known = early if late is None else np.concatenate([early, late])

@@ -66,7 +66,7 @@ def rendered_pairs(seed: int, scene: int, num_frames: int, image_size: int) -> I
         )
     for number, condition in enumerate(CONDITIONS):
         rng = np.random.default_rng([seed, scene, number])
-        yield from _pairs(condition, f"room-{scene}", rng, num_frames, image_size)
+        yield from _pairs(condition, f"{condition}-{scene}", rng, num_frames, image_size)
 
 
 def _pairs(
@@ -102,9 +102,7 @@ def _pairs(
 _Flights = list[tuple[np.ndarray, np.ndarray]]
 
 
-def _thrown(
-    rng: np.random.Generator, time: np.ndarray, radius: float, room: _Room
-) -> tuple[_Flights, _Room]:
+def _thrown(rng: np.random.Generator, time: np.ndarray, radius: float, room: _Room) -> tuple[_Flights, _Room]:
     """A ball on a parabola, and one for which gravity points up from the highest point on."""
     speed, side = rng.uniform(0.03, 0.045), rng.choice((-1.0, 1.0))
     x = 0.5 + side * speed * (time - MIDDLE)
@@ -146,7 +144,9 @@ def _draw_room(rng: np.random.Generator, time: np.ndarray, size: int) -> _Room:
     # The camera looks at the middle of a wall that is wider than the picture.
     reach = int(np.ceil(PAN * TICKS * size)) + 1
     width = size + 2 * reach
-    above, below = (np.array(colorsys.hsv_to_rgb(rng.uniform(), rng.uniform(0.1, 0.45), v)) for v in (0.6, 0.8))
+    above, below = (
+        np.array(colorsys.hsv_to_rgb(rng.uniform(), rng.uniform(0.1, 0.45), v)) for v in (0.6, 0.8)
+    )
     blend = np.linspace(0, 1, size)[:, None, None]
     wall = np.broadcast_to(above * (1 - blend) + below * blend, (size, width, 3)).copy()
     coarse = rng.normal(0, 0.05, (6, 9, 1))
@@ -159,7 +159,6 @@ def _draw_room(rng: np.random.Generator, time: np.ndarray, size: int) -> _Room:
 
 
 def _render(room: _Room, ball: _Ball, size: int) -> World:
-    frames = len(ball.x)
     reach = (room.wall.shape[1] - size) // 2
     moved = (room.pan / size)[:, None, None]
     # Middles of pixels, in widths; across: in the room, not in the picture.
@@ -178,13 +177,10 @@ def _render(room: _Room, ball: _Ball, size: int) -> World:
         hidden = _inside(room.screen, across, down)
         film[hidden] = room.colour
         cover &= ~hidden
-    assert film.shape[0] == frames
     return World((film * 255).round().astype(np.uint8), cover)
 
 
-def _inside(
-    box: tuple[float, float, float, float], across: np.ndarray, down: np.ndarray
-) -> np.ndarray:
+def _inside(box: tuple[float, float, float, float], across: np.ndarray, down: np.ndarray) -> np.ndarray:
     left, top, right, bottom = box
     return (across >= left) & (across < right) & (down >= top) & (down < bottom)
 
