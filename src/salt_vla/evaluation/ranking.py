@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from salt_vla.evaluation.statistics import Metric
 
 QUERIES_AT_ONCE = 256
+# A row shorter than this share of the longest one points nowhere: that is what rounding leaves.
+SMALLEST_SHARE = 1e-6
 RankedBy = Literal["recall_at_1", "recall_at_5", "mean_average_precision"]
 CUTS: dict[RankedBy, int] = {"recall_at_1": 1, "recall_at_5": 5}
 METRICS: tuple[Metric, ...] = (*CUTS, "mean_average_precision")
@@ -52,10 +54,11 @@ class Lookup:
 
 
 def unit_rows(values: Float[np.ndarray, "rows dims"]) -> Float[np.ndarray, "rows dims"]:
-    """Every row of length 1; a row of zeros stays one, and is as near to all."""
+    """Every row of length 1. A row that is zero but for rounding becomes zeros, near to nothing."""
     values = np.asarray(values, np.float32)
     lengths = np.linalg.norm(values, axis=1, keepdims=True)
-    return values / np.where(lengths > 0, lengths, 1)
+    is_zero = lengths <= SMALLEST_SHARE * lengths.max(initial=0)
+    return np.where(is_zero, 0, values / np.where(is_zero, 1, lengths))
 
 
 def ranked(
