@@ -15,6 +15,7 @@ from salt_vla.jobs.build_cache import build_cache, canonical_only
 from salt_vla.jobs.data import open_table, open_views, split_table
 from salt_vla.jobs.demo_plan import Demo, demo_models, stage
 from salt_vla.jobs.demo_report import write_report
+from salt_vla.jobs.demo_violations import evaluate_violations
 from salt_vla.jobs.evaluate import RESULTS, evaluate, leave_probes, write_results
 from salt_vla.jobs.train import train
 from salt_vla.rundir import RunDirectory, read_json, write_text
@@ -39,6 +40,7 @@ def run_demo(demo: Demo) -> Path:
         train_unless_finished(demo.student_run, demo.student)
     with stage(demo, "evaluation"):
         evaluate_demo(demo, table)
+        evaluate_violations(demo)
     with stage(demo, "report"):
         return write_report(demo, table)
 

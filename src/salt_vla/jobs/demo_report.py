@@ -14,6 +14,7 @@ from salt_vla.data.clip_table import ClipTable
 from salt_vla.jobs.data import open_views, split_table
 from salt_vla.jobs.data_index import EMBEDDED
 from salt_vla.jobs.demo_plan import Demo, demo_models, machine_facts, read_stages, splits_facts
+from salt_vla.jobs.demo_violations import violations_section
 from salt_vla.jobs.teacher import check_teacher, load_to_inspect
 from salt_vla.masks import build_masks
 from salt_vla.models import build_predictor
@@ -59,6 +60,7 @@ def write_report(demo: Demo, table: ClipTable) -> Path:
         sections=[
             Section("Probes in other conditions", _other_suites(demo, rows, pairs, suites)),
             Section("How the loss went, and what it means", _curve_blocks(demo)),
+            violations_section(demo),
             *_picture_sections(demo, table),
             Section("Is the teacher fit to teach", _teacher_blocks(demo, table)),
             Section("What was run", _run_blocks(demo, table)),

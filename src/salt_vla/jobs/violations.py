@@ -78,10 +78,10 @@ def score(encoders: Mapping[str, str], data: str, settings: EvalSettings) -> lis
     models = open_models(encoders, settings)
     share_targets(models)
     kinds = look(models, data, settings, SCENES)
-    return [one for each in kinds for one in score_kind(each, settings.seed)[0]]
+    return [one for each in kinds for one in score_kind(each)[0]]
 
 
-def score_kind(violations: Violations, seed: int) -> tuple[list[Scored], list[PairScore]]:
+def score_kind(violations: Violations) -> tuple[list[Scored], list[PairScore]]:
     """A figure a condition, model and way of summing windows up, for tables and for the report. All
     conditions together are none: they ask different things."""
     films = violations.films
@@ -172,7 +172,7 @@ class _Shared(FrozenTargets):
         self._last: tuple[bytes, Tensor] | None = None
 
     def targets(self, frames: Tensor, records: Tensor | None) -> Tensor:
-        key = xxhash.xxh3_128_digest(frames.cpu().numpy())
+        key = xxhash.xxh3_128_digest(frames.cpu().numpy().tobytes())
         if self._last is None or self._last[0] != key:
             self._last = (key, self.provider.targets(frames, records))
         return self._last[1]
