@@ -134,8 +134,9 @@ class RuntimeConfig:
     give the same bits every time; `allow_tf32` lets float32 products lose digits on a GPU. `parallel` is how
     several processes share the weights. `memory_limit` (such as 25GB) bounds what a step may take of the
     GPU, or of RAM without one. The last `keep_checkpoints` are kept, every `keep_every`-th step's for good
-    (0: none), and the best. A step that takes `watchdog_seconds` ends the run (0: never). At each validation
-    an online probe is fitted to the last `probe_clips` training clips (0: none).
+    (0: none), and the best. A step that takes `watchdog_seconds` ends the run (0: never). An
+    online probe is fitted to the last `probe_clips` training clips (0: none) at validations of steps that are
+    multiples of `probe_every` (0: as often, and to as many clips, as a small share of the run's cost allows).
     """
 
     device: str = "auto"
@@ -156,10 +157,12 @@ class RuntimeConfig:
     watchdog_seconds: float = field(default=1800.0, metadata=ADDED_LATER | FREE)
     time_limit_minutes: float = field(default=0.0, metadata=ADDED_LATER | FREE)
     probe_clips: int = field(default=1024, metadata=ADDED_LATER | FREE)
+    probe_every: int = field(default=0, metadata=ADDED_LATER | FREE)
 
     def __post_init__(self) -> None:
         require_choices(self, "runtime")
-        require_at_least(0, self, "runtime.", "threads", "validation_clips", "keep_every", "probe_clips")
+        require_at_least(0, self, "runtime.", "threads", "validation_clips", "keep_every")
+        require_at_least(0, self, "runtime.", "probe_clips", "probe_every")
         require(
             self.threads <= MOST_THREADS,
             f"runtime.threads must be at most {MOST_THREADS}, not {self.threads}; 0 takes one a core",

@@ -17,8 +17,11 @@ from salt_vla.data.view_lock import draw_view
 from salt_vla.errors import DataError
 from salt_vla.evaluation.targets import build_targets
 from salt_vla.geometry import ClipGeometry
+from salt_vla.masks import build_masks
 from salt_vla.registry import SIGNALS, resolve
+from salt_vla.training.flops import mean_step_flops
 from salt_vla.training.online_probe import OnlineProbe, Truths
+from salt_vla.training.probe_plan import plan_probe
 
 AT_ONCE = 8192  # clips whose signals are in memory together
 MOST_BYTES = 256 * 2**20  # of all truths: 168,903 clips of 3 views and 25 numbers take 51 MB
@@ -34,13 +37,17 @@ class Offer:
     note: str = ""
 
 
-def online_probe(config: TrainConfig, learned: ClipTable, held_out: ClipTable) -> Offer:
+def online_probe(config: TrainConfig, learned: ClipTable, held_out: ClipTable, target_dim: int) -> Offer:
     """The probe that `runtime.probe_clips` asks for, of all that is known of both sides of the split.
 
     A data set that has neither signals nor labels, or whose signals cannot be read, ends no training.
     """
     if not (config.runtime.probe_clips and config.runtime.validation_clips):
         return Offer(None)
+    flops = mean_step_flops(config, target_dim, build_masks(config.masks, config.geometry)).total
+    plan = plan_probe(config, min(config.runtime.validation_clips, len(held_out)), flops)
+    if plan is None:
+        return Offer(None, "no online probe: the run is too short for one (runtime.probe_every asks for it)")
     view, geometry, why = config.data.view, config.geometry, ""
     numbers: list[dict[str, np.ndarray]] = [{}, {}]
     try:
@@ -58,7 +65,7 @@ def online_probe(config: TrainConfig, learned: ClipTable, held_out: ClipTable) -
         of_class = {LABEL: classes[side]} if classes else {}
         return Truths(row_of, _episodes(table), {name: numbers[side][name] for name in both}, of_class)
 
-    probe = OnlineProbe(truths(0, learned), truths(1, held_out), config)
+    probe = OnlineProbe(truths(0, learned), truths(1, held_out), plan, config)
     return Offer(probe, f"the online probe reads labels alone: {why}" if why else "")
 
 

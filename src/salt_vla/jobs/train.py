@@ -117,7 +117,7 @@ def _open(config: TrainConfig, run: RunDirectory, allowed: Sequence[str], world:
     note_cost(run, config, targets.provider.dim, len(learned.clip_ids))
     several = f"; one of {world.size} processes ({config.runtime.parallel})" if world.size > 1 else ""
     without = f"; without {lacking} of {len(splits.train)} clips to learn from" if lacking else ""
-    offer = online_probe(config, splits.train, splits.validation)
+    offer = online_probe(config, splits.train, splits.validation, targets.provider.dim)
     about = f"; {offer.note}" if offer.note else ""
     note = f"held-out clips: {splits.note}{without}{begins}{several}{about}"
     return _Plan(config, learned, held_out, targets.provider, note, offer.probe)

@@ -97,9 +97,17 @@ def step_flops(config: TrainConfig, target_dim: int, sizes: Sequence[GroupSizes]
     forward = sum(parts.values())
     parts["backward"] = 2 * forward - parts["encoder embedding"]
     parts["computed again"] = again
-    whole = embed * tokens + encoder_depth * sum(block_flops(size.dim, hidden, tokens))
-    parts["targets"] = float(whole) if config.target.provider == "ema" else 0.0
+    parts["targets"] = look_flops(config, tokens) if config.target.provider == "ema" else 0.0
     return Flops(parts)
+
+
+def look_flops(config: TrainConfig, tokens: int) -> float:
+    """Of the encoder's forward pass over so many tokens of one clip."""
+    size = vit_size(config.encoder)
+    blocks = (config.encoder.depth or size.depth) * sum(
+        block_flops(size.dim, round(size.dim * size.mlp_ratio), tokens)
+    )
+    return float(2 * config.geometry.patch_dim * size.dim * tokens + blocks)
 
 
 def group_sizes(groups: Iterable[MaskGroup]) -> list[GroupSizes]:

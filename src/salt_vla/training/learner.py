@@ -79,6 +79,11 @@ class Learner:
             tubelets = torch.zeros(1, geometry.num_tokens, geometry.patch_dim, device=device)
             self.call(tubelets, [MaskGroup(first, second)] * config.masks.num_groups)
 
+    def look(self, tubelets: Tensor, ids: Tensor) -> Tensor:
+        """The encoder's output for those tokens (batch, tokens, dim); no gradients are exchanged. Where
+        parameters are shared out, all processes have to look together."""
+        return self.networks.look(tubelets, ids)
+
     def clip_gradients(self, most: float) -> Tensor:
         """Scale all gradients so that their joint norm is at most `most`; the norm before."""
         return whole(torch.nn.utils.clip_grad_norm_(self.networks.parameters(), most))

@@ -140,7 +140,7 @@ class Training:
             f"{'resumed at' if step else 'started,'} step {step}; {self.config.runtime}{note and f'; {note}'}"
         )
         if self.probe is not None:
-            look_first(self.probe, run, self.learner, self.train, self.held_out(Tally()), self.config, step)
+            look_first(self.probe, run, self.learner, self.train, self.held_out(Tally()), step)
 
     def go_back(self, reason: str) -> None:
         """To the last checkpoint, as a resume does, and from there on with other clips."""
@@ -183,7 +183,7 @@ class Training:
         if self.world.agree(first and has_another_loss(run, self.state.step)):
             self.state.forget_losses()
         if self.probe is not None:
-            restore_probe(self.probe, run, self.state.step, self.world, runtime.device)
+            restore_probe(self.probe, run, self.state.step, self.world)
         self._watch_clips()
 
     def _watch_clips(self) -> None:
@@ -220,7 +220,7 @@ class Training:
 
     def save(self) -> None:
         self.state.corrupt_records = self.world.total(self.tally.corrupt)
-        probe = self.probe.state(self.world) if self.probe is not None else None
+        probe = self.probe.state(self.state.step, self.world) if self.probe is not None else None
         self.saver.save(self.learner, self.task, self.state, self.average, probe)
         self.deadline.learn("checkpoint", self.saver.longest)
         self.set_status()
@@ -298,14 +298,15 @@ def _step(t: Training, batch: Batch, waited: float) -> str:
 def _validate(t: Training) -> bool:
     """A line of metrics on held-out clips; whether it is the best so far."""
     began = time.monotonic()
-    row = _held_out(t, t.probe)
+    probe = t.probe if t.probe is not None and t.probe.is_due(t.state.step) else None
+    row = _held_out(t, probe)
     if t.average is not None:
         with t.average.in_place():
             averaged = _held_out(t)
         row |= {f"avg_{name}": averaged[name] for name in row if name == "loss" or name.startswith("r2_")}
     t.run.log_metrics(row)
-    if t.probe is not None:
-        log_probe(t.probe, t.run, t.world, t.state.step)
+    if probe is not None:
+        log_probe(probe, t.run, t.world, t.state.step)
     t.deadline.learn("validation", time.monotonic() - began)
     r2, state = row["r2_position_mean"], t.state
     # Where the run was only cut short, or its weights are those of an earlier step, nobody would look.

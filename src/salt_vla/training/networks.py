@@ -13,7 +13,7 @@ from salt_vla.masks import MaskGroup
 from salt_vla.models import Predictor, VideoEncoder
 
 if TYPE_CHECKING:
-    from jaxtyping import Bool, Float
+    from jaxtyping import Bool, Float, Int64
 
 
 class Networks(nn.Module):
@@ -49,3 +49,9 @@ class Networks(nn.Module):
             )
             contexts.append(context)
         return predicted, contexts
+
+    def look(
+        self, tubelets: Float[Tensor, "batch tokens patch_dim"], ids: Int64[Tensor, "batch seen"]
+    ) -> Float[Tensor, "batch seen encoder_dim"]:
+        """What the encoder makes of those tokens alone; nothing is predicted."""
+        return self.encoder.encode_tubelets(tubelets, ids)

@@ -1,7 +1,7 @@
-"""The online probe: what a run's encoder knows, read out of features that its steps compute anyway.
+"""The online probe: what a run's encoder knows, read out while it learns, of clips that are read anyway.
 
-Keeps the pooled contexts of the last training clips and, at a validation, fits them and scores held-out ones.
-Knows batches and arrays of truths; neither data sets nor how a truth came about.
+Looks at those of the last steps before a validation, to fit, and at that one's, to score. Knows batches and
+arrays of truths; neither data sets nor how a truth came about.
 """
 
 from __future__ import annotations
@@ -19,15 +19,18 @@ from salt_vla.batches import Batch, rows_of
 from salt_vla.cache import Key
 from salt_vla.config import TrainConfig
 from salt_vla.geometry import ClipGeometry
+from salt_vla.models import patchify
+from salt_vla.models.pixels import normalise_pixels
 from salt_vla.training.distributed import World
+from salt_vla.training.learner import Learner
 from salt_vla.training.metrics import effective_rank
-from salt_vla.training.ridge import Known, read_out
+from salt_vla.training.probe_plan import Plan, ends
+from salt_vla.training.ridge import CONSTANT, Known, read_out
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Float32, Int64
 
-LEAST_CLIPS = 16  # to fit anything on
-RUN_SHARE = 8  # one in so many of a run's clips at most, so that short runs are not spent on their beginning
+LEAST_CLIPS = 16  # on either side, to say anything
 QUADRANTS = 2  # rows and columns of cells that a picture is pooled in
 INITIAL = "_initial"
 
@@ -57,7 +60,7 @@ class Truths:
 
 @dataclass(frozen=True)
 class Seen:
-    """Features and places of clips, of one step or of several: `step` counts from the oldest, 0."""
+    """Features and places of clips, and of each the step (from 0) that held it."""
 
     features: Float[Tensor, "clips dims"]
     places: Int64[Tensor, "clips 2"]
@@ -80,62 +83,63 @@ class Seen:
             return world.sum(whole).flatten(0, 1)
 
         features, places = together(self.features, width), together(self.places, 2)
-        step = together(self.step + 1)  # Places that nobody fills stay 0.
-        order = torch.argsort(step, stable=True)[int((step == 0).sum()) :]
-        return Seen(features[order], places[order], step[order] - 1)
+        step, is_filled = together(self.step), together(torch.ones_like(self.step)).bool()
+        order = torch.argsort(step[is_filled], stable=True)
+        return Seen(features[is_filled][order], places[is_filled][order], step[is_filled][order])
 
 
 class OnlineProbe:
-    """`see` (micro-)batches, then say whether they were learned from (`learn`) or held out (`row`).
+    """`learn` at each step, `hold` each batch of a validation that is due, then ask for its `row`.
 
-    Holds `runtime.probe_clips` clips (fewer in a short run) of (1 + cells) · width float32 on the device,
-    evenly spaced over a batch that is larger; nothing waits for the device between two validations.
+    Only the first and the last time step are looked at, whole (`tokens`), which costs a fraction of a step;
+    a step that is not among the last `burst` before a validation costs nothing. Keeps, on the device, `clips`
+    × (1 + cells) × width float32; nothing waits for the device between two validations.
     """
 
-    def __init__(self, learned: Truths, held_out: Truths, config: TrainConfig) -> None:
+    def __init__(self, learned: Truths, held_out: Truths, plan: Plan, config: TrainConfig) -> None:
         self.learned, self.held_out = learned, held_out
-        batch = config.batch_size
-        clips = max(LEAST_CLIPS, min(config.runtime.probe_clips, batch * config.steps // RUN_SHARE))
-        self.clips = clips
-        self.steps = max(1, clips // -(-batch // self._every(batch)))
-        self.cells = cells_of(config.geometry)
-        self._window: deque[tuple[Tensor, np.ndarray]] = deque(maxlen=self.steps)
-        self._seen: list[tuple[Tensor, list[Key]]] = []
+        self.plan, self.config = plan, config
+        self.every = -(-config.batch_size // plan.clips)  # Of a batch larger than that, every so-manieth.
+        self.burst = max(1, plan.clips // -(-config.batch_size // self.every))
+        self.tokens, self.cells = tokens_and_cells(config.geometry)
+        self._window: deque[_Step] = deque(maxlen=self.burst)
+        self._held: list[tuple[Tensor, list[Key]]] = []
 
-    @torch.no_grad()
-    def see(self, context: Float[Tensor, "batch context dim"], batch: Batch) -> None:
-        """The encoder's output for the first mask group of a (micro-)batch."""
-        group = batch.masks[0]
-        every = self._every(batch.global_size)
-        chosen = slice(-batch.first_row % every, None, every)
-        ids, context = group.context_ids[chosen], context[chosen].detach().float()
-        valid = None if group.context_valid is None else group.context_valid[chosen]
-        self.cells = self.cells.to(context.device)
-        self._seen.append((pooled(context, self.cells[ids], valid), batch.keys[chosen]))
+    def is_due(self, step: int) -> bool:
+        return self.plan.is_due(step)
 
-    def learn(self, is_sound: bool = True) -> None:
-        """What was seen since was a training step's; one that was left out counts for nothing."""
-        features, places = self._taken(self.learned)
-        if is_sound:
-            self._window.append((features, places))
+    def learn(self, learner: Learner, batch: Batch, step: int) -> None:
+        """The batch of update `step` (from 0), of this process, before that update."""
+        if step < self.plan.next_due(step) - self.burst:
+            return
+        parts = [self._some(learner, part) for part in batch.micro_batches(self.config.grad_accum_steps)]
+        keys = batch.keys[self._chosen(batch)]
+        self._window.append(_Step(torch.cat(parts), self.learned.places(keys), step))
+
+    def hold(self, learner: Learner, batch: Batch | None) -> None:
+        """A batch of held-out clips; None where only other processes have one."""
+        if batch is not None:
+            self._held.append((self._features(learner, batch.frames), batch.keys))
+        else:
+            self._accompany(learner)
 
     def row(self, step: int, world: World, initial: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """What was seen since is of held-out clips: a row of metrics, empty where there is too little to fit.
+        """What was learned and held says after `step` steps: a row of metrics, empty where it is too little.
 
         `initial`: the row of the weights that the run began with, to stand beside this one's figures. Every
         process has to ask; the first one's answer counts.
         """
-        features, places = self._taken(self.held_out)
-        held = _seen([(features, places)]).gathered(world)
-        window = self._all().gathered(world)
-        if not world.is_first or min(len(window.step), len(held.step)) < LEAST_CLIPS:
+        held, self._held = self._held, []
+        steps = [_Step(features, self.held_out.places(keys), 0) for features, keys in held]
+        tested, fitted = _seen(steps).gathered(world), _seen(self._of_burst(step)).gathered(world)
+        if not world.is_first or min(len(fitted.step), len(tested.step)) < LEAST_CLIPS:
             return {}
-        fit, test = self.learned.at(window.places.numpy()), self.held_out.at(held.places.numpy())
-        figures = read_out(window.features, fit, held.features, test)
-        before = {f"{name}{INITIAL}": initial[name] for name in figures if initial and name in initial}
+        known, truth = self.learned.at(fitted.places.numpy()), self.held_out.at(tested.places.numpy())
+        figures = read_out(fitted.features, known, tested.features, truth)
+        learned = [name for name in figures if not name.endswith(CONSTANT)]
+        before = {f"{name}{INITIAL}": initial[name] for name in learned if initial and name in initial}
         # The first of the cells is the whole clip.
-        width = held.features.shape[1] // (1 + self.cells.shape[1])
-        means = held.features[:, :width].double()
+        means = tested.features[:, : tested.features.shape[1] // (1 + self.cells.shape[1])].double()
         ranks = {"rankme": effective_rank(means), "rankme_centred": effective_rank(means - means.mean(0))}
         return {
             "kind": "probe",
@@ -143,77 +147,106 @@ class OnlineProbe:
             **figures,
             **before,
             **{name: float(value) for name, value in ranks.items()},
-            "fit_clips": len(window.step),
-            "clips": len(held.step),
-            "episodes": len(np.unique(test.episodes)),
+            "fit_clips": len(fitted.step),
+            "clips": len(tested.step),
+            "episodes": len(np.unique(truth.episodes)),
         }
 
-    def state(self, world: World) -> dict[str, Tensor]:
-        """What a resume needs, of all processes; each has to ask."""
-        return self._all().gathered(world).state() if self._window else {}
+    def state(self, step: int, world: World) -> dict[str, Tensor]:
+        """What a resume after `step` steps needs, of all processes, each of which has to ask; empty but in
+        the last steps before a validation."""
+        steps = self._of_burst(self.plan.next_due(step))
+        return _seen(steps).gathered(world).state() if world.agree(len(steps)) else {}
 
-    def restore(self, tensors: Mapping[str, Tensor], world: World, device: str) -> None:
-        """As `state` gave it, or empty: of a run that had no probe, or whose features were others."""
+    def restore(self, tensors: Mapping[str, Tensor], world: World) -> None:
+        """As `state` gave it; empty where there is none, or of other clips than those learned from."""
         self._window.clear()
-        self._seen.clear()
+        self._held.clear()
         if not tensors or self._is_strange(tensors):
             return
-        for number in tensors["step"].unique():
-            rows = (tensors["step"] == number).nonzero().flatten()
+        device = self.config.runtime.device
+        for step in tensors["step"].unique():
+            rows = (tensors["step"] == step).nonzero().flatten()
             rows = rows[rows_of(len(rows), (world.rank, world.size))]
-            self._window.append((tensors["features"][rows].to(device), tensors["places"][rows].numpy()))
+            features, places = tensors["features"][rows].to(device), tensors["places"][rows].numpy()
+            self._window.append(_Step(features, places, int(step)))
 
     def _is_strange(self, tensors: Mapping[str, Tensor]) -> bool:
-        """Whether they are of other clips than those that are learned from, or no such thing at all."""
         if tensors.keys() != {"features", "places", "step"} or tensors["places"].shape[1:] != (2,):
             return True
-        most = tensors["places"].amax(0) if len(tensors["places"]) else torch.zeros(2)
-        views = min((values.shape[1] for values in self.learned.numbers.values()), default=most[1] + 1)
-        return bool(most[0] >= len(self.learned.episodes) or most[1] >= views)
+        row, view = tensors["places"].amax(0)
+        views = [values.shape[1] for values in self.learned.numbers.values()]
+        return bool(row >= len(self.learned.episodes) or view >= min(views, default=int(view) + 1))
 
-    def _every(self, batch_size: int) -> int:
-        """Of a larger batch than there is room for, every so-manieth clip."""
-        return -(-batch_size // self.clips)
+    def _of_burst(self, due: int) -> list[_Step]:
+        return [each for each in self._window if due - self.burst <= each.step < due]
 
-    def _taken(self, truths: Truths) -> tuple[Tensor, np.ndarray]:
-        """What was seen, which is then forgotten."""
-        seen, self._seen = self._seen, []
-        features = torch.cat([each for each, _ in seen]) if seen else torch.zeros(0, 0)
-        return features, truths.places([key for _, keys in seen for key in keys])
+    def _chosen(self, batch: Batch) -> slice:
+        return slice(-batch.first_row % self.every, None, self.every)
 
-    def _all(self) -> Seen:
-        return _seen(list(self._window))
+    def _some(self, learner: Learner, batch: Batch) -> Tensor:
+        frames = batch.frames[self._chosen(batch)]
+        return self._features(learner, frames) if len(frames) else self._accompany(learner)
+
+    def _accompany(self, learner: Learner) -> Tensor:
+        """No features; where parameters are shared out, processes look only together."""
+        geometry = self.config.geometry
+        size = (geometry.image_size, geometry.image_size)
+        dims = (1 + self.cells.shape[1]) * learner.encoder.dim
+        if learner.is_sharded:
+            self._features(learner, torch.zeros(1, geometry.num_frames, *size, 3, dtype=torch.uint8))
+        return torch.zeros(0, dims, device=self.config.runtime.device)
+
+    @torch.no_grad()
+    def _features(self, learner: Learner, frames: Tensor) -> Tensor:
+        config, device = self.config, torch.device(self.config.runtime.device)
+        self.tokens, self.cells = self.tokens.to(device), self.cells.to(device)
+        tubelets = patchify(normalise_pixels(frames.to(device)), config.geometry)
+        lower = "bfloat16" in (config.runtime.precision, config.optimizer.parameters)
+        was_training = learner.networks.training
+        learner.train(False)
+        with torch.autocast(device.type, torch.bfloat16, enabled=lower):
+            seen = learner.look(tubelets, self.tokens.expand(len(frames), -1))
+        learner.train(was_training)
+        return pooled(seen.float(), self.cells)
 
 
-def _seen(steps: list[tuple[Tensor, np.ndarray]]) -> Seen:
-    steps = steps or [(torch.zeros(0, 0), np.zeros((0, 2), np.int64))]
-    counts = torch.tensor([len(places) for _, places in steps])
+@dataclass(frozen=True)
+class _Step:
+    """What this process has seen of the clips of one step."""
+
+    features: Tensor
+    places: np.ndarray
+    step: int
+
+
+def _seen(steps: list[_Step]) -> Seen:
+    steps = steps or [_Step(torch.zeros(0, 0), np.zeros((0, 2), np.int64), 0)]
+    counts = torch.tensor([len(each.places) for each in steps])
+    filled = [each.features for each in steps if len(each.features)] or [torch.zeros(0, 0)]
     return Seen(
-        torch.cat([features for features, _ in steps]).cpu(),
-        torch.from_numpy(np.concatenate([places for _, places in steps])),
-        torch.repeat_interleave(torch.arange(len(steps)), counts),
+        torch.cat(filled).cpu(),
+        torch.from_numpy(np.concatenate([each.places for each in steps])),
+        torch.repeat_interleave(torch.tensor([each.step for each in steps]), counts),
     )
 
 
-def cells_of(geometry: ClipGeometry) -> Float[Tensor, "tokens cells"]:
-    """Which cell each token lies in: the quarters of the picture, over all time."""
-    _, rows, columns = geometry.token_grid
+def tokens_and_cells(
+    geometry: ClipGeometry,
+) -> tuple[Int64[Tensor, "1 tokens"], Float[Tensor, "tokens cells"]]:
+    """The tokens of the first and the last time step, and which quarter of which of them each lies in."""
+    steps, rows, columns = geometry.token_grid
+    ids = torch.arange(geometry.num_tokens).view(steps, rows, columns)[ends(geometry)]
     row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
-    cell = (row * QUADRANTS // rows) * QUADRANTS + column * QUADRANTS // columns
-    return torch.nn.functional.one_hot(cell.flatten(), QUADRANTS**2).float().repeat(geometry.token_grid[0], 1)
+    quarter = (row * QUADRANTS // rows) * QUADRANTS + column * QUADRANTS // columns
+    cell = torch.stack([number * QUADRANTS**2 + quarter for number in range(len(ids))])
+    return ids.view(1, -1), torch.nn.functional.one_hot(cell.flatten(), len(ids) * QUADRANTS**2).float()
 
 
 def pooled(
-    tokens: Float[Tensor, "batch context dim"],
-    cells: Float[Tensor, "batch context cells"],
-    valid: Tensor | None,
+    tokens: Float[Tensor, "batch tokens dim"], cells: Float[Tensor, "tokens cells"]
 ) -> Float[Tensor, "batch dims"]:
-    """The mean of a clip's tokens, then that of each cell's: less the clip's, and zero where none is seen."""
-    weights = torch.cat([torch.ones_like(cells[..., :1]), cells], dim=-1)
-    if valid is not None:
-        weights = weights * valid.unsqueeze(-1)
-    counts = weights.sum(dim=1).unsqueeze(-1)
-    means = weights.transpose(1, 2) @ tokens / counts.clamp(min=1)
-    means[:, 1:] -= means[:, :1]
-    means[:, 1:] *= counts[:, 1:] > 0
-    return means.flatten(1)
+    """The mean of a clip's tokens, then that of each cell's less the clip's."""
+    mean = tokens.mean(dim=1, keepdim=True)
+    means = cells.T @ tokens / cells.sum(dim=0).clamp(min=1).unsqueeze(-1)
+    return torch.cat([mean, means - mean], dim=1).flatten(1)

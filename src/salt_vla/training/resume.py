@@ -221,8 +221,7 @@ def trim_metrics(run: RunDirectory, step: int, goes_on: bool) -> None:
     if not goes_on:
         return run.trim_metrics(step)
     stored = stored_config(run)
-    held_out = stored.runtime.validate_every
-    every = {"train": stored.runtime.log_every, "val": held_out, "probe": held_out}
+    every = {"train": stored.runtime.log_every, "val": stored.runtime.validate_every}
 
     def is_planned(row: dict[str, Any]) -> bool:
         is_cut = row["step"] == step != stored.steps and row["kind"] in every

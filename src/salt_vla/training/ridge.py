@@ -23,6 +23,7 @@ ONE_IN = 5  # episodes that penalties are compared on
 # A feature's deviation below these shares of the median and of the largest is raised to them: divided by its
 # own, a feature that hardly varies would throw off the first clip that departs from it.
 FLOOR_OF_MEDIAN, FLOOR_OF_LARGEST = 0.1, 0.01
+CONSTANT = "_constant"
 STILL = 1e-5  # of its root mean square: below it a number does not vary
 
 
@@ -58,7 +59,7 @@ def read_out(
         said = names[name][predicted[f"class {name}"].argmax(dim=1).numpy()]
         frequent = names[name][np.argmax((codes[:, None] == names[name]).sum(0))]
         figures[f"accuracy_{name}"] = float((said == truth.classes[name]).mean())
-        figures[f"accuracy_{name}_constant"] = float((frequent == truth.classes[name]).mean())
+        figures[f"accuracy_{name}{CONSTANT}"] = float((frequent == truth.classes[name]).mean())
     return figures
 
 

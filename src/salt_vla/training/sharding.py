@@ -11,7 +11,7 @@ import warnings
 import torch
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -37,6 +37,7 @@ def shard(networks: Networks, device: str, processes: int) -> None:
     for block in (*networks.encoder.blocks, *networks.predictor.blocks):
         fully_shard(block, mesh=mesh)
     fully_shard(networks, mesh=mesh, reshard_after_forward=True)  # Between two steps nothing is whole.
+    register_fsdp_forward_method(networks, "look")
 
 
 def whole(tensor: Tensor) -> Tensor:

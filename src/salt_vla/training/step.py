@@ -35,7 +35,6 @@ def forward(
     config: TrainConfig,
     step: int,
     scores: Scores | None = None,
-    probe: OnlineProbe | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss of a (micro-)batch and its parts: predict each group's targets from its context, compare."""
     device = batch.frames.device.type
@@ -57,8 +56,6 @@ def forward(
         task.space.gather(scored)
     if scores is not None:
         scores.add(predicted, contexts, scored, batch, task, config)
-    if probe is not None:
-        probe.see(contexts[0], batch)
     valid = [group.context_valid for group in batch.masks]
     return objective(predicted, targets, config.objective, contexts, valid)
 
@@ -83,13 +80,13 @@ def train_step(
     lr, weight_decay = set_rates(learner.optimizer, config, step)
     learner.optimizer.zero_grad(set_to_none=True)
     scores = Scores() if scored else None
-    loss, parts = accumulate(learner, batch, task, config, step, scores, probe)
+    loss, parts = accumulate(learner, batch, task, config, step, scores)
     norm = learner.clip_gradients(config.optimizer.grad_clip)
     # The only wait for the device: whether an update is sound has to be known before it is made.
     total, length = torch.stack([loss, norm.float()]).tolist()
     reason = judge(state, config.guards, total, length)
-    if probe is not None:
-        probe.learn(is_sound=not reason)
+    if probe is not None and not reason:
+        probe.learn(learner, batch, step)
     before = sample_of(learner.named_parameters()) if scored else []
     if reason:
         task.space.forget()
@@ -113,7 +110,6 @@ def accumulate(
     config: TrainConfig,
     step: int,
     scores: Scores | None = None,
-    probe: OnlineProbe | None = None,
 ) -> tuple[Tensor, dict[str, float]]:
     """Gradients of the batch, over all its micro-batches and processes, into the parameters; its loss, and
     where it is scored the loss's parts."""
@@ -121,7 +117,7 @@ def accumulate(
     parts: list[dict[str, Tensor]] = []
     for number, micro in enumerate(batch.micro_batches(config.grad_accum_steps), start=1):
         with learner.sharing(number == config.grad_accum_steps):
-            loss, named = forward(learner, micro, task, config, step, scores, probe)
+            loss, named = forward(learner, micro, task, config, step, scores)
             (loss / config.grad_accum_steps).backward()
         losses.append(loss.detach())
         parts.append(named)
@@ -166,8 +162,13 @@ def validate(
     for batch in learner.world.in_step(batches):
         if batch is None:
             learner.accompany(config)
+            if probe is not None:
+                probe.hold(learner, None)
             continue
-        _, parts = forward(learner, batch.to(device), task, config, step, scores, probe)
+        batch = batch.to(device)
+        _, parts = forward(learner, batch, task, config, step, scores)
+        if probe is not None:
+            probe.hold(learner, batch)
         loss_sum += parts["regression"].item() * len(batch.keys)
         clips += len(batch.keys)
     learner.train()
