@@ -24,6 +24,7 @@ def evaluate(
     frame_stride: int | None = None,
     against: tuple[str, ...] = (),
     out: Path | None = None,
+    pictures: Path | None = None,
     json: bool = False,
     settings: Annotated[EvalSettings, tyro.conf.arg(name="")] = EvalSettings(),  # noqa: B008
     apart: Annotated[Apart, tyro.conf.arg(name="")] = Apart(),  # noqa: B008
@@ -44,6 +45,7 @@ def evaluate(
         frame_stride: file frames from one frame to the next; default: as the first encoder was trained.
         against: encoders of this call that all others are also compared with.
         out: a folder that gets the tables as table.json, .csv, .md, .tex and .html.
+        pictures: a folder that gets sheets of one held-out clip: tokens, attention, nearest clips.
         json: print JSON instead of tables.
     """
     if apart.starts("eval", paths={"--data": data}):
@@ -54,7 +56,7 @@ def evaluate(
         )
     from salt_vla.jobs.evaluate import evaluate_encoders
 
-    found = evaluate_encoders(encoders, suite, data, settings, frame_stride, against)
+    found = evaluate_encoders(encoders, suite, data, settings, frame_stride, against, pictures)
     for note in found.notes:
         print(f"salt-vla: {note}", file=sys.stderr)
     if out is not None:

@@ -172,6 +172,7 @@ def _key(suite: str, bench: Bench, fingerprint: str) -> dict[str, Any]:
     data |= {part: side.views.pixels_hash for part, side in zip(("train", "test"), sides, strict=True)}
     data["clips"] = hash_of([clip for side in sides for clip in (*side.clips.clip_ids, "")])
     if bench.settings.text:
-        data["text"] = hash_of([Path(bench.settings.text).read_bytes().hex()])
+        texts = Path(bench.settings.text)
+        data["text"] = hash_of([file.read_bytes().hex() for file in (texts, texts.with_suffix(".json"))])
     module = importlib.import_module(SUITES[suite].partition(":")[0])
     return cell_key(suite, getattr(module, "VERSION", 1), fingerprint, bench.settings, data)

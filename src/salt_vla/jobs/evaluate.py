@@ -17,10 +17,12 @@ import numpy as np
 from salt_vla.config import DataConfig
 from salt_vla.data.clip_table import ClipTable
 from salt_vla.errors import UserError
+from salt_vla.evaluation.bench import Bench
 from salt_vla.evaluation.features import TokenModel
 from salt_vla.evaluation.results import SuiteResult, tabulate, to_objects
 from salt_vla.evaluation.seeds import aggregate_seeds, scores_to_arrays
 from salt_vla.evaluation.settings import EvalSettings
+from salt_vla.evaluation.texts import read_texts
 from salt_vla.geometry import ClipGeometry
 from salt_vla.jobs.data import open_table
 from salt_vla.jobs.eval_encoders import (
@@ -35,7 +37,7 @@ from salt_vla.jobs.eval_encoders import (
 )
 from salt_vla.jobs.eval_encoders import load_model as load_model
 from salt_vla.jobs.eval_encoders import random_model as random_model
-from salt_vla.jobs.eval_score import measure
+from salt_vla.jobs.eval_score import measure, open_benches
 from salt_vla.jobs.teacher import data_settings
 from salt_vla.models.loading import encoder_directory
 from salt_vla.registry import PROBES, SUITES, SURPRISE, resolve
@@ -87,6 +89,7 @@ def evaluate_encoders(
     settings: EvalSettings,
     frame_stride: int | None = None,
     against: Sequence[str] = (),
+    pictures: Path | None = None,
 ) -> Evaluation:
     """The command: encoders by their specs, beside a random one of the first's architecture, pixels and the
     constant predictor. A label given several times stands for seeds, and tables are joined over them."""
@@ -100,6 +103,10 @@ def evaluate_encoders(
         if name not in {spec.label for spec in specs}:
             raise UserError(f"--against {name}: no encoder of this call is called so")
     if suites[0] in SURPRISE:
+        if pictures is not None:
+            raise UserError(
+                "--pictures shows clips of a data set; suites of film pairs have reports of their own"
+            )
         return _surprise(specs, suites, data, settings, against)
     entries = load_entries(specs)
     first = entries[0]
@@ -119,8 +126,24 @@ def evaluate_encoders(
         evaluation.notes += found.notes
         evaluation.results += results
         _leave(results, here, table)
+        if pictures is not None and seed == _seeds(entries, settings)[0]:
+            bench = open_benches(models, table, config, first.model.geometry, settings)[0]
+            evaluation.notes += _draw(bench, pictures)
     about = {"data": table.name, "clip_table": table.hash, "view": asdict(config.view)}
     return _joined(evaluation, about | {"settings": asdict(settings), "suites": list(suites)})
+
+
+def _draw(bench: Bench, folder: Path) -> list[str]:
+    """Sheets into `folder`; what cannot be drawn is said: the figures are what was asked for."""
+    from salt_vla.jobs.eval_pictures import draw_evaluation
+
+    try:
+        drawn = draw_evaluation(bench, folder)
+    except UserError as error:
+        return [f"no pictures: {error}"]
+    for path in drawn:
+        print(path, file=sys.stderr)
+    return []
 
 
 def _require_known(suites: Sequence[str], settings: EvalSettings) -> None:
@@ -137,6 +160,8 @@ def _require_known(suites: Sequence[str], settings: EvalSettings) -> None:
         )
     if settings.probe not in PROBES:
         raise UserError(f"there is no probe {settings.probe!r}; probes: {', '.join(PROBES)}")
+    if settings.text:
+        read_texts(Path(settings.text))
 
 
 def _source(entry: Entry) -> str:
