@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from salt_vla.errors import DataError
-from salt_vla.evaluation.intphys2 import chance_p_value, holm, relative_accuracy
+from salt_vla.evaluation.intphys2 import chance_p_value, relative_accuracy
 
 
 def test_share_of_pairs_in_which_the_possible_film_surprises_less() -> None:
@@ -116,12 +116,6 @@ def test_p_values_are_as_rare_as_they_say() -> None:
 def test_many_scenes_stay_exact() -> None:
     p = chance_p_value(np.zeros(506), np.ones(506), np.repeat(np.arange(253), 2))
     assert p == pytest.approx(2.0**-253, rel=1e-6)
-
-
-def test_several_p_values_are_corrected_in_steps() -> None:
-    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
-    assert holm([0.5, 0.9]) == [1.0, 1.0]
-    assert holm([]) == []
 
 
 @pytest.mark.parametrize(

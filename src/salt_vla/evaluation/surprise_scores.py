@@ -11,8 +11,9 @@ from typing import Any, Literal
 
 from salt_vla.data.film_pairs import Pair
 from salt_vla.errors import DataError
-from salt_vla.evaluation.intphys2 import chance_p_value, holm, pair_sums
+from salt_vla.evaluation.intphys2 import chance_p_value, pair_sums
 from salt_vla.evaluation.results import Scored
+from salt_vla.evaluation.significance import holm
 from salt_vla.evaluation.statistics import interval
 from salt_vla.evaluation.surprise import FilmSurprise, Setting
 
@@ -75,9 +76,7 @@ def parts_of(pairs: Sequence[Pair], settings: Sequence[Setting]) -> list[Part]:
     return parts
 
 
-def score_pairs(
-    name: str, pairs: Sequence[Pair], found: Found, seed: int = 0
-) -> tuple[list[Scored], list[PairScore]]:
+def score_pairs(name: str, pairs: Sequence[Pair], found: Found) -> tuple[list[Scored], list[PairScore]]:
     """The set's figures, for the tables of `eval` and for the report.
 
     Raises `DataError` for a set of fewer than two scenes, and for a film that nothing was found of.
@@ -88,9 +87,7 @@ def score_pairs(
     for encoder, films in found.items():
         settings = [curve.setting for curve in next(iter(films.values())).curves]
         for over in OVER:
-            table = [
-                _score(name, encoder, part, over, pairs, films, seed) for part in parts_of(pairs, settings)
-            ]
+            table = [_score(name, encoder, part, over, pairs, films) for part in parts_of(pairs, settings)]
             corrected = _corrected([(part, score.p) for part, score, _ in table])
             for (part, score, one), p_holm in zip(table, corrected, strict=True):
                 scores.append(PairScore(**score.as_dict() | {"p_holm": p_holm}))
@@ -105,14 +102,13 @@ def _score(
     over: Over,
     pairs: Sequence[Pair],
     films: Mapping[str, FilmSurprise],
-    seed: int,
 ) -> tuple[Part, PairScore, Scored]:
     chosen = [pairs[place] for place in part.places]
     possible = [_value(films, pair.possible.name, part.setting, over) for pair in chosen]
     impossible = [_value(films, pair.impossible.name, part.setting, over) for pair in chosen]
     scenes = [pair.scene for pair in chosen]
     sums = pair_sums(possible, impossible, scenes)
-    estimate = interval(sums, seed=seed)
+    estimate = interval(sums)
     p = chance_p_value(possible, impossible, scenes)
     ties = sum(a == b for a, b in zip(possible, impossible, strict=True))
     figures = (estimate.value, estimate.low, estimate.high, p, p)

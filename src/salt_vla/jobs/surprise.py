@@ -48,7 +48,7 @@ def score(encoders: Mapping[str, str], data: str, settings: EvalSettings) -> lis
     scores: list[PairScore] = []
     for each in sets:
         if each.has_labels:
-            now, figures = score_pairs(each.name, each.pairs, found[each.name], settings.seed)
+            now, figures = score_pairs(each.name, each.pairs, found[each.name])
             scored += now
             scores += figures
         else:
