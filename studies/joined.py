@@ -11,10 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import t as student_t
 
-from salt_vla.evaluation.seeds import joint_interval
-from salt_vla.evaluation.statistics import EpisodeSums, Estimate, bootstrap_scores
+from salt_vla.evaluation.statistics import EpisodeSums, Estimate, joint_difference
 
-RESAMPLES = 2000
 MINUS = "−"
 
 
@@ -29,13 +27,10 @@ def over_seeds(values: Sequence[float]) -> Estimate:
 
 def paired_probes(ones: Sequence[EpisodeSums], others: Sequence[EpisodeSums]) -> Estimate:
     """Mean over seeds of one − other, seed by seed on the same held-out episodes; the 95 % interval covers
-    new episodes (resampled) and new seeds (Student's t)."""
+    new episodes and new seeds."""
     if len(ones) != len(others) or any(not sums.same_clips(ones[0]) for sums in (*ones, *others)):
         raise ValueError("paired differences need the same seeds, on the same held-out clips")
-    scores = bootstrap_scores([*ones, *others], RESAMPLES, seed=0)
-    samples = (scores[: len(ones)] - scores[len(ones) :]).mean(0)
-    differences = np.array([a.value - b.value for a, b in zip(ones, others, strict=True)])
-    return joint_interval(differences, samples, seed=0)
+    return joint_difference(ones, others)
 
 
 def signed(value: float, digits: int = 3) -> str:

@@ -21,9 +21,10 @@ from salt_vla.batches import Batch, Batches, parts_of
 from salt_vla.cache import open_cache
 from salt_vla.config import DataConfig, MaskConfig, TrainConfig
 from salt_vla.evaluation.features import TokenModel, pool_tokens
+from salt_vla.evaluation.probing import ProbeSet, run_probe_suite
+from salt_vla.evaluation.results import SuiteResult
 from salt_vla.evaluation.seeds import scores_from_arrays, scores_to_arrays
 from salt_vla.evaluation.statistics import EpisodeSums
-from salt_vla.evaluation.suites import ProbeSet, SuiteResult, run_probe_suite
 from salt_vla.evaluation.targets import build_targets
 from salt_vla.geometry import ClipGeometry
 from salt_vla.jobs.data import open_table, open_views, split_table

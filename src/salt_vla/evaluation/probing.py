@@ -116,10 +116,10 @@ def fit_probes(
 
 
 def run_probe_suite(
-    suite: str, train: ProbeSet, test: ProbeSet, seed: int, bootstrap: int = 2000, reference: str = "random"
+    suite: str, train: ProbeSet, test: ProbeSet, seed: int, reference: str = "random"
 ) -> SuiteResult:
     """Linear probes and their table, in one call; `notes` say which targets were left out."""
-    (result,) = tabulate(probe_suite(suite, train, test, seed), seed, bootstrap, reference)
+    (result,) = tabulate(probe_suite(suite, train, test, seed), seed, reference)
     result.notes.extend(common_targets(train, test)[1])
     return result
 

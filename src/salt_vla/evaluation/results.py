@@ -8,20 +8,15 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from salt_vla.config import from_json
-from salt_vla.evaluation.statistics import (
-    EpisodeSums,
-    Estimate,
-    Metric,
-    bootstrap_scores,
-    percentile_interval,
-)
+from salt_vla.evaluation.significance import holm, sign_flip_p_value
+from salt_vla.evaluation.statistics import EpisodeSums, Estimate, Metric, interval, paired_difference
 
 T = TypeVar("T")
-# Below this many held-out episodes percentile intervals are far too narrow: nothing is called apart.
+# Below this many held-out episodes nothing is called apart, whatever an interval says.
 MIN_EPISODES_FOR_CLAIMS = 10
 STUDENT, TEACHER, PIXELS, CONSTANT = "student", "teacher", "pixels", "constant"
 # Rows that no encoder has a part in: the mean, the robot's own state, the task; `state+NAME` is both.
@@ -51,8 +46,8 @@ class Scored:
 
 @dataclass(frozen=True)
 class Row:
-    """One figure of the table. `low` and `high` bound the middle 95 % of resamples of held-out episodes;
-    `alpha` is the probe's penalty and `note` what a reader must know of the figure (else empty)."""
+    """One figure of the table. `low` and `high` are its 95 % interval for new episodes; `alpha` is the
+    probe's penalty and `note` what a reader must know of the figure (else empty)."""
 
     encoder: str
     suite: str
@@ -76,8 +71,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """encoder − against on the same resamples; `apart` says that the interval excludes zero, and
-    is never claimed from fewer than `MIN_EPISODES_FOR_CLAIMS` held-out episodes."""
+    """encoder − against on the same clips; `apart` says that the interval excludes zero, and
+    is never claimed from fewer than `MIN_EPISODES_FOR_CLAIMS` held-out episodes.
+
+    `p`: of a sign-flip test over episodes; `p_holm`: corrected for the suite's targets, in each of which
+    these two are compared. None in files of earlier versions.
+    """
 
     suite: str
     target: str
@@ -89,6 +88,8 @@ class Comparison:
     high: float
     seed: int
     apart: bool
+    p: float | None = None
+    p_holm: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -110,12 +111,11 @@ class SuiteResult:
 def tabulate(
     scored: Iterable[Scored],
     seed: int,
-    bootstrap: int = 2000,
     reference: str = "random",
     against: Sequence[str] = (),
 ) -> list[SuiteResult]:
     """One result a suite, in order of first appearance: rows with intervals, and encoders compared in pairs
-    on the same resamples of held-out episodes.
+    on the same held-out episodes.
 
     Compared, where both are present: student and teacher with `reference`, student with teacher and with
     pixels, any other encoder with `reference` and with pixels; and all of them with those of `against`.
@@ -128,23 +128,48 @@ def tabulate(
         result = SuiteResult(suite, seed, [], [])
         for target, entries in targets.items():
             sums = {one.encoder: one.sums for one in entries}
-            samples = dict(zip(sums, bootstrap_scores(list(sums.values()), bootstrap, seed), strict=True))
             for one in entries:
                 result.scores[one.encoder, target] = one.sums
-                estimate = Estimate(one.sums.value, *percentile_interval(samples[one.encoder]))
-                result.rows.append(_row(one, seed, estimate))
+                result.rows.append(_row(one, seed, interval(one.sums)))
             for name, other in compared_pairs([n for n in sums if n != CONSTANT], reference, against):
                 if not sums[name].same_clips(sums[other]):
                     continue  # Each in its own space, say: there is no difference to speak of.
-                difference = sums[name].value - sums[other].value
-                estimate = Estimate(difference, *percentile_interval(samples[name] - samples[other]))
-                names = (suite, target, sums[name].metric, name, other)
-                apart = estimate.apart and len(sums[name].episodes) >= MIN_EPISODES_FOR_CLAIMS
-                result.comparisons.append(
-                    Comparison(*names, difference, estimate.low, estimate.high, seed, apart)
-                )
-        results.append(result)
+                result.comparisons.append(_compared(suite, target, name, other, sums, seed))
+        results.append(replace(result, comparisons=_corrected(result.comparisons)))
     return results
+
+
+def _compared(
+    suite: str, target: str, name: str, against: str, sums: Mapping[str, EpisodeSums], seed: int
+) -> Comparison:
+    mine, theirs = sums[name], sums[against]
+    found = paired_difference(mine, theirs)
+    return Comparison(
+        suite,
+        target,
+        mine.metric,
+        name,
+        against,
+        found.value,
+        found.low,
+        found.high,
+        seed,
+        apart=found.apart and len(mine.episodes) >= MIN_EPISODES_FOR_CLAIMS,
+        p=sign_flip_p_value(mine, theirs),
+    )
+
+
+def _corrected(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """With `p_holm`: over all targets on which the same two were compared."""
+    families: dict[tuple[str, str], list[int]] = {}
+    for place, item in enumerate(comparisons):
+        families.setdefault((item.encoder, item.against), []).append(place)
+    found = list(comparisons)
+    for places in families.values():
+        corrected = holm([comparisons[place].p or 0.0 for place in places])
+        for place, p_holm in zip(places, corrected, strict=True):
+            found[place] = replace(comparisons[place], p_holm=p_holm)
+    return found
 
 
 def compared_pairs(

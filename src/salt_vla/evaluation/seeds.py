@@ -11,25 +11,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy.stats import t as student_t
 
 from salt_vla.errors import DataError
-from salt_vla.evaluation.results import Comparison, Row, SuiteResult
-from salt_vla.evaluation.statistics import (
-    EpisodeSums,
-    Estimate,
-    Metric,
-    bootstrap_scores,
-    percentile_interval,
-)
+from salt_vla.evaluation.results import MIN_EPISODES_FOR_CLAIMS, Comparison, Row, SuiteResult
+from salt_vla.evaluation.statistics import EpisodeSums, Estimate, Metric, joint_difference, joint_interval
 
 if TYPE_CHECKING:
     from jaxtyping import Float
 
     Scores = dict[tuple[str, str], EpisodeSums]  # (encoder, target) → sums
 
-BOTH = "95 %: episodes resampled, seeds by Student's t"
-EPISODES_ONLY = "95 %: episodes resampled, one seed"
+BOTH = "95 %, for new episodes and new seeds"
+EPISODES_ONLY = "95 %, for new episodes, one seed"
 RANGE = "lowest and highest seed"
 
 
@@ -72,27 +65,7 @@ class SeedComparison:
     apart: bool
 
 
-def joint_interval(
-    per_seed: Float[np.ndarray, " seeds"], samples: Float[np.ndarray, " resamples"], seed: int
-) -> Estimate:
-    """Mean over seeds with a 95 % interval for new episodes and new seeds together.
-
-    `samples` are resamples (over episodes, shared by all seeds) of the mean over seeds. Resampling three
-    seeds would cover far too little, so each resample is moved by a draw of Student's t with seeds − 1
-    degrees of freedom times the seeds' standard error: normal seeds are assumed, and few of them cost width.
-    """
-    count = len(per_seed)
-    moved = samples
-    if count > 1:
-        # Evenly spaced quantiles in random order: fewer tail accidents than plain draws.
-        levels = (np.random.default_rng([seed, count]).permutation(len(samples)) + 0.5) / len(samples)
-        moved = samples + student_t.ppf(levels, count - 1) * per_seed.std(ddof=1) / np.sqrt(count)
-    return Estimate(float(per_seed.mean()), *percentile_interval(moved))
-
-
-def aggregate_seeds(
-    results: Sequence[SuiteResult], bootstrap: int = 2000, seed: int = 0
-) -> tuple[list[SeedRow], list[SeedComparison]]:
+def aggregate_seeds(results: Sequence[SuiteResult]) -> tuple[list[SeedRow], list[SeedComparison]]:
     """Rows and comparisons of several seeds (any number of suites), joined by suite, target and encoder.
 
     With `scores` of the same held-out episodes in every seed the interval covers episodes and seeds; without
@@ -107,21 +80,17 @@ def aggregate_seeds(
         for i, c in enumerate(result.comparisons):
             pairs.setdefault((result.suite, c.target, c.encoder, c.against), []).append((result, i))
     return (
-        [_join_rows(entries, bootstrap, seed) for entries in rows.values()],
-        [_join_comparisons(entries, bootstrap, seed) for entries in pairs.values()],
+        [_join_rows(entries) for entries in rows.values()],
+        [_join_comparisons(entries) for entries in pairs.values()],
     )
 
 
-def _join_rows(entries: Sequence[tuple[SuiteResult, int]], bootstrap: int, seed: int) -> SeedRow:
+def _join_rows(entries: Sequence[tuple[SuiteResult, int]]) -> SeedRow:
     rows = [result.rows[i] for result, i in entries]
     first = rows[0]
-
-    def samples(sums: Sequence[EpisodeSums]) -> np.ndarray:
-        return bootstrap_scores(sums, bootstrap, seed).mean(0)
-
-    keys = [(first.encoder, first.target)]
     values = np.array([row.value for row in rows])
-    estimate, span = _estimate([r for r, _ in entries], keys, values, samples, seed)
+    sums = _sums_of(entries, (first.encoder, first.target))
+    estimate, span = _estimate(values, [sums], lambda: joint_interval(sums))
     return SeedRow(
         first.encoder,
         first.suite,
@@ -134,20 +103,12 @@ def _join_rows(entries: Sequence[tuple[SuiteResult, int]], bootstrap: int, seed:
     )
 
 
-def _join_comparisons(
-    entries: Sequence[tuple[SuiteResult, int]], bootstrap: int, seed: int
-) -> SeedComparison:
+def _join_comparisons(entries: Sequence[tuple[SuiteResult, int]]) -> SeedComparison:
     items = [result.comparisons[i] for result, i in entries]
     first = items[0]
-
-    def samples(sums: Sequence[EpisodeSums]) -> np.ndarray:
-        scores = bootstrap_scores(sums, bootstrap, seed)
-        half = len(sums) // 2
-        return (scores[:half] - scores[half:]).mean(0)
-
-    keys = [(first.encoder, first.target), (first.against, first.target)]
     values = np.array([item.difference for item in items])
-    estimate, span = _estimate([r for r, _ in entries], keys, values, samples, seed)
+    mine, theirs = (_sums_of(entries, (name, first.target)) for name in (first.encoder, first.against))
+    estimate, span = _estimate(values, [mine, theirs], lambda: joint_difference(mine, theirs))
     return SeedComparison(
         first.suite,
         first.target,
@@ -159,30 +120,28 @@ def _join_comparisons(
         estimate.high,
         **span,
         apart_in=sum(item.apart for item in items),
-        apart=span["interval"] != RANGE and estimate.apart,
+        apart=span["interval"] != RANGE
+        and estimate.apart
+        and len(mine[0].episodes) >= MIN_EPISODES_FOR_CLAIMS,
     )
 
 
+def _sums_of(entries: Sequence[tuple[SuiteResult, int]], key: tuple[str, str]) -> list[EpisodeSums]:
+    """Of every seed that kept them."""
+    return [result.scores[key] for result, _ in entries if key in result.scores]
+
+
 def _estimate(
-    results: Sequence[SuiteResult],
-    keys: Sequence[tuple[str, str]],
-    values: Float[np.ndarray, " seeds"],
-    samples: Callable[[Sequence[EpisodeSums]], np.ndarray],
-    seed: int,
+    values: Float[np.ndarray, " seeds"], sums: Sequence[Sequence[EpisodeSums]], joint: Callable[[], Estimate]
 ) -> tuple[Estimate, dict[str, Any]]:
     """The joint interval where every seed kept its sums on the same episodes, else the range of the seeds;
-    and the fields that say what it is.
-
-    `samples` gets the first key's sums of every seed, then the second key's.
-    """
+    and the fields that say what it is."""
     lowest, highest = float(values.min()), float(values.max())
     span = {"lowest": lowest, "highest": highest, "seeds": len(values)}
-    have = all(key in result.scores for result in results for key in keys)
-    sums = [result.scores[key] for key in keys for result in results] if have else []
-    if not have or any(not s.same_clips(sums[0]) for s in sums):
+    every = [each for side in sums for each in side]
+    if len(every) < len(sums) * len(values) or any(not each.same_clips(every[0]) for each in every):
         return Estimate(float(values.mean()), lowest, highest), {"interval": RANGE, **span}
-    estimate = joint_interval(values, samples(sums), seed)
-    return estimate, {"interval": BOTH if len(values) > 1 else EPISODES_ONLY, **span}
+    return joint(), {"interval": BOTH if len(values) > 1 else EPISODES_ONLY, **span}
 
 
 def group_results(

@@ -1,6 +1,6 @@
-"""R² and accuracy with bootstrap intervals over episodes, and paired differences between two predictors.
+"""R², accuracy and their like with intervals over episodes and seeds, and paired differences of predictors.
 
-Clips of one episode resemble one another, so the episode is what gets resampled. Knows predictions and
+Clips of one episode resemble one another, so whole episodes are left out in turn. Knows predictions and
 episode numbers; neither encoders nor probes.
 """
 
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from scipy.stats import rankdata
+from scipy.stats import t as student_t
 
 from salt_vla.errors import DataError
 
@@ -35,14 +36,15 @@ OF_SPREAD = ("r2", "r2_over_copy")
 CONFIDENCE = 0.95
 # A dimension whose standard deviation is below this share of the target's root mean square "does not vary".
 STILL = 1e-5
-# Resampled sums of squares are kept above this share of the sample's, so that none divides by zero.
+# Sums of squares of some episodes are kept above this share of the sample's, so that none divides by zero.
 SMALLEST_SHARE = 1e-9
-WEIGHTS_AT_ONCE = 4_000_000
+LOWEST_R2 = -999.0  # An interval's end; few episodes say nothing, and say it with a number.
+LEVELS = 20_000  # quantiles of Student's t that two sources of chance are added by
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure with its percentile interval; `apart` says that the interval does not hold zero."""
+    """A figure with its 95 % interval; `apart` says that the interval does not hold zero."""
 
     value: float
     low: float
@@ -55,7 +57,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class EpisodeSums:
-    """One predictor's errors, summed within each episode: all that any resample of episodes needs.
+    """One predictor's errors, summed within each episode: all that any choice of episodes needs.
 
     `wrong` holds squared errors (r2) or wrong answers (all other metrics); `first` and `second` are the sums
     of the truth and of its square, about the sample's mean (zeros unless r2; for r2_over_copy zeros and the
@@ -75,18 +77,33 @@ class EpisodeSums:
         """Output dimensions that do not vary in the sample and so do not count."""
         return tuple(int(d) for d in np.flatnonzero(~self.varying))
 
-    def score(self, weights: Shaped[np.ndarray, "resamples episodes"]) -> Float[np.ndarray, " resamples"]:
+    def score(self, weights: Shaped[np.ndarray, "choices episodes"]) -> Float[np.ndarray, " choices"]:
         """The metric with episode e counted `weights[:, e]` times."""
         weights = weights.astype(np.float64)
-        clips = weights @ self.clips
-        wrong = weights @ self.wrong[:, self.varying]
+        return self._score(*(weights @ sums for sums in (self.clips, self.wrong, self.first, self.second)))
+
+    def left_one_out(self) -> Float[np.ndarray, " episodes"]:
+        """The metric without episode e, for every e."""
+        parts = (self.clips, self.wrong, self.first, self.second)
+        return self._score(*(sums.sum(0) - sums for sums in parts))
+
+    def shares(self) -> Float[np.ndarray, " episodes"]:
+        """What each episode takes away from a perfect score: 1 − their sum is the metric."""
         if self.metric not in OF_SPREAD:
-            return 1 - wrong[:, 0] / clips
-        first, second = weights @ self.first[:, self.varying], weights @ self.second[:, self.varying]
+            return np.asarray(self.wrong[:, 0] / self.clips.sum())
+        spread = self.second.sum(0) - self.first.sum(0) ** 2 / self.clips.sum()
+        return np.asarray((self.wrong[:, self.varying] / spread[self.varying]).mean(1))
+
+    def _score(
+        self, clips: np.ndarray, wrong: np.ndarray, first: np.ndarray, second: np.ndarray
+    ) -> Float[np.ndarray, " choices"]:
+        """From sums over the episodes that count, a row a choice of them."""
+        if self.metric not in OF_SPREAD:
+            return np.asarray(1 - wrong[:, 0] / clips)
         spread = second - first**2 / clips[:, None]
         total = self.second.sum(0) - self.first.sum(0) ** 2 / self.clips.sum()
-        spread = np.maximum(spread, SMALLEST_SHARE * total[self.varying])
-        return (1 - wrong / spread).mean(1)
+        spread = np.maximum(spread, SMALLEST_SHARE * total)[:, self.varying]
+        return np.asarray((1 - wrong[:, self.varying] / spread).mean(1))
 
     @property
     def value(self) -> float:
@@ -207,48 +224,99 @@ def _by_episode(
     return keys.astype(np.int64), np.bincount(which).astype(np.float64), sums
 
 
-def bootstrap_scores(
-    sums: Sequence[EpisodeSums], resamples: int, seed: int
-) -> Float[np.ndarray, "predictors resamples"]:
-    """Scores of several predictors on the same resamples of their episodes (drawn with replacement).
+def interval(sums: EpisodeSums) -> Estimate:
+    """The score with a 95 % interval for new episodes: Student's t with the jackknife's standard error over
+    episodes, on a scale where scores spread evenly: log(1 − R²), arcsin √share.
 
-    A pure function of its arguments; the draws depend on the number of episodes and the seed alone, so two
-    calls over equally many episodes see the same draws.
+    Leaving out whole episodes is the cluster jackknife CV3 (MacKinnon, Nielsen and Webb, J. Appl.
+    Econometrics 38, 2023): where episodes are few and uneven it errs to the wide side, percentiles of a
+    bootstrap to the narrow one. Where all answers are right, or all are wrong, there is no spread to see, and
+    a share gets the interval of Clopper and Pearson (Biometrika 26, 1934) for so many episodes. A pure
+    function. Raises `DataError` below two episodes.
     """
-    count = len(sums[0].episodes)
-    if count < 2:
-        raise DataError("an interval needs at least 2 held-out episodes; hold out more of them")
-    if any(len(s.episodes) != count for s in sums):
-        raise DataError("predictors compared on the same resamples must share their held-out episodes")
-    random = np.random.default_rng(seed)
-    at_once = max(1, WEIGHTS_AT_ONCE // count)
-    blocks = []
-    for start in range(0, resamples, at_once):
-        size = min(at_once, resamples - start)
-        weights = random.multinomial(count, np.full(count, 1 / count), size=size)
-        blocks.append(np.stack([s.score(weights) for s in sums]))
-    return np.concatenate(blocks, axis=1)
+    return joint_interval([sums])
 
 
-def percentile_interval(values: Float[np.ndarray, " resamples"]) -> tuple[float, float]:
-    """The middle 95 % of resampled figures."""
-    low, high = np.quantile(values, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return float(low), float(high)
-
-
-def interval(sums: EpisodeSums, resamples: int = 2000, seed: int = 0) -> Estimate:
-    """The score with its percentile interval over episodes."""
-    return Estimate(sums.value, *percentile_interval(bootstrap_scores([sums], resamples, seed)[0]))
-
-
-def paired_difference(
-    first: EpisodeSums, second: EpisodeSums, resamples: int = 2000, seed: int = 0
-) -> Estimate:
-    """first − second, both scored on the same resamples: what the clips have in common cancels.
+def paired_difference(first: EpisodeSums, second: EpisodeSums) -> Estimate:
+    """first − second with Student's 95 % interval: an episode is left out for both at once, so what makes it
+    hard for both cancels.
 
     Raises `DataError` when the two were not computed on the same clips.
     """
     if not first.same_clips(second):
         raise DataError("a paired difference needs two predictors of the same target on the same clips")
-    scores = bootstrap_scores([first, second], resamples, seed)
-    return Estimate(first.value - second.value, *percentile_interval(scores[0] - scores[1]))
+    return joint_difference([first], [second])
+
+
+def joint_interval(sums: Sequence[EpisodeSums]) -> Estimate:
+    """Mean score of predictors of several seeds, with a 95 % interval for new episodes and new seeds."""
+    _require_together(sums)
+    values = np.array([each.value for each in sums])
+    mean, left_out = float(values.mean()), np.mean([each.left_one_out() for each in sums], axis=0)
+    count = len(left_out)
+    if sums[0].metric in OF_SPREAD:
+        error = _half_width(np.log(_error(left_out)), np.log(_error(values)))
+        low, high = (1 - np.exp(np.log(_error(mean)) + side * error) for side in (1, -1))
+        return Estimate(mean, max(float(low), LOWEST_R2), max(float(high), mean))
+    if mean in (0.0, 1.0):
+        far = float(((1 - CONFIDENCE) / 2) ** (1 / count))
+        return Estimate(mean, far, 1.0) if mean else Estimate(mean, 0.0, 1 - far)
+    error = _half_width(_angle(left_out), _angle(values))
+    low, high = (np.sin(np.clip(_angle(mean) + side * error, 0, np.pi / 2)) ** 2 for side in (-1, 1))
+    return Estimate(mean, float(low), float(high))
+
+
+def joint_difference(first: Sequence[EpisodeSums], second: Sequence[EpisodeSums]) -> Estimate:
+    """Mean over seeds of first − second, seed by seed; the 95 % interval is for new episodes and seeds."""
+    _require_together([*first, *second])
+    pairs = list(zip(first, second, strict=True))
+    values = np.array([one.value - other.value for one, other in pairs])
+    left_out = np.mean([one.left_one_out() - other.left_one_out() for one, other in pairs], axis=0)
+    mean, error = float(values.mean()), _half_width(left_out, values)
+    return Estimate(mean, mean - error, mean + error)
+
+
+def _half_width(left_out: Float[np.ndarray, " episodes"], per_seed: Float[np.ndarray, " seeds"]) -> float:
+    """Half of a 95 % interval, from figures that leave one episode out and from those of single seeds.
+
+    Episodes and seeds each err by Student's t with their own degrees of freedom times their own standard
+    error; the two are added as independent (Behrens and Fisher's distribution, by its quantiles). Normal
+    seeds are assumed, and few of them cost width.
+    """
+    count, seeds = len(left_out), len(per_seed)
+    squares = (left_out - left_out.mean()) ** 2
+    of_episodes = float(np.sqrt((count - 1) / count * squares.sum()))
+    freedom = _freedom(squares)
+    upper = (1 + CONFIDENCE) / 2
+    if seeds == 1:
+        return of_episodes * float(student_t.ppf(upper, freedom))
+    of_seeds = float(per_seed.std(ddof=1) / np.sqrt(seeds))
+    levels = (np.arange(LEVELS) + 0.5) / LEVELS
+    shuffled = np.random.default_rng(seeds).permutation(levels)
+    errors = of_episodes * student_t.ppf(levels, freedom) + of_seeds * student_t.ppf(shuffled, seeds - 1)
+    return float(np.quantile(np.abs(errors), CONFIDENCE))
+
+
+def _freedom(squares: Float[np.ndarray, " episodes"]) -> float:
+    """Degrees of freedom of a variance summed from these squares, by Satterthwaite's 2 E² ÷ Var: one fewer
+    than episodes where they are those of a normal sample, down to two where one episode owns the spread."""
+    count, total = len(squares), float(squares.sum())
+    spread = float((squares**2).sum()) - total**2 / count
+    return min(2 * total**2 / spread, count - 1) if spread > 0 else count - 1
+
+
+def _error(r2: Float[np.ndarray, " *any"] | float) -> Float[np.ndarray, " *any"]:
+    """1 − R², above zero."""
+    return np.maximum(1 - np.asarray(r2), SMALLEST_SHARE)
+
+
+def _angle(share: Float[np.ndarray, " *any"] | float) -> Float[np.ndarray, " *any"]:
+    return np.asarray(np.arcsin(np.sqrt(np.clip(share, 0, 1))))
+
+
+def _require_together(sums: Sequence[EpisodeSums]) -> None:
+    count = len(sums[0].episodes)
+    if count < 2:
+        raise DataError("an interval needs at least 2 held-out episodes; hold out more of them")
+    if any(len(each.episodes) != count for each in sums):
+        raise DataError("predictors that are held against one another must share their held-out episodes")
