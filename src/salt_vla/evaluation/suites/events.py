@@ -5,7 +5,7 @@ Knows how such events are told from what was recorded, not how they look.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -44,12 +44,24 @@ def score(bench: Bench) -> list[Scored]:
         why = f"fewer than {END_STEPS} frames lie before them in the episode, or {horizon} after"
         kept = leave_out(bench, suite, sides, [side.has(-END_STEPS, horizon) for side in sides], why)
         targets = event_targets(sides, horizon)
+        _say_how_often(bench, suite, sides[1], kept[1], targets[1])
         train, test = (
             examples(bench, side, rows, events, own_state(side))
             for side, rows, events in zip(sides, kept, targets, strict=True)
         )
         scored += score_examples(bench, suite, train, test, causal=True, score=auroc_sums)
     return scored
+
+
+def _say_how_often(
+    bench: Bench, suite: str, side: Recorded, rows: np.ndarray, targets: Mapping[str, np.ndarray]
+) -> None:
+    """An area from a handful of events is worth no more than they are."""
+    for name, events in targets.items():
+        happens = rows[events[rows, 0] > 0]
+        episodes = len(set(side.windows.episodes[happens].tolist()))
+        said = f"{name} happens after {len(happens)} of {len(rows)} held-out windows, in {episodes} episodes"
+        bench.notes.append(f"{suite}: {said}")
 
 
 def event_targets(sides: Sequence[Recorded], horizon: int) -> list[dict[str, Float[np.ndarray, "windows 1"]]]:

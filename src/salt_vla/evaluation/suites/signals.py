@@ -5,16 +5,18 @@ Knows how they are split and read, not what is predicted (`targets.py`) nor how 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from salt_vla.evaluation.bench import Bench, short_name
 from salt_vla.evaluation.features import TOKENS, Reading
 from salt_vla.evaluation.probing import ProbeSet, load_probe, probe_suite
 from salt_vla.evaluation.results import Scored
-from salt_vla.evaluation.targets import build_targets
+from salt_vla.evaluation.targets import CAUSAL, build_targets
 
 
 def score(bench: Bench) -> list[Scored]:
-    """Probes fit on training episodes, read once on held-out ones, a suite `camera/pooling` each. Features of
-    a clip see all of its frames: not causal."""
+    """Probes fit on training episodes, read once on held-out ones, a suite `camera/pooling` each. Features see
+    a clip to its end and no further, so targets at its end are causal, and means over it are not."""
     settings = bench.settings
     reads_tokens = load_probe(settings.probe).reads == "tokens"
     poolings = (TOKENS,) if reads_tokens else settings.poolings
@@ -28,5 +30,6 @@ def score(bench: Bench) -> list[Scored]:
         for reading in readings:
             train, test = (ProbeSet(features[i][reading], targets[i], signals[i].episodes) for i in range(2))
             suite = f"{short_name(camera)}/{reading.pooling}"
-            scored += probe_suite(suite, train, test, settings.seed, settings.probe, settings.protocol)
+            found = probe_suite(suite, train, test, settings.seed, settings.probe, settings.protocol)
+            scored += [replace(one, causal=one.target in CAUSAL) for one in found]
     return scored
