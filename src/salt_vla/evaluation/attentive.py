@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
-from sklearn.model_selection import GroupShuffleSplit, StratifiedGroupKFold
+from sklearn.model_selection import GroupShuffleSplit
 
 from salt_vla.errors import DataError
-from salt_vla.evaluation.attentive_head import MAX_HEADS, AttentiveHead
+from salt_vla.evaluation.attentive_head import MAX_HEADS, AttentiveHead, count_heads
 from salt_vla.evaluation.attentive_training import ROUNDS, Goal, Recipe, Tokens, Trained, predict, train
 from salt_vla.evaluation.probes import ProbeFit, Problem
 from salt_vla.evaluation.statistics import varying_dims
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 REFERENCE = Recipe((5e-3, 3e-3, 1e-3, 3e-4, 1e-4), (0.01, 0.1, 0.4, 0.8), batch=256, standardised=False)
 # Fewer, since one refit is worth more than many near ones; small sets take enough steps all the same.
 HELD_OUT = Recipe((3e-3, 1e-3, 3e-4), (0.01, 0.4), batch=64, min_steps=400)
-CHECKED_FOLDS = 5  # a fifth of the training episodes is held out to choose by
+CHECKED_PARTS = 5  # a fifth of the training episodes is held out to choose by
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,6 @@ class AttentiveProbe:
         coded = {name: _Coded.of(target) for name, target in problem.targets.items()}
         if problem.held_out is not None:
             return self._fit_as_reference(problem, coded, problem.held_out)
-        if len(np.unique(problem.episodes)) < 2:
-            raise DataError("choosing a probe's rates needs at least 2 training episodes; add episodes")
         fit_rows, checked = _inner_split(problem)
         best = self._choose(problem, coded, fit_rows, checked)
         rows = np.arange(len(problem.train))
@@ -82,9 +80,10 @@ class AttentiveProbe:
             for name, one in coded.items()
         }
         best = {name: _Choice(-np.inf, 0, 0, 0) for name in coded}
+        everyone = [one for heads in grid.values() for one in heads]
 
         def after_round(done: int, live: Sequence[Trained]) -> None:
-            said = iter(predict([one for heads in grid.values() for one in heads], tokens, checked))
+            said = iter(predict(everyone, tokens, checked))
             for name, heads in grid.items():
                 truth = coded[name].truth[checked]
                 for one in heads:
@@ -92,7 +91,6 @@ class AttentiveProbe:
                     best[name] = max(best[name], _Choice(score, one.rate, one.decay, done), key=_by_score)
 
         title = f"Choosing for {problem.encoder}"
-        everyone = [one for heads in grid.values() for one in heads]
         train(title, everyone, tokens, rows, self.recipe, problem.seed, after_round)
         return {name: _usable(choice, problem.encoder, name) for name, choice in best.items()}
 
@@ -109,9 +107,9 @@ class AttentiveProbe:
             for name, one in coded.items()
         }
         best = {name: (_Choice(-np.inf, 0, 0, 0), np.zeros(0)) for name in coded}
+        everyone = [one for heads in grid.values() for one in heads]
 
         def after_round(done: int, live: Sequence[Trained]) -> None:
-            everyone = [one for heads in grid.values() for one in heads]
             said = iter(predict(everyone, test, np.arange(len(problem.test))))
             for name, heads in grid.items():
                 for one in heads:
@@ -120,7 +118,6 @@ class AttentiveProbe:
                     if choice.score > best[name][0].score:
                         best[name] = choice, values
 
-        everyone = [one for heads in grid.values() for one in heads]
         title = f"Probing {problem.encoder}"
         train(title, everyone, tokens, rows, self.reference, problem.seed, after_round)
         found = {}
@@ -147,7 +144,7 @@ class AttentiveProbe:
         return Trained(head.to(device), one.goal, rate, decay, rounds)
 
     def _note(self, problem: Problem, choice: _Choice, recipe: Recipe) -> str:
-        heads = AttentiveHead(problem.train.shape[2], 1, 0).num_heads
+        heads = count_heads(problem.train.shape[2])
         said = [f"rate {choice.rate:g}, decay {choice.decay:g}, {choice.rounds} of {ROUNDS} rounds"]
         if choice.rate in (max(recipe.rates), min(recipe.rates)):
             said.append("rate at the grid's edge")
@@ -226,12 +223,10 @@ class _Coded:
 
 
 def _inner_split(problem: Problem) -> tuple[Int64[np.ndarray, " fit"], Int64[np.ndarray, " checked"]]:
-    """A fifth of the training episodes apart, with the shares of the first class target's classes."""
-    rows = np.zeros(len(problem.episodes))
-    classes = next((y for y in problem.targets.values() if y.dtype.kind in "UO"), None)
-    count = min(CHECKED_FOLDS, len(np.unique(problem.episodes)))
-    if classes is not None and np.unique(classes, return_counts=True)[1].max() >= count:
-        splitter = StratifiedGroupKFold(count, shuffle=True, random_state=problem.seed)
-        return next(iter(splitter.split(rows, classes, problem.episodes)))
-    shuffled = GroupShuffleSplit(1, test_size=1 / count, random_state=problem.seed)
-    return next(iter(shuffled.split(rows, groups=problem.episodes)))
+    """A fifth of the training episodes apart; the same for every target, so that none changes another's
+    figure."""
+    count = min(CHECKED_PARTS, len(np.unique(problem.episodes)))
+    if count < 2:
+        raise DataError("choosing a probe's rates needs at least 2 training episodes; add episodes")
+    splitter = GroupShuffleSplit(1, test_size=1 / count, random_state=problem.seed)
+    return next(iter(splitter.split(np.zeros(len(problem.episodes)), groups=problem.episodes)))

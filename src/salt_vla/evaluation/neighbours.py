@@ -12,7 +12,7 @@ import numpy as np
 from sklearn.neighbors import NearestNeighbors
 
 from salt_vla.errors import DataError
-from salt_vla.evaluation.probes import ProbeFit, Problem, class_folds, deviation_floor, episode_folds
+from salt_vla.evaluation.probes import ProbeFit, Problem, deviation_floor, episode_folds
 from salt_vla.evaluation.statistics import varying_dims
 
 if TYPE_CHECKING:
@@ -58,37 +58,31 @@ class NeighboursProbe:
 
 def _directions(problem: Problem) -> tuple[np.ndarray, np.ndarray]:
     """Features of both sides, standardised by training clips, of length one (float32)."""
+    for side in (problem.train, problem.test):
+        if not np.isfinite(side).all():
+            raise DataError(
+                f"features of encoder {problem.encoder!r} hold NaN or infinite values; check the encoder"
+            )
     mean = problem.train.mean(0, dtype=np.float64).astype(np.float32)
     deviation = problem.train.std(0, dtype=np.float64)
     scale = np.maximum(deviation, deviation_floor(deviation) or 1.0).astype(np.float32)
     found = []
     for side in (problem.train, problem.test):
         values = (np.asarray(side, np.float32) - mean) / scale
-        if not np.isfinite(values).all():
-            raise DataError(
-                f"features of encoder {problem.encoder!r} hold NaN or infinite values; check the encoder"
-            )
         length = np.linalg.norm(values, axis=1, keepdims=True)
         found.append(values / np.where(length > 0, length, 1))
     return found[0], found[1]
 
 
 def _folds(problem: Problem) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(learned from, asked) over episodes, with the shares of the first class target's classes; at most
-    `CHOOSING_CLIPS` are asked in all."""
+    """(learned from, asked) over episodes, the same for every target; at most `CHOOSING_CLIPS` are asked in
+    all."""
     share = min(1.0, CHOOSING_CLIPS / len(problem.episodes))
     random = np.random.default_rng(problem.seed)
-    classes = next((y for y in problem.targets.values() if y.dtype.kind in "UO"), None)
     everyone = np.arange(len(problem.episodes))
-    if classes is None:
-        parts: Iterator[tuple[np.ndarray, np.ndarray]] = (
-            (np.setdiff1d(everyone, fold), fold) for fold in episode_folds(problem.episodes)
-        )
-    else:
-        parts = class_folds(classes, problem.episodes, problem.seed)
-    for fit_rows, asked in parts:
-        count = max(1, round(share * len(asked)))
-        yield fit_rows, np.sort(random.permutation(asked)[:count])
+    for fold in episode_folds(problem.episodes):
+        count = max(1, round(share * len(fold)))
+        yield np.setdiff1d(everyone, fold), np.sort(random.permutation(fold)[:count])
 
 
 def _numbers(target: Shaped[np.ndarray, " clips *dims"]) -> tuple[np.ndarray, np.ndarray | None]:

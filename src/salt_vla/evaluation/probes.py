@@ -278,7 +278,7 @@ def logistic_probe(
         warnings.simplefilter("ignore", ConvergenceWarning)  # said in the note instead
         warnings.filterwarnings("ignore", "The least populated class")  # a rare class may miss a fold
         right = np.zeros(len(LOGISTIC_C))
-        for fit_rows, fold in class_folds(labels, episodes, seed):
+        for fit_rows, fold in _class_folds(labels, episodes, seed):
             for i, c in enumerate(LOGISTIC_C):
                 model = _logistic(c).fit(train[fit_rows], labels[fit_rows])
                 right[i] += (model.predict(train[fold]) == labels[fold]).sum()
@@ -298,7 +298,7 @@ def _logistic(c: float) -> LogisticRegression:
     return LogisticRegression(C=c, max_iter=LOGISTIC_STEPS, tol=1e-3)
 
 
-def class_folds(
+def _class_folds(
     labels: np.ndarray, episodes: np.ndarray, seed: int
 ) -> Iterator[tuple[Int64[np.ndarray, " fit"], Int64[np.ndarray, " fold"]]]:
     """Folds over episodes that keep the share of classes; those leaving a single class to fit are dropped."""
