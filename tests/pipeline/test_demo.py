@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +42,12 @@ SETTINGS = (
 # The demonstration as a process: data set and settings as arguments.
 PROCESS = """
 import sys
+from dataclasses import replace
 from salt_vla.config import override
 from salt_vla.jobs.demo import run_demo
 from salt_vla.jobs.demo_plan import plan_demo
-run_demo(plan_demo("demo", 0, sys.argv[1], lambda config: override(config, sys.argv[2:])))
+demo = plan_demo("demo", 0, sys.argv[1], lambda config: override(config, sys.argv[2:]))
+run_demo(replace(demo, scenes=2))
 """
 
 
@@ -53,7 +56,7 @@ def tiny(config: TrainConfig) -> TrainConfig:
 
 
 def plan(data: Path, seed: int = 0, name: str = "demo") -> Demo:
-    return plan_demo(name, seed, str(data), tiny)
+    return replace(plan_demo(name, seed, str(data), tiny), scenes=2)
 
 
 def settled_files(root: Path) -> dict[Path, int]:
@@ -68,12 +71,18 @@ def settled_files(root: Path) -> dict[Path, int]:
             lasting += max(status.parent.glob("checkpoints/step_*")).iterdir()
     for results in root.glob("runs/*/evaluated.json"):
         lasting += [results, results.parent / "report.json", results.parent / "scores.npz"]
+    for violations in root.glob("runs/*/violations.json"):
+        lasting += [violations, *violations.parent.glob("violations_*.png")]
     return {path.relative_to(root): path.stat().st_mtime_ns for path in lasting}
 
 
 def results_of(root: Path) -> dict[str, bytes]:
     """What a demonstration computed: weights, latents and rows."""
-    files = [root / "runs/demo/report.json", *root.glob("caches/demo/**/*.bin")]
+    files = [
+        root / "runs/demo/report.json",
+        root / "runs/demo/violations.json",
+        *root.glob("caches/demo/**/*.bin"),
+    ]
     for run in ("demo_teacher", "demo_student"):
         files += max((root / "runs" / run).glob("checkpoints/step_*")).iterdir()
     return {str(path.relative_to(root)): path.read_bytes() for path in files}
@@ -139,6 +148,21 @@ def test_its_report_holds_the_check_of_its_teacher(whole: tuple[Any, str]) -> No
         assert words in section
     assert section.count("data:image/png;base64,") == 1
     assert checked["stored_name"] == "demo_teacher/block1/norm" and checked["clips"] > 0
+
+
+def test_its_report_says_what_surprised_it_beside_pixels_and_random_weights(whole: tuple[Any, str]) -> None:
+    salt, _ = whole
+    said = json.loads((salt.root / "runs/demo/violations.json").read_text())
+    page = (salt.root / "runs/demo/report.html").read_text()
+    section = page[page.index('id="does-the-impossible-surprise-it"') :]
+    section = section[: section.index("</section>")]
+    shown = {(score["set"], score["part"], score["encoder"]) for score in said["scores"]}
+    assert {name for _, _, name in shown} == {"student", "random", "copy-last-frame", "pixel-difference"}
+    assert {kind for kind, _, _ in shown} == {"rooms", "films"}
+    for _, condition, encoder in shown:
+        assert condition in section and encoder in section
+    assert "In no condition does the student" in section or "where neither pixels nor random" in section
+    assert section.count("data:image/png;base64,") == 4, "two pictures, each for light and dark pages"
 
 
 def test_its_runs_are_runs_like_any_other(whole: tuple[Any, str]) -> None:
@@ -229,7 +253,7 @@ def test_changes_reach_teacher_and_student_alike(salt: Any, workshop: Any) -> No
     change: Callable[[TrainConfig], TrainConfig] = tiny
     with salt.here():
         demo = plan(workshop.dataset, seed=3, name="mine")
-        assert plan_demo("mine", 3, str(workshop.dataset), change) == demo
+        assert replace(plan_demo("mine", 3, str(workshop.dataset), change), scenes=2) == demo
     assert demo.teacher.seed == demo.student.seed == 3
     assert demo.teacher.steps == demo.student.steps == 12
     assert demo.teacher.data == demo.student.data

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 CONDITIONS = ("permanence", "hidden-colour", "gravity", "solidity", "teleport", "colour")
 TICKS = 16  # a film's length
+FEWEST_FRAMES = 8  # with fewer, what is hidden has no frame to be hidden in
 MIDDLE = TICKS / 2  # when it happens
 FLOOR = 0.86
 BOUNCE = 0.85  # of the speed is left after hitting something
@@ -59,9 +60,9 @@ def rendered_pairs(seed: int, scene: int, num_frames: int, image_size: int) -> I
     hidden-colour: it comes out in another colour. gravity: a thrown ball does not fall. solidity: a ball
     falls through a shelf. teleport: it is somewhere else at once. colour: it changes colour in full sight.
     """
-    if num_frames < TICKS // 2 or num_frames % 2 or image_size < 16:
+    if num_frames < FEWEST_FRAMES or num_frames % 2 or image_size < 16:
         raise ConfigError(
-            f"violations need films of an even {TICKS // 2} frames or more and of 16 pixels or more, not "
+            f"violations need films of an even {FEWEST_FRAMES} frames or more and of 16 pixels or more, not "
             f"{num_frames} frames of {image_size} pixels"
         )
     for number, condition in enumerate(CONDITIONS):

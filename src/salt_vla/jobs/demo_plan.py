@@ -28,11 +28,13 @@ from salt_vla.teachers.pixel import EncoderTeacher
 
 @dataclass(frozen=True)
 class Demo:
-    """Names and settings of one demonstration; everything it makes lies at these places."""
+    """Names and settings of one demonstration; everything it makes lies at these places. `scenes`: of each
+    kind, in which something impossible happens."""
 
     name: str
     teacher: TrainConfig
     student: TrainConfig
+    scenes: int = 20
 
     @property
     def folder(self) -> Path:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,9 +19,9 @@ from salt_vla.jobs.demo_plan import Demo
 from salt_vla.jobs.surprise import RANDOM, open_models
 from salt_vla.jobs.violations import (
     CONDITION,
-    SCENES,
     MadeFilm,
     Violations,
+    beyond_random,
     both_ways,
     look,
     score_kind,
@@ -35,7 +36,8 @@ STUDENT = "student"
 RESULTS = "violations.json"
 STRIP, CURVES = "violations_film", "violations_curves"
 SMALLEST = 1e-6  # surprise that another is divided by
-SHOWN = {STUDENT: STUDENT, RANDOM: "random init", COPY_LAST: "copy last frame"}
+SHOWN = (STUDENT, RANDOM, COPY_LAST)
+LINES = {STUDENT: STUDENT, RANDOM: "random init"}  # Those of pixels would dwarf them.
 ABOUT = (
     "Pairs of films are equal up to a moment; from then on one shows what cannot be. Rooms are drawn here by "
     "plain physics; films are held-out episodes that were tampered with. Surprise is the distance between "
@@ -43,28 +45,38 @@ ABOUT = (
     "ways (a ball goes in and none comes out; none goes in and one comes out), both pairs count as one, so "
     "that what the end of a film looks like cancels. A tie is not a win."
 )
+LEVELS = (
+    "It was trained on films like the second kind alone; where it can predict little, little can surprise it."
+)
 STRIP_CAPTION = (
     "Above, the possible and the impossible film; below, how much each surprised, at the frame that "
     "prediction begins with."
 )
 
 
-def evaluate_violations(demo: Demo, scenes: int = SCENES) -> None:
+def evaluate_violations(demo: Demo) -> None:
     """`violations.json` and its pictures, unless they are of this very student and its targets."""
     settings = EvalSettings(demo.student.seed)
     teacher = str(demo.teacher_run.path)
     models = open_models({STUDENT: str(demo.student_run.path)}, replace(settings, teacher=teacher))
-    wanted = {name: model.fingerprint for name, model in models.items()} | {"scenes": str(scenes)}
+    wanted = {name: model.fingerprint for name, model in models.items()} | {"scenes": str(demo.scenes)}
     file = demo.folder / RESULTS
     if file.is_file() and read_json(file, dict).get("of") == wanted:
         print("violations: done already for this student")
         return
     share_targets(models)
-    kinds = look(models, demo.student.data.table, settings, scenes)
-    scores = [score for each in kinds for score in score_kind(each)[1] if score.over == "mean"]
+    kinds = look(models, demo.student.data.table, settings, demo.scenes)
+    figures = [score_kind(each) for each in kinds]
+    scores = [score for _, own in figures for score in own if score.over == "mean"]
+    ahead = beyond_random([one for scored, _ in figures for one in scored], STUDENT)
     curves = [curve for each in kinds for curve in _excess(each, demo.student.geometry.num_frames)]
     caption = _draw(demo, kinds, scores, curves)
-    said = {"of": wanted, "scores": [score.as_dict() for score in scores], "caption": caption}
+    said: dict[str, Any] = {"of": wanted, "scores": [score.as_dict() for score in scores], "caption": caption}
+    said["beyond_random"] = [
+        {"set": kind, "condition": condition} | asdict(estimate)
+        for (kind, condition), estimate in ahead.items()
+    ]
+    said["levels"] = {each.films.name: _level(each) for each in kinds}
     write_text(file, json.dumps(said | {"curves": [asdict(curve) for curve in curves]}, indent=1))
 
 
@@ -89,6 +101,11 @@ def _excess(violations: Violations, clip_frames: int) -> list[Excess]:
     return curves
 
 
+def _level(violations: Violations) -> float:
+    found = violations.found[STUDENT]
+    return float(np.mean([found[pair.possible.name].mean for pair in violations.films.pairs]))
+
+
 def _draw(
     demo: Demo, kinds: Sequence[Violations], scores: Sequence[PairScore], curves: Sequence[Excess]
 ) -> str:
@@ -102,8 +119,8 @@ def _draw(
     why, pair = ordered[min(1, len(ordered) - 1)]
     for dark in (False, True):
         pictures = {
-            STRIP: pair_figure(pair, kind.found, list(SHOWN), dark),
-            CURVES: excess_figure([each for each in curves if each.encoder in SHOWN], SHOWN, dark),
+            STRIP: pair_figure(pair, kind.found, SHOWN, dark),
+            CURVES: excess_figure([each for each in curves if each.encoder in LINES], LINES, dark),
         }
         for name, png in pictures.items():
             _write_bytes(demo.folder / _picture(name, dark), png)
@@ -129,7 +146,10 @@ def violations_section(demo: Demo) -> Section:
     """Words, figures and pictures from what `evaluate_violations` left."""
     said = read_json(demo.folder / RESULTS, dict)
     scores = [from_json(PairScore, json.dumps(each), RESULTS) for each in said["scores"]]
-    blocks: list[Block] = [ABOUT, *conclusions(scores, STUDENT)]
+    told = {(gap["set"], gap["condition"]) for gap in said["beyond_random"] if gap["low"] > 0}
+    levels = ", ".join(f"{level:.3f} in {kind}" for kind, level in said["levels"].items())
+    blocks: list[Block] = [ABOUT, *conclusions(scores, told, STUDENT)]
+    blocks.append(f"The student’s mean surprise at possible films: {levels}. {LEVELS}")
     blocks += [table for table in score_tables(scores) if table.names]
     for name, caption, alt in (
         (STRIP, said["caption"], "Two films that part in the middle, and surprise over time below them"),

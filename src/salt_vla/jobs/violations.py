@@ -21,16 +21,17 @@ from salt_vla.data.film_pairs import IMPOSSIBLE, POSSIBLE, Film, FilmSet, Pair
 from salt_vla.data.view_lock import ViewReader
 from salt_vla.data.violations import ViolationPair
 from salt_vla.data.violations_filmed import filmed_pairs
-from salt_vla.data.violations_rendered import rendered_pairs
+from salt_vla.data.violations_rendered import FEWEST_FRAMES, rendered_pairs
 from salt_vla.errors import DataError
 from salt_vla.evaluation.results import Scored
 from salt_vla.evaluation.settings import EvalSettings
+from salt_vla.evaluation.statistics import Estimate, paired_difference
 from salt_vla.evaluation.surprise import FilmSurprise, SurpriseModel, Windows, film_surprises
 from salt_vla.evaluation.surprise_models import RunPredictor
 from salt_vla.evaluation.surprise_scores import PairScore, score_pairs
 from salt_vla.geometry import ClipGeometry
 from salt_vla.jobs.data import open_table, split_table
-from salt_vla.jobs.surprise import open_models
+from salt_vla.jobs.surprise import RANDOM, open_models
 from salt_vla.progress import progress
 from salt_vla.targets import FrozenTargets, TargetProvider, Task
 
@@ -41,7 +42,7 @@ SUITE = "violations"
 ROOMS, FILMS = "rooms", "films"
 SCENES = 20  # of each kind
 CONDITION = "condition"
-TIE = 1e-5  # relative difference of two windows that is rounding
+TIE = 2e-6  # relative difference of two windows that is rounding
 
 Pairs = Callable[[], Iterable[ViolationPair]]
 
@@ -96,6 +97,18 @@ def score_kind(violations: Violations) -> tuple[list[Scored], list[PairScore]]:
     prefix = f"{CONDITION}="
     kept = [replace(s, part=s.part.removeprefix(prefix)) for s in scores if s.part.startswith(prefix)]
     return scored, kept
+
+
+def beyond_random(scored: Sequence[Scored], model: str) -> dict[tuple[str, str], Estimate]:
+    """(kind, condition) → how much more often `model` tells films apart than its random init does, over the
+    same scenes, by the mean over windows."""
+    sums = {(one.encoder, one.suite): one.sums for one in scored if one.target.startswith("mean")}
+    found = {}
+    for encoder, suite in sums:
+        if encoder == model:
+            _, kind, condition = suite.split("/")
+            found[kind, condition] = paired_difference(sums[model, suite], sums[RANDOM, suite])
+    return found
 
 
 def both_ways(violations: Violations) -> tuple[list[Pair], dict[str, dict[str, FilmSurprise]]]:
@@ -157,9 +170,9 @@ def look(
 
 
 def film_frames(geometry: ClipGeometry) -> int:
-    """Of a film at the pace that a model was trained at: with a violation in its middle, every window of two
-    tubelets' stride or less holds it."""
-    return 2 * (geometry.num_frames - 1)
+    """Of a film at the pace that a model was trained at, so that every window of it, but perhaps the first,
+    holds the violation in its middle."""
+    return max(2 * (geometry.num_frames - geometry.tubelet_size), FEWEST_FRAMES)
 
 
 class _Shared(FrozenTargets):
