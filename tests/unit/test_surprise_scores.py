@@ -87,6 +87,7 @@ def figure(scores: list[PairScore], encoder: str, part: str = "all", over: str =
 
 def test_a_planted_violation_is_recovered(scores: list[PairScore], scenes: int) -> None:
     one = figure(scores, "motion")
+    print(*[score for score in scores if score.part == "all"], sep="\n")  # Shown by -s.
     assert (one.pairs, one.scenes) == (2 * scenes, scenes)
     assert one.value > 0.95
     assert one.low > 0.7  # All of 12 scenes: Clopper and Pearson have 0.74.

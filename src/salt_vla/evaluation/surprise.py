@@ -163,12 +163,10 @@ def film_surprises(
         if model.geometry != geometry:
             raise ConfigError(f"{other!r} takes clips of {model.geometry}, not {geometry}")
     collected = {key: _Collected(model, windows) for key, model in models.items()}
-    last = -1
     for step, start, clip in _clips(frames, geometry, windows):
-        last = max(last, start)
         for each in collected.values():
             each.add(step, start, clip)
-    if any(each.lacks_a_step for each in collected.values()) or last < 0:
+    if any(each.lacks_a_step for each in collected.values()):
         span = (geometry.num_frames - 1) * max(windows.frame_steps) + 1
         raise DataError(
             f"{name} is shorter than one window of {span} frames ({geometry.num_frames} frames at step "

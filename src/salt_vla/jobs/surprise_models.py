@@ -26,7 +26,7 @@ from salt_vla.training.resume import stored_task
 CACHE_PROVENANCE = "cache_provenance.json"
 
 
-def load_predictor(name: str, teacher: str = "", seed: int = 0) -> RunPredictor | VJEPA2Predictor:
+def load_predictor(name: str, teacher: str = "") -> RunPredictor | VJEPA2Predictor:
     """By a run's name or folder, a checkpoint, or a V-JEPA 2 checkpoint in transformers' format (a folder,
     hub id or published name).
 
