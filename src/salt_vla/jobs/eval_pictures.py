@@ -16,7 +16,7 @@ import torch
 from salt_vla.errors import DataError
 from salt_vla.evaluation.arrangements import motion
 from salt_vla.evaluation.bench import Bench, Side
-from salt_vla.evaluation.features import PIXELS, Pixels, Reading, TokenModel
+from salt_vla.evaluation.features import Pixels, Reading, TokenModel
 from salt_vla.evaluation.ranking import unit_rows
 from salt_vla.evaluation.rollout import attention_rollout
 from salt_vla.reports.eval_sheets import Gathered, Neighbour, neighbour_sheet, rollout_sheet
@@ -108,7 +108,7 @@ def _neighbours(bench: Bench, side: Side, row: int, frames: FramesArray) -> dict
             Neighbour(_film(train, n), labels[n] or "no label", float(near[n]), labels[n] == clip.label)
             for n in np.argsort(-near, kind="stable")[:NEIGHBOURS].tolist()
         ]
-        asked = f"{'as its pixels lie' if name == PIXELS else name}: {clip.label or clip.clip_id}"
+        asked = f"asked of {name}: {clip.label or clip.clip_id}"
         sheets[name] = neighbour_sheet(frames, asked, found, bench.geometry)
     return sheets
 

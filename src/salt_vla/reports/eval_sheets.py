@@ -17,14 +17,16 @@ from salt_vla.reports.patches import FloatArray, FramesArray, check_frames, enla
 from salt_vla.reports.sheets import AMBER, Strip, film_sheet, tubelet_starts
 
 ROLLOUT_CAPTION = (
-    "Attention rollout (Abnar & Zuidema, 2020): the bright places are those whose tokens reach the encoder's "
-    "output, all layers and heads together. It shows where attention goes, not what is made of it."
+    "Attention rollout (Abnar & Zuidema, 2020): in bright places lie the tokens that reach the encoder's "
+    "output, all layers and heads together. One scale for all: dark is a quarter of an even share, amber "
+    "four times one. It shows where attention goes, not what is made of it."
 )
 NEIGHBOURS_CAPTION = (
     "A held-out clip and the training clips whose features lie nearest (cosine, centred). Blue frame and ✓: "
     "the same label; orange and ✗: another."
 )
 RIGHT, WRONG = np.array([11, 102, 168], np.uint8), np.array([222, 101, 26], np.uint8)
+REACH = 4.0  # times an even share, and its inverse: the ends of the colours
 WHITE = np.array([255, 255, 255], np.uint8)
 
 
@@ -49,8 +51,9 @@ class Neighbour:
 
 
 def rollout_sheet(frames: FramesArray, rows: Sequence[Gathered], geometry: ClipGeometry) -> bytes:
-    """The clip, then a row each of `rows`: dark where little of a token arrives, amber where most does. The
-    scale is each row's own, and its label says how far it reaches."""
+    """The clip, then a row each of `rows`: dark where a quarter of an even share arrives or less, amber from
+    four times one on. The scale is logarithmic and the same for all; a label says how far a row reaches.
+    """
     check_frames(frames, geometry)
     film = tubelet_starts(frames, geometry)
     strips = [Strip("the clip", film)]
@@ -60,8 +63,9 @@ def rollout_sheet(frames: FramesArray, rows: Sequence[Gathered], geometry: ClipG
         even = row.shares * geometry.num_tokens
         others = even if row.of is None else np.delete(even, row.of)
         low, high = float(others.min()), float(others.max())
-        heat = np.clip((even - low) / max(high - low, 1e-12), 0, 1).reshape(geometry.token_grid)
-        painted = heated(film, enlarge(heat.astype(np.float32), geometry.patch_size))
+        heat = 0.5 + 0.5 * np.log(np.maximum(even, 1e-6)) / np.log(REACH)
+        shades = np.clip(heat, 0, 1).astype(np.float32).reshape(geometry.token_grid)
+        painted = heated(film, enlarge(shades, geometry.patch_size))
         if row.of is not None:
             _mark(painted, row.of, geometry)
         reach = f"{low:.2f} to {high:.2f} × an even share"
