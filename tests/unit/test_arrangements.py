@@ -96,13 +96,13 @@ def test_an_orders_frames_are_the_clips_own(bench_of: BenchOf) -> None:
         for count in (4, 7, 8, 16):
             assert sorted(order(count)) == list(range(count)), name
     assert ORDERS["4321"](8) == [6, 7, 4, 5, 2, 3, 0, 1]
-    assert ORDERS["1234"](8) == ORDERS["forward"](8)
     assert ORDERS["2143"](7) == [1, 2, 0, 5, 6, 3, 4]
 
 
 def test_every_segment_stands_once_in_every_place() -> None:
+    orders = [(0, 1, 2, 3), *SHUFFLES.values()]
     for place in range(4):
-        assert sorted(order[place] for order in SHUFFLES.values()) == [0, 1, 2, 3]
+        assert sorted(order[place] for order in orders) == [0, 1, 2, 3]
 
 
 def test_motion_is_the_largest_change_of_a_place_in_grey_levels(bench_of: BenchOf) -> None:

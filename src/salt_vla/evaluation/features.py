@@ -37,9 +37,9 @@ def _segments(order: Sequence[int], count: int) -> list[int]:
     return [frame for number in order for frame in range(edges[number], edges[number + 1])]
 
 
-# The order in which an encoder sees a clip's frames: (frames) → their numbers. In those of `SHUFFLES` every
-# segment stands once in every place: all segments and places count alike.
-SHUFFLES = {"1234": (0, 1, 2, 3), "2143": (1, 0, 3, 2), "3412": (2, 3, 0, 1), "4321": (3, 2, 1, 0)}
+# The order in which an encoder sees a clip's frames: (frames) → their numbers. In those of `SHUFFLES` and in
+# `forward` together every segment stands once in every place: all segments and places count alike.
+SHUFFLES = {"2143": (1, 0, 3, 2), "3412": (2, 3, 0, 1), "4321": (3, 2, 1, 0)}
 ORDERS: dict[str, Callable[[int], list[int]]] = {
     "forward": lambda count: list(range(count)),
     "reversed": lambda count: list(range(count - 1, -1, -1)),

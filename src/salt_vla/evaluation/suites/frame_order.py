@@ -19,4 +19,4 @@ def score(bench: Bench) -> list[Scored]:
             f"frame-order cuts clips into {SEGMENTS} segments; clips of {bench.geometry.num_frames} frame(s) "
             "are too short"
         )
-    return score_orders(bench, "frame-order", tuple(SHUFFLES))
+    return score_orders(bench, "frame-order", ("forward", *SHUFFLES))
