@@ -119,8 +119,9 @@ def _cached_teacher(run: RunDirectory, config: TrainConfig, teacher: str, device
             "model" if str(noted.get("teacher", "")).endswith("/norm") else "none",
         )
     except UserError as error:
+        reason = str(error).partition(": ")[0]  # What else it could be is no help here.
         raise RunError(
-            f"{run.name} was trained on latents of {noted.get('teacher')}, which is not at hand ({error}); "
+            f"{run.name} was trained on latents of {noted.get('teacher')}, which is not at hand ({reason}); "
             "say where it is with --teacher"
         ) from error
     if found.fingerprint != noted.get("fingerprint"):
