@@ -31,6 +31,8 @@ SETTINGS = {
     "runtime__keep_every": 8,
     "steps": 24,
 }
+# Clips of the last eight steps, more than lie between two validations; each of many held-out ones.
+PROBE = {"runtime__probe_every": 5, "runtime__probe_clips": 32, "runtime__validation_clips": 64}
 
 # Starts the command in forks of itself (the libraries are loaded once) and kills each after a random while,
 # again and again on what the last one has left; begins another run when one has finished. Prints
@@ -84,8 +86,8 @@ def test_killed_at_random_moments_the_curve_and_the_weights_are_the_same_bits(
         {"data__masks_in": "step"},
         {"runtime__watchdog_seconds": 600},
     ]
-    salt.ok(*student("whole", **SETTINGS))
-    commands = [[str(word) for word in student("run", **SETTINGS | each)] for each in free]
+    salt.ok(*student("whole", **SETTINGS | PROBE))
+    commands = [[str(word) for word in student("run", **SETTINGS | PROBE | each)] for each in free]
     commands = [[word for word in command if word not in ("--name", "run")] for command in commands]
     process = salt.start_python(AT_RANDOM, kills, 3, json.dumps(commands))
     out, err = process.communicate(timeout=1200)
@@ -97,6 +99,8 @@ def test_killed_at_random_moments_the_curve_and_the_weights_are_the_same_bits(
     killed_at = {step for killed, step, _, _ in rounds if killed}
     assert len(killed_at) > 4, "all died at the same place"
     whole, finished = salt.at("whole"), [salt.at(f"killed{n}") for n in range(len(rounds) - kills)]
+    assert [row["step"] for row in whole.metrics("probe")] == [0, 5, 10, 15, 20, 24]
+    assert "online_probe.safetensors" in weights(whole) or whole.metrics("probe")[-1]["fit_clips"] == 32
     resumes = 0
     for run in finished:
         assert curve(run) == curve(whole)

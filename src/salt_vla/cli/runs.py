@@ -132,7 +132,7 @@ def _for_people(run: Overview) -> Iterator[tuple[str, str]]:
     yield "worked for", duration(status.seconds) * bool(status.seconds)
     yield "resumed from", ", ".join(map(str, status.resumed_from))
     yield "branched from", status.branched_from
-    for kind, last in (("train", run.last_train), ("val", run.last_val)):
+    for kind, last in (("train", run.last_train), ("val", run.last_val), ("probe", run.last_probe)):
         yield f"last {kind}", _figures(last)
     yield (
         "best",

@@ -20,7 +20,7 @@ from salt_vla.geometry import ClipGeometry
 from salt_vla.masks import build_masks
 from salt_vla.registry import SIGNALS, resolve
 from salt_vla.training.flops import mean_step_flops
-from salt_vla.training.online_probe import OnlineProbe, Truths
+from salt_vla.training.online_probe import LEAST_CLIPS, OnlineProbe, Truths
 from salt_vla.training.probe_plan import plan_probe
 
 AT_ONCE = 8192  # clips whose signals are in memory together
@@ -44,6 +44,8 @@ def online_probe(config: TrainConfig, learned: ClipTable, held_out: ClipTable, t
     """
     if not (config.runtime.probe_clips and config.runtime.validation_clips):
         return Offer(None)
+    if min(config.runtime.validation_clips, len(held_out)) < LEAST_CLIPS:
+        return Offer(None, f"no online probe: it needs {LEAST_CLIPS} held-out clips at each validation")
     flops = mean_step_flops(config, target_dim, build_masks(config.masks, config.geometry)).total
     plan = plan_probe(config, min(config.runtime.validation_clips, len(held_out)), flops)
     if plan is None:

@@ -44,10 +44,10 @@ class Overview:
     """A run as it is now. `status.state` is `damaged` where its files cannot be read, `exit_reason` says why.
 
     `recipe`, `verdict`, `masks`, `cost` are what its files hold, empty where there are none. `best` has, for
-    `kind.column`, the best value and its step: the lowest, or of an R² the highest. Lists lack `masks` and
-    `cost`, and `best` unless it is asked for (`with_best`). `clips_per_s` is that of the last lines while a
-    run is at work, later of its last; `rate` is in steps a second. `updated` is when the run last gave a sign
-    of life, in seconds since the epoch."""
+    `kind.column`, the best value and its step: the lowest, or of an R² the highest. Lists lack `masks`,
+    `cost` and `last_probe`, and `best` unless it is asked for (`with_best`). `clips_per_s` is that of the
+    last lines while a run is at work, later of its last; `rate` is in steps a second. `updated` is when the
+    run last gave a sign of life, in seconds since the epoch."""
 
     name: str
     status: Status
@@ -57,6 +57,7 @@ class Overview:
     cost: dict[str, Any] = field(default_factory=dict)
     last_train: Row = field(default_factory=dict)
     last_val: Row = field(default_factory=dict)
+    last_probe: Row = field(default_factory=dict)
     best: dict[str, tuple[float, int]] = field(default_factory=dict)
     clips_per_s: float | None = None
     rate: float | None = None
@@ -121,7 +122,8 @@ class Overview:
         row |= {"data_wait_share": self.data_wait_share, "memory_gb": self.memory_gb}
         row |= {"best": {k: {"value": v, "step": s} for k, (v, s) in self.best.items()}}
         row |= {"warnings": list(self.warnings), "updated": self.updated}
-        for kind, last in (("train", self.last_train), ("val", self.last_val)):
+        lasts = {"train": self.last_train, "val": self.last_val, "probe": self.last_probe}
+        for kind, last in lasts.items():
             row |= {f"last_{kind}": last} if last else {}
         return row
 
@@ -137,7 +139,7 @@ def overview(run: RunDirectory, rows: list[Row] | None = None) -> Overview:
             seen = replace(seen, masks=noted(run, MASKS))
         with suppress(UserError, OSError):
             seen = replace(seen, cost=noted(run, COST))
-    return replace(seen, best=best_of(rows))
+    return replace(seen, best=best_of(rows), last_probe=last_of(rows, "probe"))
 
 
 def glance(run: RunDirectory) -> Overview:
@@ -286,6 +288,11 @@ def all_rows(run: RunDirectory) -> list[Row]:
     follower = Follower(run.metrics_file)
     follower.poll()
     return follower.rows
+
+
+def last_of(rows: Sequence[Row], kind: str) -> Row:
+    """The last row of a kind; empty where there is none."""
+    return next((row for row in reversed(rows) if row["kind"] == kind), {})
 
 
 def best_of(rows: list[Row]) -> dict[str, tuple[float, int]]:

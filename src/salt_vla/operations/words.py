@@ -43,6 +43,8 @@ def sentence(row: Mapping[str, Any]) -> str:
     parts = [f"loss {number(row['loss']) or 'no number'}"] if "loss" in row else []
     if row.get("r2_position_mean") is not None:
         parts.append(f"R² over place means {row['r2_position_mean']:+.3f}")
+    if row["kind"] == "probe":
+        parts += [f"{name} {value:+.3f}" for name, value in row.items() if _is_read_out(name, value)]
     if row.get("clips_per_s") is not None:
         parts.append(f"{number(row['clips_per_s'])} clips/s")
     if row.get("data_wait_share") is not None:
@@ -50,6 +52,13 @@ def sentence(row: Mapping[str, Any]) -> str:
     if row.get("collapse"):
         parts.append("predictions have collapsed")
     return f"step {row['step']}: {what}{', '.join(parts)}"
+
+
+def _is_read_out(name: str, value: Any) -> bool:
+    """Whether a probe's column is what it is about, and no baseline of that."""
+    return (
+        name.startswith(("r2_", "accuracy_")) and not name.endswith(("_initial", "_constant")) and bool(value)
+    )
 
 
 def sparkline(values: Sequence[float], width: int) -> str:

@@ -30,7 +30,7 @@ from salt_vla.training.ridge import CONSTANT, Known, read_out
 if TYPE_CHECKING:
     from jaxtyping import Float, Float32, Int64
 
-LEAST_CLIPS = 16  # on either side, to say anything
+LEAST_CLIPS = 8  # on either side, to say anything
 QUADRANTS = 2  # rows and columns of cells that a picture is pooled in
 INITIAL = "_initial"
 

@@ -8,7 +8,7 @@ from salt_vla.errors import UserError
 from salt_vla.operations.curves import is_number, points
 from salt_vla.operations.dashboard.charts import Curves
 from salt_vla.operations.dashboard.live import Live
-from salt_vla.operations.overview import COST, config_of, noted
+from salt_vla.operations.overview import COST, config_of, last_of, noted
 from salt_vla.rundir import RunDirectory
 
 FIRST_COLUMNS = ("train.loss", "val.r2_position_mean")
@@ -45,7 +45,10 @@ def columns_of(live: Live, names: Sequence[str], chosen: Sequence[str]) -> list[
     known = {*FIRST_COLUMNS, *chosen}
     there = live.overviews()
     for name in names:
-        for row in (there[name].last_train, there[name].last_val) if name in there else ():
+        if name not in there:
+            continue
+        probed = last_of(live.metrics(RunDirectory.named(name)), "probe")
+        for row in filter(None, (there[name].last_train, there[name].last_val, probed)):
             known |= {
                 f"{row['kind']}.{column}"
                 for column, value in row.items()
