@@ -5,7 +5,7 @@ A pure function of scores and curves; claims only what intervals and corrected p
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from matplotlib.axes import Axes
@@ -17,6 +17,7 @@ SIGNIFICANT = 0.05
 CHANCE = 0.5
 PANELS_A_ROW = 5
 PANEL = 1.75  # inches
+Place = tuple[str, str]  # (set, condition)
 BASELINES = {
     "random": "random init",
     "copy-last-frame": "copying the last frame",
@@ -40,8 +41,12 @@ class Excess:
     values: tuple[float, ...]
 
 
-def conclusions(scores: Sequence[PairScore], model: str) -> list[str]:
-    """What was seen that pixels cannot see, what they see too, what was not seen; then what it means."""
+def conclusions(scores: Sequence[PairScore], told_from_random: Collection[Place], model: str) -> list[str]:
+    """What was seen that pixels and random weights do not see, what they see too, what was not seen.
+
+    `told_from_random`: the places (set, condition) where the paired difference of `model` and random weights
+    excludes zero, `model` being ahead.
+    """
     beyond: list[str] = []
     also: list[str] = []
     missed: list[str] = []
@@ -49,44 +54,47 @@ def conclusions(scores: Sequence[PairScore], model: str) -> list[str]:
     for score in scores:
         if score.encoder != model:
             continue
-        others = [
-            BASELINES[other.encoder]
-            for other in scores
-            if (other.set, other.part) == (score.set, score.part)
-            and other.encoder in BASELINES
-            and other.low > CHANCE
-        ]
+        name = f"{score.part} ({score.set})"
+        figures = f"{score.part} ({score.set}; {_figures(score)})"
         if sees(score):
-            told = f"{score.part} in {score.set} ({_figures(score)})"
-            (also if others else beyond).append(f"{told}, as does {_join(others)}" if others else told)
+            others = _who_else(scores, score, told_from_random)
+            (also if others else beyond).append(f"{figures}, as does {_join(others)}" if others else figures)
         elif score.high < CHANCE:
-            reversed_.append(f"{score.part} in {score.set} ({_figures(score)})")
+            reversed_.append(figures)
         else:
-            missed.append(f"{score.part} in {score.set}")
-    sentences = []
-    if beyond:
-        sentences.append(
-            f"The {model} finds the impossible more surprising where neither pixels nor random weights do: "
-            f"{'; '.join(beyond)}."
-        )
-    else:
-        sentences.append(
-            f"In no condition does the {model} see a violation that neither pixels nor random weights see: "
-            "these films show no sign of intuitive physics in it."
-        )
+            missed.append(name)
+    sentences = [
+        f"The {model} is more surprised by the impossible where neither pixels nor random weights are: "
+        f"{'; '.join(beyond)}."
+        if beyond
+        else f"In no condition does the {model} see a violation that neither pixels nor random weights see: "
+        "these films show no sign of physics in it."
+    ]
     if also:
         sentences.append(
-            f"It also tells {'; '.join(also)}: a violation that they see too proves nothing about what was "
+            f"It tells apart {'; '.join(also)}: a violation that they see too proves nothing about what was "
             "learned."
         )
     if reversed_:
-        sentences.append(
-            f"It is surprised by the possible film instead: {'; '.join(reversed_)}. A model that expects "
-            "little to change errs in this way."
-        )
+        sentences.append(f"It is surprised by the possible film instead in {'; '.join(reversed_)}.")
     if missed:
-        sentences.append(f"Not told from chance: {_join(missed)}.")
+        sentences.append(f"It cannot be told from chance in {_join(missed)}.")
     return sentences
+
+
+def _who_else(
+    scores: Sequence[PairScore], score: PairScore, told_from_random: Collection[Place]
+) -> list[str]:
+    """Baselines that see it too; random weights are given the benefit of the doubt."""
+    place = (score.set, score.part)
+    others = [
+        BASELINES[other.encoder]
+        for other in scores
+        if (other.set, other.part) == place and other.encoder in BASELINES and other.low > CHANCE
+    ]
+    if place not in told_from_random and BASELINES["random"] not in others:
+        others.append(f"{BASELINES['random']}, from which it is not told apart")
+    return others
 
 
 def sees(score: PairScore) -> bool:
