@@ -55,7 +55,7 @@ def both_sides(seed: int = 0) -> tuple[ProbeSet, ProbeSet]:
 
 @pytest.fixture(scope="module")
 def result() -> SuiteResult:
-    return run_probe_suite("grid", *both_sides(), seed=3, bootstrap=500)
+    return run_probe_suite("grid", *both_sides(), seed=3)
 
 
 def row_of(result: SuiteResult, encoder: str, target: str) -> Row:
@@ -133,15 +133,13 @@ def test_a_comparison_can_say_that_the_student_lost() -> None:
         )
         for side in (train, test)
     ]
-    lost = comparison_of(
-        run_probe_suite("grid", *swapped, seed=0, bootstrap=500), "student", "random", "action_end"
-    )
+    lost = comparison_of(run_probe_suite("grid", *swapped, seed=0), "student", "random", "action_end")
     assert lost.apart and lost.high < 0
 
 
 def test_absent_encoders_are_simply_not_compared() -> None:
     train, test = (without(side, "teacher", "pixels") for side in both_sides())
-    found = run_probe_suite("grid", train, test, seed=0, bootstrap=50)
+    found = run_probe_suite("grid", train, test, seed=0)
     assert {(c.encoder, c.against) for c in found.comparisons} == {("student", "random")}
 
 
@@ -153,14 +151,14 @@ def test_other_encoders_are_compared_with_the_reference_and_pixels() -> None:
 
 
 def test_a_suite_is_pure_in_its_seed(result: SuiteResult) -> None:
-    again = run_probe_suite("grid", *both_sides(), seed=3, bootstrap=500)
+    again = run_probe_suite("grid", *both_sides(), seed=3)
     assert again.rows == result.rows
     assert again.comparisons == result.comparisons
 
 
 def test_the_number_of_threads_does_not_change_the_table(result: SuiteResult) -> None:
     with threadpool_limits(limits=2):
-        again = run_probe_suite("grid", *both_sides(), seed=3, bootstrap=500)
+        again = run_probe_suite("grid", *both_sides(), seed=3)
     assert [row.alpha for row in again.rows] == [row.alpha for row in result.rows]
     assert [row.value for row in again.rows] == [row.value for row in result.rows]
 
@@ -170,7 +168,7 @@ def test_a_constant_given_among_the_features_is_not_doubled() -> None:
         dataclasses.replace(side, features={**side.features, "constant": np.zeros((len(side.episodes), 0))})
         for side in both_sides()
     )
-    found = run_probe_suite("grid", train, test, seed=3, bootstrap=50)
+    found = run_probe_suite("grid", train, test, seed=3)
     assert [row.encoder for row in found.rows if row.target == "task"].count("constant") == 1
 
 
@@ -179,7 +177,7 @@ def test_permuted_held_out_targets_land_at_chance() -> None:
     order = np.random.default_rng(1).permutation(TEST_EPISODES)
     rows = (order[:, None] * CLIPS + np.arange(CLIPS)).ravel()
     shuffled = dataclasses.replace(test, targets={"action_end": test.targets["action_end"][rows]})
-    found = run_probe_suite("grid", train, shuffled, seed=0, bootstrap=500)
+    found = run_probe_suite("grid", train, shuffled, seed=0)
     assert row_of(found, "student", "action_end").value < 0.1
 
 
@@ -213,7 +211,7 @@ def test_a_target_that_cannot_be_scored_is_left_out_and_noted() -> None:
     train, test = both_sides()
     clips = len(test.episodes)
     odd = dataclasses.replace(test, targets={**test.targets, "hand_velocity": np.full((clips, 3), 0.1)})
-    found = run_probe_suite("grid", train, odd, seed=0, bootstrap=50)
+    found = run_probe_suite("grid", train, odd, seed=0)
     assert {row.target for row in found.rows} == {"action_end", "task"}
     assert found.notes == ["target 'hand_velocity' is left out: it is the same on every held-out clip"]
 
@@ -221,7 +219,7 @@ def test_a_target_that_cannot_be_scored_is_left_out_and_noted() -> None:
 def test_a_target_of_one_side_is_left_out_and_noted() -> None:
     train, test = both_sides()
     fewer = dataclasses.replace(test, targets={"task": test.targets["task"]})
-    found = run_probe_suite("grid", train, fewer, seed=0, bootstrap=50)
+    found = run_probe_suite("grid", train, fewer, seed=0)
     assert len(found.notes) == 2
     assert "only one side of the split has it" in found.notes[0]
     with pytest.raises(DataError, match="nothing to probe"):
@@ -233,7 +231,7 @@ def test_a_still_dimension_is_said_in_the_row() -> None:
     still = test.targets["action_end"].copy()
     still[:, 2] = 1.0
     odd = dataclasses.replace(test, targets={"action_end": still})
-    found = run_probe_suite("grid", train, odd, seed=0, bootstrap=50)
+    found = run_probe_suite("grid", train, odd, seed=0)
     assert all("dimension(s) 2 do not vary" in row.note for row in found.rows)
 
 

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-import time
+from collections.abc import Callable
 
 import numpy as np
 import pytest
+from scipy import stats
 from sklearn.metrics import r2_score
 
 from salt_vla.errors import DataError
-from salt_vla.evaluation import statistics
 from salt_vla.evaluation.statistics import (
+    LOWEST_R2,
     EpisodeSums,
     Estimate,
     accuracy_sums,
-    bootstrap_scores,
     interval,
+    joint_interval,
     paired_difference,
-    percentile_interval,
     r2_sums,
+    share_sums,
     varying_dims,
 )
 
@@ -71,17 +72,117 @@ def test_episode_numbers_may_be_unsorted_and_uneven() -> None:
     assert sums.value == pytest.approx(r2_score(truth, predicted), abs=1e-12)
 
 
-def test_a_95_percent_interval_covers_the_truth_92_to_98_times_in_100() -> None:
-    runs = 400
-    single = paired = 0
+def uneven(random: np.random.Generator, episodes: int) -> np.ndarray:
+    """Each clip's episode: 1 to 8 clips in every one."""
+    return np.arange(episodes).repeat(random.integers(1, 9, episodes))
+
+
+def spread_out(random: np.random.Generator, numbers: np.ndarray, scale: float) -> np.ndarray:
+    """As `clustered`, for episodes of uneven size."""
+    shared = random.standard_normal((numbers[-1] + 1, DIMS))[numbers]
+    return scale * np.sqrt(0.5) * (shared + random.standard_normal(shared.shape))
+
+
+def one_r2(random: np.random.Generator, episodes: int) -> tuple[Estimate, float]:
+    numbers = uneven(random, episodes)
+    truth, error = spread_out(random, numbers, 1.0), spread_out(random, numbers, 0.5)
+    return interval(r2_sums(truth, truth + error, numbers)), 0.75
+
+
+def one_difference(random: np.random.Generator, episodes: int) -> tuple[Estimate, float]:
+    numbers = uneven(random, episodes)
+    truth, error, more = (spread_out(random, numbers, scale) for scale in (1.0, 0.5, 0.3))
+    pair = (r2_sums(truth, truth + each, numbers) for each in (error, error + more))
+    return paired_difference(*pair), 0.09
+
+
+def one_accuracy(random: np.random.Generator, episodes: int) -> tuple[Estimate, float]:
+    numbers = uneven(random, episodes)
+    right = random.random(len(numbers)) < random.beta(2, 1, episodes)[numbers]
+    return interval(accuracy_sums(np.ones_like(right), right, numbers)), 2 / 3
+
+
+def one_high_accuracy(random: np.random.Generator, episodes: int) -> tuple[Estimate, float]:
+    numbers = uneven(random, episodes)
+    right = random.random(len(numbers)) < random.beta(9, 1, episodes)[numbers]
+    return interval(share_sums("accuracy", right, numbers)), 0.9
+
+
+def one_relative_accuracy(random: np.random.Generator, episodes: int) -> tuple[Estimate, float]:
+    numbers = np.arange(episodes).repeat(2)
+    right = random.random(len(numbers)) < random.uniform(0.25, 0.85, episodes)[numbers]
+    return interval(share_sums("relative_accuracy", right, numbers)), 0.55
+
+
+@pytest.mark.parametrize("episodes", [20, 60, 120])
+@pytest.mark.parametrize(
+    "draw", [one_r2, one_difference, one_accuracy, one_high_accuracy, one_relative_accuracy]
+)
+def test_a_95_percent_interval_covers_the_truth_93_to_97_times_in_100(
+    draw: Callable[[np.random.Generator, int], tuple[Estimate, float]],
+    episodes: int,
+    times: Callable[[int, int], int],
+) -> None:
+    runs = times(1000, 20_000)
+    covered = 0
     for run in range(runs):
-        first, second = two_predictors(run)
-        mine = interval(first, resamples=400, seed=run)
-        difference = paired_difference(first, second, resamples=400, seed=run)
-        single += mine.low <= TRUE_FIRST <= mine.high
-        paired += difference.low <= TRUE_FIRST - TRUE_SECOND <= difference.high
-    assert 0.92 <= single / runs <= 0.98
-    assert 0.92 <= paired / runs <= 0.98
+        estimate, truth = draw(np.random.default_rng([9, episodes, run]), episodes)
+        covered += estimate.low <= truth <= estimate.high
+    assert 0.93 <= covered / runs <= 0.97
+
+
+@pytest.mark.parametrize("draw", [one_r2, one_difference, one_accuracy])
+def test_at_ten_episodes_the_fewest_for_claims_intervals_still_cover(
+    draw: Callable[[np.random.Generator, int], tuple[Estimate, float]],
+) -> None:
+    estimates = [draw(np.random.default_rng([10, run]), 10) for run in range(500)]
+    assert np.mean([each.low <= truth <= each.high for each, truth in estimates]) >= 0.92
+
+
+def test_an_interval_is_students_with_the_jackknifes_error() -> None:
+    first, second = two_predictors(0)
+    without = np.array([first.score(w)[0] - second.score(w)[0] for w in 1 - np.eye(EPISODES)[:, None]])
+    error = np.sqrt((EPISODES - 1) ** 2 / EPISODES) * without.std(ddof=1)
+    found = paired_difference(first, second)
+    assert found.high - found.value == pytest.approx(found.value - found.low)
+    few, many = (stats.t.ppf(0.975, freedom) * error for freedom in (EPISODES - 1, 5))
+    assert few * (1 - 1e-9) <= found.high - found.value <= many
+
+
+def test_leaving_one_episode_out_equals_scoring_without_it() -> None:
+    truth, predicted, episodes = some_predictions()
+    right = np.abs(truth - predicted)[:, 0] < 1
+    for sums in (r2_sums(truth, predicted, episodes), share_sums("accuracy", right, episodes)):
+        np.testing.assert_allclose(sums.left_one_out(), sums.score(1 - np.eye(12)), atol=1e-12)
+
+
+def test_shares_of_the_episodes_add_up_to_what_is_missing() -> None:
+    truth, predicted, episodes = some_predictions()
+    for sums in (r2_sums(truth, predicted, episodes), accuracy_sums(episodes % 3, episodes % 2, episodes)):
+        assert 1 - sums.shares().sum() == pytest.approx(sums.value, abs=1e-12)
+
+
+def test_all_right_is_not_certain_and_all_wrong_neither() -> None:
+    numbers = np.arange(20).repeat(3)
+    for right, low, high in (
+        (1.0, stats.beta.ppf(0.025, 20, 1), 1.0),
+        (0.0, 0.0, stats.beta.ppf(0.975, 1, 20)),
+    ):
+        found = interval(share_sums("accuracy", np.full(60, right), numbers))
+        assert (found.value, found.low, found.high) == pytest.approx((right, low, high))
+
+
+def test_ends_stay_where_a_metric_can_be() -> None:
+    random = np.random.default_rng(11)
+    for _ in range(50):
+        numbers = uneven(random, 2)
+        right = random.random(len(numbers)) < 0.9
+        share = interval(share_sums("accuracy", right, numbers))
+        assert 0 <= share.low <= share.value <= share.high <= 1
+        truth = spread_out(random, numbers, 1.0)
+        if len(numbers) > 2:
+            found = interval(r2_sums(truth, truth + spread_out(random, numbers, 3.0), numbers))
+            assert LOWEST_R2 <= found.low <= found.value <= found.high <= 1
 
 
 def test_an_interval_that_ignored_episodes_would_be_too_narrow() -> None:
@@ -96,18 +197,15 @@ def test_an_interval_that_ignored_episodes_would_be_too_narrow() -> None:
 
 def test_a_paired_interval_is_narrower_than_an_unpaired_one() -> None:
     first, second = two_predictors(0)
-    paired = paired_difference(first, second, seed=0)
-    unpaired = percentile_interval(
-        bootstrap_scores([first], 2000, seed=0)[0] - bootstrap_scores([second], 2000, seed=1)[0]
-    )
-    assert paired.high - paired.low < 0.7 * (unpaired[1] - unpaired[0])
+    paired, ones, others = paired_difference(first, second), interval(first), interval(second)
+    unpaired = np.hypot(ones.high - ones.low, others.high - others.low)
+    assert paired.high - paired.low < 0.7 * unpaired
     assert paired.apart
-    assert unpaired[0] < paired.low
 
 
 def test_a_paired_difference_is_the_difference_of_the_values_and_changes_sign() -> None:
     first, second = two_predictors(1)
-    forward, backward = paired_difference(first, second, seed=4), paired_difference(second, first, seed=4)
+    forward, backward = paired_difference(first, second), paired_difference(second, first)
     assert forward.value == pytest.approx(first.value - second.value)
     assert (backward.value, backward.low, backward.high) == pytest.approx(
         (-forward.value, -forward.high, -forward.low)
@@ -121,17 +219,17 @@ def test_a_predictor_does_not_differ_from_itself() -> None:
 
 
 @pytest.mark.parametrize("constant", [0.0, 0.3, -2.0])
-def test_a_constant_predictor_is_at_most_zero_in_every_resample(constant: float) -> None:
+def test_a_constant_predictor_is_at_most_zero_whoever_is_left_out(constant: float) -> None:
     truth = clustered(np.random.default_rng(6), 1.0)
     sums = r2_sums(truth, np.full_like(truth, constant), np.arange(EPISODES).repeat(CLIPS))
     assert sums.value <= 0
-    assert (bootstrap_scores([sums], 500, seed=0) <= 1e-12).all()
+    assert (sums.left_one_out() <= 1e-12).all()
 
 
-def test_a_perfect_predictor_is_one_in_every_resample() -> None:
+def test_a_perfect_predictor_is_one_and_no_less() -> None:
     truth, _, episodes = some_predictions()
     estimate = interval(r2_sums(truth, truth, episodes))
-    assert (estimate.value, estimate.low, estimate.high) == (1.0, 1.0, 1.0)
+    assert (estimate.value, estimate.low, estimate.high) == pytest.approx((1.0, 1.0, 1.0), abs=1e-8)
 
 
 def test_a_dimension_that_does_not_vary_is_left_out_and_named() -> None:
@@ -150,11 +248,13 @@ def test_a_target_that_does_not_vary_at_all_is_refused() -> None:
         r2_sums(still, still, np.arange(60))
 
 
-def test_resamples_that_miss_every_moving_episode_stay_finite() -> None:
+def test_figures_without_the_only_moving_episode_stay_finite() -> None:
     truth = np.zeros((20, 1))
-    truth[:2, 0] = (1.0, -1.0)
+    truth[:2, 0] = (1.0, -1.0)  # All of episode 0.
     sums = r2_sums(truth, truth + 0.1, np.arange(10).repeat(2))
-    assert np.isfinite(bootstrap_scores([sums], 500, seed=0)).all()
+    assert np.isfinite(sums.left_one_out()).all()
+    found = interval(sums)
+    assert np.isfinite([found.low, found.high]).all()
 
 
 def test_accuracy_is_the_share_of_right_clips_with_an_interval_over_episodes() -> None:
@@ -169,41 +269,10 @@ def test_accuracy_is_the_share_of_right_clips_with_an_interval_over_episodes() -
     assert sums.left_out == ()
 
 
-def test_accuracy_intervals_cover_the_truth() -> None:
-    covered = 0
-    for run in range(300):
-        random = np.random.default_rng([8, run])
-        # An episode's own chance of a right answer is uniform in [0.4, 1]: the truth is 0.7.
-        right = random.random(EPISODES * CLIPS) < random.uniform(0.4, 1, EPISODES).repeat(CLIPS)
-        sums = accuracy_sums(np.ones_like(right), right, np.arange(EPISODES).repeat(CLIPS))
-        estimate = interval(sums, resamples=400, seed=run)
-        covered += estimate.low <= 0.7 <= estimate.high
-    assert 0.92 <= covered / 300 <= 0.98
-
-
-def test_intervals_are_pure_in_the_seed() -> None:
+def test_intervals_are_pure_functions() -> None:
     first, second = two_predictors(3)
-    assert interval(first, 300, seed=1) == interval(first, 300, seed=1)
-    assert interval(first, 300, seed=1) != interval(first, 300, seed=2)
-    together = bootstrap_scores([first, second], 300, seed=1)
-    assert np.array_equal(together[0], bootstrap_scores([first], 300, seed=1)[0])
-
-
-def test_resampling_in_blocks_gives_as_many_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
-    first, _ = two_predictors(4)
-    monkeypatch.setattr(statistics, "WEIGHTS_AT_ONCE", 7 * EPISODES)
-    in_blocks = bootstrap_scores([first], 100, seed=0)
-    assert in_blocks.shape == (1, 100)
-    assert np.array_equal(in_blocks, bootstrap_scores([first], 100, seed=0))
-    assert abs(in_blocks.mean() - first.value) < 0.05
-
-
-def test_two_thousand_resamples_take_milliseconds() -> None:
-    first, second = two_predictors(5)
-    started = time.process_time()
-    for seed in range(5):
-        paired_difference(first, second, resamples=2000, seed=seed)
-    assert (time.process_time() - started) / 5 < 0.25
+    assert interval(first) == interval(first)
+    assert paired_difference(first, second) == paired_difference(first, second)
 
 
 def test_one_episode_has_no_interval() -> None:
@@ -235,4 +304,4 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
         accuracy_sums(episodes, episodes[:3], episodes)
     first, _ = two_predictors(6)
     with pytest.raises(DataError, match="share their held-out episodes"):
-        bootstrap_scores([first, r2_sums(truth, predicted, episodes)], 10, seed=0)
+        joint_interval([first, r2_sums(truth, predicted, episodes)])

@@ -239,6 +239,13 @@ class ClipTable:
             each[dataset, file] = xxhash.xxh3_64_intdigest(sample)
         return digest.hexdigest(), np.array([each[row] for row in rows], np.uint64)
 
+    @property
+    def file_samples(self) -> np.ndarray:
+        """Of every row a number that is the same for files of the same size and ends, under whatever name; 0
+        for a file that cannot be read."""
+        samples = self._files[1]
+        return np.where(samples == xxhash.xxh3_64_intdigest(UNREADABLE), np.uint64(0), samples)
+
     def changed_file(self, clip_ids: Sequence[str]) -> Path | None:
         """The first file of these clips, looked at anew, that is another one than `files_hash` was taken of.
         One that cannot be read now is none: nobody has seen others' pixels in it."""

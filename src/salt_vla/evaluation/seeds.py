@@ -190,7 +190,7 @@ def scores_from_arrays(
     found: dict[tuple[str, int], Scores] = {}
     for name, table in arrays.items():
         suite, seed, encoder, target, metric, varying = json.loads(name)
-        wrong, first, second = np.split(table[:, 2:], 3, axis=1)
+        wrong, first, second = map(np.ascontiguousarray, np.split(table[:, 2:], 3, axis=1))
         episodes, clips = table[:, 0].astype(np.int64), table[:, 1]
         sums = EpisodeSums(metric, episodes, clips, wrong, first, second, np.array(varying, dtype=bool))
         found.setdefault((suite, seed), {})[encoder, target] = sums

@@ -39,7 +39,7 @@ STILL = 1e-5
 # Sums of squares of some episodes are kept above this share of the sample's, so that none divides by zero.
 SMALLEST_SHARE = 1e-9
 LOWEST_R2 = -999.0  # An interval's end; few episodes say nothing, and say it with a number.
-LEVELS = 20_000  # quantiles of Student's t that two sources of chance are added by
+LEVELS = 2_000  # quantiles of Student's t that two sources of chance are added by
 
 
 @dataclass(frozen=True)

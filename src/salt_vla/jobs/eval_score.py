@@ -19,6 +19,8 @@ from salt_vla.errors import DataError
 from salt_vla.evaluation.bench import Bench, Side
 from salt_vla.evaluation.feature_store import ClipViews, FeatureStore, UnreadableClips
 from salt_vla.evaluation.features import Pixels, TokenModel
+from salt_vla.evaluation.fractions import share_of
+from salt_vla.evaluation.leaks import require_no_leak
 from salt_vla.evaluation.results import CONSTANT, PIXELS, WITHOUT_ENCODER, Scored
 from salt_vla.evaluation.settings import EvalSettings
 from salt_vla.geometry import ClipGeometry
@@ -120,6 +122,8 @@ def open_bench(
     workers = num_decoders(data.num_workers or None, len(table), device)
     store = FeatureStore(root() / "features", num_workers=workers)
     train, test = sides
+    require_no_leak(train.clips, test.clips)
+    train = train.only(share_of(train.clips, settings.fraction, settings.seed).clip_ids)
     return Bench(encoders, train, test, data, geometry, settings, store)
 
 
