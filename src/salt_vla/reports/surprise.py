@@ -212,6 +212,6 @@ def conclusions(scores: Sequence[PairScore], model: str) -> list[str]:
         if score.encoder != model and score.low > 0.5 and score.p < SIGNIFICANT:
             sentences.append(
                 f"{score.set}: {score.encoder} is above chance too, with {score.value:.1%} "
-                f"[{score.low:.1%}, {score.high:.1%}]: what it sees needs no knowledge of {model}'s."
+                f"[{score.low:.1%}, {score.high:.1%}]: these violations show without what {model} has learned."
             )
     return sentences
