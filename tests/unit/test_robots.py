@@ -31,6 +31,7 @@ from salt_vla.evaluation.robots import (
 from salt_vla.evaluation.settings import EvalSettings
 from salt_vla.evaluation.statistics import auroc_sums, copy_sums, interval
 from salt_vla.evaluation.suites.actions import action_targets
+from salt_vla.evaluation.suites.dynamics import leading_components
 from salt_vla.evaluation.suites.events import event_targets
 from salt_vla.geometry import ClipGeometry
 
@@ -358,3 +359,22 @@ def test_foreseeing_is_measured_against_copying() -> None:
     assert copy_sums(later, -later, now, episodes).value == pytest.approx(-3)
     with pytest.raises(DataError, match="copying is exact"):
         copy_sums(now, later, now, episodes)
+
+
+def test_latents_are_kept_to_their_leading_components_without_a_favoured_axis() -> None:
+    rng = np.random.default_rng(0)
+    mix = rng.normal(size=(3, 200)) * np.array([[10.0], [3.0], [1.0]])
+    train, test = rng.normal(size=(60, 3)) @ mix, rng.normal(size=(20, 3)) @ mix
+    inside, outside = leading_components("e", train, test)
+    assert inside.shape == (60, 3) and outside.shape == (20, 3)
+    scale = train.std(0)
+
+    def distances(values: np.ndarray) -> np.ndarray:
+        return np.linalg.norm(values[:, None] - values[None], axis=2)
+
+    whole, kept = np.concatenate([train, test]) / scale, np.concatenate([inside, outside])
+    assert np.allclose(distances(whole), distances(kept))
+    sizes = np.sort(kept.std(0))
+    assert sizes[0] > 0.1 * sizes[-1]
+    wide = rng.normal(size=(300, 200))
+    assert leading_components("e", wide, wide[:7])[1].shape == (7, 128)

@@ -33,7 +33,7 @@ from salt_vla.evaluation.suites.actions import action_targets
 from salt_vla.evaluation.targets import ACTION, STATE, WORLD
 
 if TYPE_CHECKING:
-    from jaxtyping import Int64
+    from jaxtyping import Float, Int64
 
 INVERSE, FORWARD = "inverse-dynamics", "forward-dynamics"
 LATENT_DIMS = 128
@@ -121,11 +121,8 @@ def _steps(
     features = [window_features(bench, side.windows.side, bench.settings.poolings[0]) for side in sides]
     latents: list[dict[str, np.ndarray]] = [{}, {}]
     for name in features[0]:
-        basis = fit_basis(name, features[0][name], features[1][name])
-        inside = (basis.train * np.sqrt(basis.power))[:, :LATENT_DIMS]
-        for found, values, (now, later) in zip(
-            latents, (inside, basis.test[:, :LATENT_DIMS]), pairs, strict=True
-        ):
+        both = leading_components(name, features[0][name], features[1][name])
+        for found, values, (now, later) in zip(latents, both, pairs, strict=True):
             found[name] = np.stack((values[now], values[later]), axis=1)
     steps = []
     for side, found, (now, _) in zip(sides, latents, pairs, strict=True):
@@ -141,6 +138,18 @@ def _steps(
             Examples(found, targets, side.windows.episodes[now], tasks, np.concatenate(known, axis=1)[now])
         )
     return steps
+
+
+def leading_components(
+    name: str, train: Float[np.ndarray, "train dims"], test: Float[np.ndarray, "test dims"]
+) -> tuple[Float[np.ndarray, "train components"], Float[np.ndarray, "test components"]]:
+    """The first 128 principal components of training windows, as axes turned at random: distances are what
+    they were, and probes that bring every axis to one size do not blow small components up."""
+    basis = fit_basis(name, train, test)
+    inside = (basis.train * np.sqrt(basis.power))[:, :LATENT_DIMS]
+    dims = inside.shape[1]
+    turn = np.linalg.qr(np.random.default_rng(0).normal(size=(dims, dims)))[0]
+    return inside @ turn, basis.test[:, :LATENT_DIMS] @ turn
 
 
 def _foresee(train: Examples, test: Examples, width: int, seed: int) -> Predictions:

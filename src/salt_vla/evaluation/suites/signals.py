@@ -15,8 +15,8 @@ from salt_vla.evaluation.targets import CAUSAL, build_targets
 
 
 def score(bench: Bench) -> list[Scored]:
-    """Probes fit on training episodes, read once on held-out ones, a suite `camera/pooling` each. Features see
-    a clip to its end and no further, so targets at its end are causal, and means over it are not."""
+    """Probes fit on training episodes, read once on held-out ones, a suite `camera/pooling` each. Features
+    see a clip to its end and no further: targets at its end are causal, means over it are not."""
     settings = bench.settings
     reads_tokens = load_probe(settings.probe).reads == "tokens"
     poolings = (TOKENS,) if reads_tokens else settings.poolings
