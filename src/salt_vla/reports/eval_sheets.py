@@ -90,9 +90,9 @@ def neighbour_sheet(
 def heated(frames: FramesArray, heat: FloatArray) -> FramesArray:
     """Grey film, dark where `heat` (frames, rows, columns) is 0, in amber light where it is 1."""
     grey = frames.mean(-1, keepdims=True, dtype=np.float32)
-    glow = (0.35 * grey + 0.65 * AMBER) * (0.45 + 0.55 * grey / 255)
+    glow = 0.3 * grey + 0.8 * AMBER
     share = heat[..., None]
-    return np.clip((1 - share) * 0.35 * grey + share * glow, 0, 255).astype(np.uint8)
+    return np.clip((1 - share) * 0.25 * grey + share * glow, 0, 255).astype(np.uint8)
 
 
 def _mark(frames: FramesArray, token: int, geometry: ClipGeometry) -> None:
