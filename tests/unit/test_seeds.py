@@ -50,7 +50,7 @@ def suite_at(seed: int, suite: str = "corner/grid", student_noise: float = 1.0) 
         }
         targets = {"action_end": hidden[:, :2], "task": np.array(["push", "reach"])[episodes % 2]}
         sides.append(ProbeSet(features, targets, episodes))
-    return run_probe_suite(suite, *sides, seed=seed)
+    return run_probe_suite(suite, sides[0], sides[1], seed=seed)
 
 
 @pytest.fixture(scope="module")

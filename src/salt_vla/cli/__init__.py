@@ -74,6 +74,10 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
             "runs_compare:compare",
             "runs at equal steps, clips and FLOPs, and what seeds allow to say",
         ),
+        "regress": (
+            "runs_regress:regress",
+            "does a held-out loss foretell what probes find? A line over runs",
+        ),
         "report": ("runs_report:report", "write PROGRESS.md and .html: what was learned, what comes next"),
         "sync": ("runs_sync:sync", "send trackers what they lack; exit code 1 when some is left"),
         "send": ("runs_sync:send", "what sync starts for each tracker"),
