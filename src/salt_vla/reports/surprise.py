@@ -212,6 +212,6 @@ def conclusions(scores: Sequence[PairScore], model: str) -> list[str]:
         if score.encoder != model and score.low > 0.5 and score.p < SIGNIFICANT:
             sentences.append(
                 f"{score.set}: {score.encoder} is above chance too, with {score.value:.1%} "
-                f"[{score.low:.1%}, {score.high:.1%}]: these violations show without what {model} has learned."
+                f"[{score.low:.1%}, {score.high:.1%}]: they show without what {model} learned."
             )
     return sentences
