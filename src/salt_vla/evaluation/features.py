@@ -164,12 +164,14 @@ def features_of(
     with torch.inference_mode():
         for arrangement in dict.fromkeys(reading.arrangement for reading in wanted):
             arranged = frames[:, ORDERS[arrangement](frames.shape[1])]
-            tokens = _latents(name, model, arranged)
-            for reading in wanted:
-                if reading.arrangement != arrangement:
-                    continue
+            mine = [reading for reading in wanted if reading.arrangement == arrangement]
+            if isinstance(model, Pixels) and any(reading.pooling != TOKENS for reading in mine):
+                strongest = pixel_features(arranged)  # the same under every pooling
+            if not isinstance(model, Pixels) or any(reading.pooling == TOKENS for reading in mine):
+                tokens = _latents(name, model, arranged)
+            for reading in mine:
                 if isinstance(model, Pixels) and reading.pooling != TOKENS:
-                    kept = pixel_features(arranged)
+                    kept = strongest
                 elif isinstance(model, Pixels):
                     kept = model.with_places(tokens)
                 else:
