@@ -16,15 +16,6 @@ from salt_vla.geometry import ClipGeometry
 from salt_vla.reports.patches import FloatArray, FramesArray, check_frames, enlarge
 from salt_vla.reports.sheets import AMBER, Strip, film_sheet, tubelet_starts
 
-ROLLOUT_CAPTION = (
-    "Attention rollout (Abnar & Zuidema, 2020): in bright places lie the tokens that reach the encoder's "
-    "output, all layers and heads together. One scale for all: dark is a quarter of an even share, amber "
-    "four times one. It shows where attention goes, not what is made of it."
-)
-NEIGHBOURS_CAPTION = (
-    "A held-out clip and the training clips whose features lie nearest (cosine, centred). Blue frame and ✓: "
-    "the same label; orange and ✗: another."
-)
 RIGHT, WRONG = np.array([11, 102, 168], np.uint8), np.array([222, 101, 26], np.uint8)
 REACH = 4.0  # times an even share, and its inverse: the ends of the colours
 WHITE = np.array([255, 255, 255], np.uint8)
