@@ -304,3 +304,26 @@ def test_a_class_missing_in_training_is_named() -> None:
         check_classes("task", np.array(["push", "reach"]), np.array(["drawer", "push"]))
     with pytest.raises(DataError, match="single class in training"):
         check_classes("task", np.array(["push"]), np.array(["push"]))
+
+
+def test_many_clips_take_one_fold_and_single_precision_and_find_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    features, labels, episodes = classes(shift=4)
+    basis = fit_basis("e", *split(features))
+    small = logistic_probe(basis, labels[:TRAIN], episodes[:TRAIN], 0)
+    monkeypatch.setattr(probes, "LARGE", 50)
+    large = logistic_probe(basis, labels[:TRAIN], episodes[:TRAIN], 0)
+    assert "penalty chosen on one fold" in large.note and "fold" not in small.note
+    assert (large.predicted == labels[TRAIN:]).mean() > 0.85
+    assert (large.predicted == small.predicted).mean() > 0.9
+    assert large.shares is not None and np.allclose(large.shares.sum(1), 1, atol=1e-5)
+
+
+def test_features_beyond_the_memory_are_refused_before_they_are_copied(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    features, _, _ = planted(8, 0.1)
+    monkeypatch.setattr(probes, "COPIES", 10**12)
+    with pytest.raises(DataError, match=r"120 clips × 8 features needs about .* GB of memory; keep fewer"):
+        fit_basis("e", *split(features))
