@@ -260,3 +260,20 @@ def test_the_page_says_what_was_found_whichever_way_it_falls(
     ]
     marks = dict(zip(tables[0].columns, tables[0].cells[0], strict=True))
     assert (marks["motion"].mark, marks["guesses"].mark) == ("ahead", "level")
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "p", "mark"),
+    [
+        (0.6, 0.8, 0.01, "ahead"),
+        (0.6, 0.8, 0.2, "level"),
+        (0.2, 0.4, 1.0, "behind"),
+        (0.5 - 1e-16, 0.5 - 1e-16, 1.0, "level"),
+        (0.4, 0.6, 0.01, "level"),
+    ],
+)
+def test_a_mark_needs_interval_and_p_value_and_no_rounding(
+    low: float, high: float, p: float, mark: str
+) -> None:
+    one = PairScore("a", "Main", "all", "mean", (low + high) / 2, low, high, p, p, 8, 4, 0)
+    assert score_tables([one])[0].cells[0][0].mark == mark

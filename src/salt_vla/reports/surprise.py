@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from jaxtyping import UInt8
 
 SIGNIFICANT = 0.05
+ROUNDING = 1e-9
+TOLD = {"ahead": "above chance", "behind": "below chance", "level": "not told from chance"}
 THUMBNAIL = 96
 PICTURES_SHOWN = 8
 WIDTH = 8.6
@@ -80,10 +82,15 @@ def score_tables(scores: Sequence[PairScore]) -> list[Table]:
 def _cell(score: PairScore | None) -> Cell:
     if score is None:
         return Cell()
-    above = score.low > 0.5 and score.p_holm < SIGNIFICANT
-    below = score.high < 0.5
     said = f"{interval(score.low, score.high)} p {score.p_holm:.2g}"
-    return Cell(number(score.value), said, "ahead" if above else "behind" if below else "level")
+    return Cell(number(score.value), said, _against_chance(score, score.p_holm))
+
+
+def _against_chance(score: PairScore, p: float) -> Literal["ahead", "behind", "level"]:
+    """Intervals of equal scenes end at their value up to rounding: that alone is no side."""
+    if score.low > 0.5 + ROUNDING and p < SIGNIFICANT:
+        return "ahead"
+    return "behind" if score.high < 0.5 - ROUNDING else "level"
 
 
 def pair_figure(
@@ -202,14 +209,13 @@ def conclusions(scores: Sequence[PairScore], model: str) -> list[str]:
     sentences = []
     for score in scores:
         if score.encoder == model:
-            told = "above chance" if score.low > 0.5 and score.p < SIGNIFICANT else "not told from chance"
-            told = "below chance" if score.high < 0.5 else told
+            told = TOLD[_against_chance(score, score.p)]
             sentences.append(
                 f"{score.set}: {model} finds the impossible film more surprising in {score.value:.1%} of "
                 f"{score.pairs} pairs [{score.low:.1%}, {score.high:.1%}], {told} (p = {score.p:.2g})."
             )
     for score in scores:
-        if score.encoder != model and score.low > 0.5 and score.p < SIGNIFICANT:
+        if score.encoder != model and _against_chance(score, score.p) == "ahead":
             sentences.append(
                 f"{score.set}: {score.encoder} is above chance too, with {score.value:.1%} "
                 f"[{score.low:.1%}, {score.high:.1%}]: they show without what {model} learned."
