@@ -205,7 +205,8 @@ def test_two_processes_compute_the_curve_of_one_and_twice_the_same_bits(
     parallel: str,
 ) -> None:
     """With everything on that counts over a batch: micro-batches, stochastic depth, an average of the
-    weights, statistics that follow the run; and more held-out clips than can be shared evenly."""
+    weights, statistics that follow the run, the online probe; and more held-out clips than can be shared
+    evenly."""
     settings = {
         "runtime__parallel": parallel,
         "grad_accum_steps": 2,
@@ -214,7 +215,9 @@ def test_two_processes_compute_the_curve_of_one_and_twice_the_same_bits(
         "optimizer__average": 0.9,
         "objective__targets": "centred",
         "objective__statistics": "running",
-        "runtime__validation_clips": 5,
+        "runtime__validation_clips": 9,
+        "runtime__probe_every": 4,
+        "runtime__probe_clips": 16,
     }
     salt.ok(*student("one", "--max-steps", 8, **settings))
     for name in ("two", "again"):
@@ -223,6 +226,7 @@ def test_two_processes_compute_the_curve_of_one_and_twice_the_same_bits(
     print(f"relative difference at most {apart:.2g}")  # -rP shows it
     assert apart < TOLERANCE
     two, again = salt.at("two"), salt.at("again")
+    assert [row["step"] for row in two.metrics("probe")] == [0, 4, 8]
     assert curve(two) == curve(again)
     assert weights(two) == weights(again)
     if parallel == "fsdp":
