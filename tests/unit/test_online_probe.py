@@ -19,11 +19,13 @@ from salt_vla.config import EncoderConfig, PredictorConfig, TrainConfig
 from salt_vla.geometry import ClipGeometry
 from salt_vla.masks import RandomMasks
 from salt_vla.models.pixels import normalise_pixels
+from salt_vla.targets import FrozenTargets, PixelTargets, TargetSpace, Task
 from salt_vla.training.distributed import World
 from salt_vla.training.flops import look_flops, mean_step_flops
 from salt_vla.training.learner import Learner, build_learner
 from salt_vla.training.online_probe import OnlineProbe, Truths, pooled, tokens_and_cells
 from salt_vla.training.probe_plan import SHARE, Plan, ends, plan_probe
+from salt_vla.training.step import train_step
 
 GRID = ClipGeometry(num_frames=6, image_size=32, tubelet_size=2, patch_size=8)  # 3 × 4 × 4 tokens
 CONFIG = TrainConfig(
@@ -201,6 +203,25 @@ def test_micro_batches_and_batches_larger_than_there_is_room_for_are_the_same_cl
     assert one._window[0].places.tolist() == four._window[0].places.tolist()
     assert len(one._window[0].places) == 3 and one.burst == 1
     torch.testing.assert_close(one._window[0].features, four._window[0].features, atol=1e-5, rtol=1e-5)
+
+
+class InfiniteTargets(FrozenTargets):
+    dim = 8
+    needs_records = False
+
+    def targets(self, frames: Tensor, records: Tensor | None) -> Tensor:
+        return torch.full((len(frames), GRID.num_tokens, 8), torch.inf)
+
+
+def test_clips_of_a_step_that_was_left_out_count_for_nothing() -> None:
+    probe, learner, batch = probe_of(Plan(10, 16, 100)), learner_of(), batch_of(step_keys(8))
+    space = TargetSpace("raw", torch.zeros(GRID.num_tokens, 8))
+    bad = train_step(learner, batch, Task(InfiniteTargets(), space), CONFIG, 8, probe=probe)
+    assert "bad" in bad and not probe._window
+    good = Task(PixelTargets(GRID), TargetSpace("raw", torch.zeros(GRID.num_tokens, GRID.patch_dim)))
+    wide = build_learner(CONFIG, target_dim=GRID.patch_dim, device="cpu")
+    assert "bad" not in train_step(wide, batch, good, CONFIG, 8, probe=probe)
+    assert [each.step for each in probe._window] == [8]
 
 
 def together(work: Callable[[World], Any], size: int) -> list[Any]:
