@@ -13,7 +13,7 @@ import pytest
 from threadpoolctl import threadpool_limits
 
 from salt_vla.errors import ConfigError, DataError
-from salt_vla.evaluation.probing import ProbeSet, run_probe_suite
+from salt_vla.evaluation.probing import ProbeSet, load_probe, probe_suite, run_probe_suite
 from salt_vla.evaluation.results import (
     Comparison,
     Row,
@@ -276,3 +276,21 @@ def test_an_unknown_public_name_is_an_attribute_error() -> None:
 
     with pytest.raises(AttributeError, match="no attribute 'attentive_probe'"):
         _ = salt_vla.evaluation.attentive_probe
+
+
+def test_a_protocol_that_a_probe_does_not_know_is_refused_with_those_that_do() -> None:
+    train, test = both_sides()
+    with pytest.raises(
+        ConfigError, match=r"'knn' knows no protocol 'vjepa2-max'.*: attentive, attentive-small"
+    ):
+        probe_suite("s", train, test, 0, "knn", "vjepa2-max")
+
+
+@pytest.mark.parametrize("name", ["linear", "knn"])
+def test_probes_of_vectors_put_encoders_in_their_order_of_noise(name: str) -> None:
+    train, test = both_sides()
+    scored = {(one.encoder, one.target): one for one in probe_suite("s", train, test, 0, name)}
+    assert {one.probe for one in scored.values()} == {name} and load_probe(name).reads == "vector"
+    for target in ("action_end", "task"):
+        values = [scored[who, target].sums.value for who in ("student", "random")]
+        assert values[0] > values[1]
