@@ -7,7 +7,7 @@ import pytest
 
 from salt_vla.data.violations import ViolationPair, World, switched
 from salt_vla.data.violations_filmed import filmed_pairs, moving
-from salt_vla.data.violations_rendered import CONDITIONS, contact_sheet, rendered_pairs
+from salt_vla.data.violations_rendered import CONDITIONS, rendered_pairs
 from salt_vla.errors import ConfigError, DataError
 
 FRAMES, SIZE, WIDE = 12, 48, 64
@@ -181,10 +181,3 @@ def test_a_film_in_which_nothing_moves_has_nothing_to_violate() -> None:
     early, _ = episode()
     alone = {pair.condition for pair in filmed_pairs("e", early)}
     assert alone == {"rewind", "vanish", "recolour"}, "one stretch alone cannot be cut to another"
-
-
-def test_a_contact_sheet_shows_both_films_and_where_they_may_differ(filmed: list[ViolationPair]) -> None:
-    sheet = contact_sheet(filmed[0])
-    assert sheet.shape == (3 * WIDE, FRAMES * (WIDE + 2), 3)
-    assert (sheet[:WIDE, :WIDE] == filmed[0].possible[0]).all()
-    assert (sheet[2 * WIDE :, -WIDE - 2 : -2] == 255 * filmed[0].region[-1][..., None]).all()

@@ -18,7 +18,7 @@ from salt_vla.data.violations import ViolationPair, World, switched
 from salt_vla.errors import ConfigError
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, UInt8
+    from jaxtyping import Float
 
 CONDITIONS = ("permanence", "hidden-colour", "gravity", "solidity", "teleport", "colour")
 TICKS = 16  # a film's length
@@ -184,14 +184,3 @@ def _render(room: _Room, ball: _Ball, size: int) -> World:
 def _inside(box: tuple[float, float, float, float], across: np.ndarray, down: np.ndarray) -> np.ndarray:
     left, top, right, bottom = box
     return (across >= left) & (across < right) & (down >= top) & (down < bottom)
-
-
-def contact_sheet(pair: ViolationPair) -> UInt8[np.ndarray, "height width 3"]:
-    """The possible film above the impossible one, frame by frame, and where they may differ."""
-    gap = np.full((2, pair.possible.shape[1], 3), 255, np.uint8)
-    rows = []
-    marked = np.repeat(pair.region[..., None] * np.uint8(255), 3, axis=-1)
-    for film in (pair.possible, pair.impossible, marked):
-        parts = [part for frame in film for part in (np.swapaxes(frame, 0, 1), gap)]
-        rows.append(np.swapaxes(np.concatenate(parts), 0, 1))
-    return np.concatenate(rows)
