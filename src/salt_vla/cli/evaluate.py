@@ -25,6 +25,8 @@ def evaluate(
     against: tuple[str, ...] = (),
     out: Path | None = None,
     pictures: Path | None = None,
+    fractions: tuple[float, ...] = (),
+    diagnose: bool = False,
     json: bool = False,
     settings: Annotated[EvalSettings, tyro.conf.arg(name="")] = EvalSettings(),  # noqa: B008
     apart: Annotated[Apart, tyro.conf.arg(name="")] = Apart(),  # noqa: B008
@@ -46,6 +48,8 @@ def evaluate(
         against: encoders of this call that all others are also compared with.
         out: a folder that gets the tables as table.json, .csv, .md, .tex and .html.
         pictures: a folder that gets sheets of one held-out clip: tokens, attention, nearest clips.
+        fractions: shares of the training episodes, such as 0.01 0.1 1: figures by how many probes learn from.
+        diagnose: instead of suites: effective rank, likeness (CKA), operations and latency of the encoders.
         json: print JSON instead of tables.
     """
     if apart.starts("eval", paths={"--data": data}):
@@ -54,6 +58,12 @@ def evaluate(
         raise UserError(
             "eval needs at least one encoder: a run's name, or the folder of a checkpoint or export"
         )
+    if fractions or diagnose:
+        from salt_vla.cli.evaluate_more import print_curve, print_diagnosis
+
+        if diagnose:
+            return print_diagnosis(encoders, data, settings, frame_stride, json)
+        return print_curve(encoders, suite, data, settings, frame_stride, fractions, json)
     from salt_vla.jobs.evaluate import evaluate_encoders
 
     found = evaluate_encoders(encoders, suite, data, settings, frame_stride, against, pictures)

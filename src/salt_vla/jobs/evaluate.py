@@ -125,7 +125,8 @@ def evaluate_encoders(
         evaluation.compute += [each | costs.get(each["encoder"], {}) for each in found.compute]
         evaluation.notes += found.notes
         evaluation.results += results
-        _leave(results, here, table)
+        if settings.fraction == 1:  # What compares runs is what all episodes teach.
+            _leave(results, here, table)
         if pictures is not None and seed == _seeds(entries, settings)[0]:
             bench = open_benches(models, table, config, first.model.geometry, settings)[0]
             evaluation.notes += _draw(bench, pictures)
