@@ -1,0 +1,30 @@
+"""Tables of fewer labels and of what features are like, as `eval` prints them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from salt_vla.cli.evaluate_more import print_curve, print_diagnosis
+from salt_vla.errors import UserError
+from salt_vla.evaluation.settings import EvalSettings
+from salt_vla.jobs.eval_more import label_curve
+
+
+def test_each_share_is_taken_once() -> None:
+    with pytest.raises(UserError, match="each share once"):
+        label_curve(["a"], ["probes"], "metaworld-mini", EvalSettings(), None, [0.1, 0.1])
+
+
+def test_a_share_that_is_none_is_refused() -> None:
+    with pytest.raises(UserError, match=r"\(0, 1\]"):
+        label_curve(["a"], ["probes"], "metaworld-mini", EvalSettings(), None, [0.1, 1.5])
+
+
+@pytest.mark.parametrize("prints", [print_curve, print_diagnosis])
+def test_an_encoder_that_there_is_none_of_is_named(prints: Any) -> None:
+    shares: tuple[Any, ...] = ([1.0],) if prints is print_curve else ()
+    suites: tuple[Any, ...] = (["probes"],) if prints is print_curve else ()
+    with pytest.raises(UserError, match="no_such_run"):
+        prints(["no_such_run"], *suites, "metaworld-mini", EvalSettings(), None, *shares, False)
