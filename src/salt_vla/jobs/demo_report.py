@@ -65,7 +65,7 @@ def write_report(demo: Demo, table: ClipTable) -> Path:
             Section("Is the teacher fit to teach", _teacher_blocks(demo, table)),
             Section("What was run", _run_blocks(demo, table)),
         ],
-        footer="Intervals: 95 %, bootstrap over held-out episodes, not corrected for the number of targets; "
+        footer="Intervals: 95 %, over held-out episodes, not corrected for the number of targets; "
         "differences are paired on the same episodes.",
     )
     path = demo.folder / "report.html"
