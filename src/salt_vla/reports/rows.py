@@ -19,7 +19,7 @@ Row = Mapping[str, Any]
 ENCODERS = ("student", "teacher", "random", "pixels", "constant")
 _ENCODER_LABELS = {"random": "random init"}
 _METRIC_LABELS = {"r2": "R²"}
-ONE_SEED = "95 %, held-out episodes resampled"
+ONE_SEED = "95 %, over held-out episodes"
 EVERY_SEED = "from the lowest to the highest of the seeds' 95 % intervals"
 
 
