@@ -55,9 +55,7 @@ def evaluate(
     if apart.starts("eval", paths={"--data": data}):
         return
     if not encoders:
-        raise UserError(
-            "eval needs at least one encoder: a run's name, or the folder of a checkpoint or export"
-        )
+        raise UserError("eval needs at least one encoder: a run's name, or a checkpoint's or export's folder")
     if fractions or diagnose:
         from salt_vla.cli.evaluate_more import print_curve, print_diagnosis
 
