@@ -28,6 +28,6 @@ case ${1:-} in
         $SALT eval student=demo_student student=demo_s1_student student=demo_s2_student \
             teacher=demo_teacher teacher=demo_s1_teacher teacher=demo_s2_teacher \
             jepa=jepa_s0 jepa=jepa_s1 jepa=jepa_s2 \
-            --suite $SUITES --against random teacher pixels jepa --poolings grid --data "$DATA" --out "$OUT" ;;
+            --suite $SUITES --against teacher jepa --poolings grid --data "$DATA" --out "$OUT" ;;
     *) sed -n '2,/^set/p' "$0" | grep '^#' | cut -c 3-; exit 2 ;;
 esac

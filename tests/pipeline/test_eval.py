@@ -88,6 +88,21 @@ def test_a_runs_figures_are_kept_beside_it_once_a_suite_and_data_set(
     assert kept() == {"suites": [other, *before["suites"]]}
 
 
+def test_figures_of_another_probe_are_kept_beside_the_linear_ones(
+    workshop: Any, rows: list[dict[str, Any]]
+) -> None:
+    workshop.salt.ok("eval", "teacher", "--data", workshop.dataset)
+    others = workshop.salt.json("eval", "teacher", "--data", workshop.dataset, "--probe", "knn")
+    kept = json.loads((workshop.teacher / "probes.json").read_text())["suites"]
+    by_name = {suite["suite"]: suite for suite in kept}
+    assert [row["value"] for row in by_name["front/grid (knn)"]["rows"]] == [
+        row["value"] for row in others if (row["encoder"], row["suite"]) == ("teacher", "front/grid")
+    ]
+    assert by_name["front/grid"]["rows"] == [
+        row for row in rows if (row["encoder"], row["suite"]) == ("teacher", "front/grid")
+    ]
+
+
 def test_figures_that_cannot_be_kept_are_given_all_the_same(
     workshop: Any, rows: list[dict[str, Any]]
 ) -> None:
@@ -154,7 +169,7 @@ def test_weights_that_do_not_fit_are_a_sentence(workshop: Any, tmp_path: Path) -
 def test_an_encoder_of_other_clips_cannot_stand_in_the_same_table(
     workshop: Any, salt: Any, tmp_path: Path
 ) -> None:
-    other = ("encoder.geometry.tubelet_size=1", "--data", workshop.table, "--max-steps", 1)
+    other = ("encoder.geometry.num_frames=2", "--data", workshop.table, "--max-steps", 1)
     command = salt.train("demo_teacher", "other")
     salt.ok(*command[:-2], *other[:1], *command[-2:], *other[1:])
     said = salt("eval", workshop.teacher, tmp_path / "runs" / "other", "--data", workshop.table).sentence

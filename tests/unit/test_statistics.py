@@ -172,6 +172,18 @@ def test_all_right_is_not_certain_and_all_wrong_neither() -> None:
         assert (found.value, found.low, found.high) == pytest.approx((right, low, high))
 
 
+@pytest.mark.parametrize(("episodes", "each"), [(2, 0.5), (20, 0.75)])
+def test_episodes_that_score_alike_are_not_certain_either(episodes: int, each: float) -> None:
+    """Two scenes with one of two pairs right each say nothing sharp about the share."""
+    numbers = np.arange(episodes).repeat(4)
+    right = np.tile(np.arange(4) < 4 * each, episodes)
+    found = interval(share_sums("relative_accuracy", right, numbers))
+    count = each * episodes
+    expected = stats.beta.ppf([0.025, 0.975], [count, count + 1], [episodes - count + 1, episodes - count])
+    assert (found.value, found.low, found.high) == pytest.approx((each, *expected))
+    assert found.low < each < found.high
+
+
 def test_ends_stay_where_a_metric_can_be() -> None:
     random = np.random.default_rng(11)
     for _ in range(50):

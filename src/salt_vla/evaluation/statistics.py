@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from scipy.stats import rankdata
+from scipy.stats import beta, rankdata
 from scipy.stats import t as student_t
 
 from salt_vla.errors import DataError
@@ -38,6 +38,7 @@ CONFIDENCE = 0.95
 STILL = 1e-5
 # Sums of squares of some episodes are kept above this share of the sample's, so that none divides by zero.
 SMALLEST_SHARE = 1e-9
+ROUNDING = 1e-12  # of a share
 LOWEST_R2 = -999.0  # An interval's end; few episodes say nothing, and say it with a number.
 LEVELS = 2_000  # quantiles of Student's t that two sources of chance are added by
 
@@ -230,9 +231,9 @@ def interval(sums: EpisodeSums) -> Estimate:
 
     Leaving out whole episodes is the cluster jackknife CV3 (MacKinnon, Nielsen and Webb, J. Appl.
     Econometrics 38, 2023): where episodes are few and uneven it errs to the wide side, percentiles of a
-    bootstrap to the narrow one. Where all answers are right, or all are wrong, there is no spread to see, and
-    a share gets the interval of Clopper and Pearson (Biometrika 26, 1934) for so many episodes. A pure
-    function. Raises `DataError` below two episodes.
+    bootstrap to the narrow one. Where all episodes score alike (all answers right, say) there is no spread to
+    see, and a share gets the interval of Clopper and Pearson (Biometrika 26, 1934) for so many episodes. A
+    pure function. Raises `DataError` below two episodes.
     """
     return joint_interval([sums])
 
@@ -258,12 +259,19 @@ def joint_interval(sums: Sequence[EpisodeSums]) -> Estimate:
         error = _half_width(np.log(_error(left_out)), np.log(_error(values)))
         low, high = (1 - np.exp(np.log(_error(mean)) + side * error) for side in (1, -1))
         return Estimate(mean, max(float(low), LOWEST_R2), max(float(high), mean))
-    if mean in (0.0, 1.0):
-        far = float(((1 - CONFIDENCE) / 2) ** (1 / count))
-        return Estimate(mean, far, 1.0) if mean else Estimate(mean, 0.0, 1 - far)
+    if max(np.ptp(left_out), np.ptp(values)) < ROUNDING:
+        return Estimate(mean, *_clopper_pearson(mean, count))
     error = _half_width(_angle(left_out), _angle(values))
     low, high = (np.sin(np.clip(_angle(mean) + side * error, 0, np.pi / 2)) ** 2 for side in (-1, 1))
     return Estimate(mean, float(low), float(high))
+
+
+def _clopper_pearson(share: float, count: int) -> tuple[float, float]:
+    """For `share · count` right answers, which need not be a whole number, of `count`."""
+    right, tail = share * count, (1 - CONFIDENCE) / 2
+    low = float(beta.ppf(tail, right, count - right + 1)) if right else 0.0
+    high = float(beta.ppf(1 - tail, right + 1, count - right)) if right < count else 1.0
+    return low, high
 
 
 def joint_difference(first: Sequence[EpisodeSums], second: Sequence[EpisodeSums]) -> Estimate:

@@ -19,7 +19,7 @@ from salt_vla.data.clip_table import ClipTable
 from salt_vla.errors import UserError
 from salt_vla.evaluation.bench import Bench
 from salt_vla.evaluation.features import TokenModel
-from salt_vla.evaluation.results import SuiteResult, tabulate, to_objects
+from salt_vla.evaluation.results import CONSTANT, SuiteResult, tabulate, to_objects
 from salt_vla.evaluation.seeds import aggregate_seeds, scores_to_arrays
 from salt_vla.evaluation.settings import EvalSettings
 from salt_vla.evaluation.texts import read_texts
@@ -255,8 +255,8 @@ def leave_probes(
     results: Sequence[SuiteResult], paths: Mapping[str, str | Path], table: ClipTable
 ) -> list[RunDirectory]:
     """Write each encoder's own rows and comparisons into `probes.json` of the run that it is the last
-    checkpoint of, in place of what that said of the same suite and clips; those runs. `paths`: where each
-    encoder was read from, by its name in the results."""
+    checkpoint of, in place of what that said of the same suite, probe and clips; those runs. `paths`: where
+    each encoder was read from, by its name in the results."""
     left = []
     for name, path in paths.items():
         place = run_or_directory(path)
@@ -264,13 +264,17 @@ def leave_probes(
         if not run.config_file.is_file() or not place.samefile(run.path):
             continue  # A checkpoint or an export: whether it is some run's last, nobody says.
         about = {"clip_table": table.hash, "step": int(encoder_directory(place).name.removeprefix("step_"))}
-        now = [
-            {"suite": result.suite}
-            | about
-            | {"rows": to_objects(row for row in result.rows if row.encoder == name)}
-            | {"comparisons": to_objects(pair for pair in result.comparisons if pair.encoder == name)}
-            for result in results
-        ]
+        now = []
+        for result in results:
+            suite = _kept_as(result)
+            parts = {
+                part: [
+                    entry | {"suite": suite}
+                    for entry in to_objects(each for each in found if each.encoder == name)
+                ]
+                for part, found in (("rows", result.rows), ("comparisons", result.comparisons))
+            }
+            now.append({"suite": suite} | about | parts)
         replaced = {(each["suite"], each["clip_table"]) for each in now}
         file = run.path / PROBES_FILE
         before = read_json(file, dict).get("suites", []) if file.is_file() else []
@@ -278,6 +282,13 @@ def leave_probes(
         write_text(file, json.dumps({"suites": kept + now}, indent=1))
         left.append(run)
     return left
+
+
+def _kept_as(result: SuiteResult) -> str:
+    """The suite's name in `probes.json`: with the probe and protocol, where they are not the usual ones."""
+    how = {(row.probe, row.protocol) for row in result.rows if row.encoder != CONSTANT}
+    said = {word for each in how for word in each} - {"linear", "held-out"}
+    return f"{result.suite} ({', '.join(sorted(said))})" if said else result.suite
 
 
 def check_seed(seed: int) -> None:
