@@ -120,9 +120,9 @@ def test_killed_or_interrupted_while_features_are_read_it_goes_on(
     _, said = process.communicate()
     assert "Traceback" not in said
     assert process.returncode in (0, 130, -signal.SIGINT), "too late, politely, or before it listened"
-    if process.returncode == 130:
-        assert "stopped by SIGINT while reading features" in said
-        assert "the same command goes on from there" in said
+    if process.returncode == 130:  # While it read features, or before: files of the killed one lie there.
+        assert "stopped by SIGINT while reading features" in said or "interrupted" in said
+        assert "the same command" in said
     rows = json.loads(salt.ok(*evaluation()).out)
     whole = type(salt)(tmp_path / "whole")
     assert json.loads(whole.ok(*evaluation()).out) == rows
