@@ -119,6 +119,7 @@ def test_its_rows_are_those_of_the_contract(whole: tuple[Any, str]) -> None:
     assert {suite for suite, _ in tables} == {
         f"{camera}/{pooling}" for camera in ("front", "side") for pooling in ("grid", "step", "mean")
     }
+    assert rows[0]["suite"] == "front/grid", "what reads out most is what the report begins with"
     assert {row["metric"] for row in rows} == {"r2", "accuracy"}
 
 

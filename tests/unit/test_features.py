@@ -99,13 +99,13 @@ def test_a_side_of_one_token_is_not_split() -> None:
 
 def test_the_quarters_average_to_the_step_and_the_steps_to_the_mean() -> None:
     tokens = torch.randn(3, GEOMETRY.num_tokens, 5, generator=torch.Generator().manual_seed(1))
-    mean, step, grid = (pool_tokens(tokens, GEOMETRY, pooling) for pooling in POOLINGS)
+    grid, step, mean = (pool_tokens(tokens, GEOMETRY, pooling) for pooling in POOLINGS)
     assert torch.allclose(grid.reshape(3, 2, 4, 5).mean(2).flatten(1), step, atol=1e-6)
     assert torch.allclose(step.reshape(3, 2, 5).mean(1), mean, atol=1e-6)
 
 
 def test_an_unknown_pooling_names_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match=r"'max'; known: mean, step, grid"):
+    with pytest.raises(ConfigError, match=r"'max'; known: grid, step, mean"):
         pool_tokens(tokens_by_place(GEOMETRY), GEOMETRY, "max")
 
 
@@ -205,5 +205,5 @@ def test_latents_that_do_not_fit_the_geometry_are_refused() -> None:
 def test_an_unknown_reading_names_the_known_ones() -> None:
     with pytest.raises(ConfigError, match=r"unknown order of frames 'shaken'; known: forward, reversed"):
         Reading("mean", "shaken")
-    with pytest.raises(ConfigError, match=r"unknown pooling 'max'; known: mean, step, grid, tokens"):
+    with pytest.raises(ConfigError, match=r"unknown pooling 'max'; known: grid, step, mean, tokens"):
         Reading("max")

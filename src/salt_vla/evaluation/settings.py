@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from salt_vla.errors import ConfigError
 
-POOLINGS = ("mean", "step", "grid")
+POOLINGS = ("grid", "step", "mean")  # That which reads out most comes first, in tables and reports.
 PROTOCOLS = ("held-out", "vjepa2-max")
 
 
