@@ -97,6 +97,10 @@ def write_text(path: Path, text: str) -> None:
     write_atomically(path, lambda temporary: void(temporary.write_text(text)))
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    write_atomically(path, lambda temporary: void(temporary.write_bytes(content)))
+
+
 def void(_: object) -> None:
     """Drop a value, for callbacks that must return None."""
 

@@ -26,6 +26,7 @@ from salt_vla.files import require_place as require_place
 from salt_vla.files import to_json_line as to_json_line
 from salt_vla.files import void as void
 from salt_vla.files import write_atomically as write_atomically
+from salt_vla.files import write_bytes as write_bytes
 from salt_vla.files import write_text as write_text
 from salt_vla.files import writing_to as writing_to
 from salt_vla.identity import ProcessId, boot_id, identity

@@ -21,7 +21,7 @@ from salt_vla.config import DataConfig
 from salt_vla.data.clip_table import ClipTable
 from salt_vla.jobs.data import open_views
 from salt_vla.jobs.evaluate import evaluate, load_model
-from salt_vla.jobs.teacher import teacher_and_data
+from salt_vla.jobs.teacher import data_settings
 
 Command = Callable[..., list[object]]
 LIBC = ctypes.CDLL(None, use_errno=True)
@@ -224,7 +224,7 @@ def test_one_bad_clip_is_set_aside_all_the_way(
     arguments = ("--data", table, "--cache", tmp_path / "latents", "--max-steps", 2)
     salt.ok(*salt.train("demo_student", "s", *arguments, data__store_views="true"))
     with salt.here():
-        _, data = teacher_and_data("t")
+        data = data_settings("t")
         model = load_model("t", "t")
         results = evaluate({"t": model}, ClipTable.read(table), data, model.geometry)
     assert len(results) == 6

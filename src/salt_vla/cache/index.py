@@ -21,7 +21,7 @@ import xxhash
 
 from salt_vla.cache.format import INDEX, INDEX_PAGES, Manifest, checksum, hexadecimal
 from salt_vla.errors import CacheError
-from salt_vla.rundir import void, write_atomically
+from salt_vla.rundir import write_atomically, write_bytes
 
 if TYPE_CHECKING:
     from jaxtyping import Int64, UInt8, UInt64
@@ -103,7 +103,7 @@ def write_index(
 
     write_atomically(folder / INDEX, write)
     digests = b"".join(checksum(page).to_bytes(8, "little") for page in _pages(folder / INDEX))
-    write_atomically(folder / INDEX_PAGES, lambda path: void(path.write_bytes(digests)))
+    write_bytes(folder / INDEX_PAGES, digests)
     return (folder / INDEX).stat().st_size, hexadecimal(checksum(digests))
 
 

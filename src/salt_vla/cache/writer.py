@@ -38,7 +38,7 @@ from salt_vla.cache.leases import Lease, Leases, living, remove_leases
 from salt_vla.cache.ledger import Contents, Ledger
 from salt_vla.cache.shards import Key, Record, is_shard, write_shard
 from salt_vla.errors import CacheError, ResourceError
-from salt_vla.rundir import void, write_atomically, write_text, writing_to
+from salt_vla.rundir import write_bytes, write_text, writing_to
 
 LEASE_SECONDS = 60.0  # after which a writer that gives no sign of life is taken for dead
 POLL_SECONDS = 0.5  # between two looks at what others are making
@@ -296,7 +296,7 @@ class CacheWriter:
             return
         with self._alone():
             if not self.is_complete() and not unless():
-                write_atomically(self.folder / PROBE, lambda path: void(path.write_bytes(content)))
+                write_bytes(self.folder / PROBE, content)
 
     def note(self, measured: dict[str, float]) -> None:
         """Keep figures in the `measured` of an unfinished cache's manifest."""

@@ -58,10 +58,10 @@ def show(
         said["statistics"] = sample_statistics(open_cache(path), sample).to_json()
     if picture is not None:
         from salt_vla.jobs.cache_show import draw
-        from salt_vla.rundir import void, write_atomically
+        from salt_vla.rundir import write_bytes
 
         png = draw(open_cache(path), data)
-        write_atomically(picture, lambda temporary: void(temporary.write_bytes(png)))
+        write_bytes(picture, png)
     if json:
         print_json(said)
     else:

@@ -44,7 +44,7 @@ def show(
     from salt_vla.jobs.data_show import Choice, look_at
     from salt_vla.jobs.data_show import show as draw
     from salt_vla.jobs.outputs import PICTURE, require_output
-    from salt_vla.rundir import void, write_atomically
+    from salt_vla.rundir import write_bytes
 
     recipes = [word for word in masks or () if "=" not in word]
     if len(recipes) > 1:
@@ -54,7 +54,7 @@ def show(
     changed = [word for word in masks or () if "=" in word]
     look = look_at(table, recipe, masks is not None, view, num_frames, frame_stride, image_size, changed)
     shown = draw(table, Choice(clip, random, seed), look)
-    write_atomically(out, lambda path: void(path.write_bytes(shown.png)))
+    write_bytes(out, shown.png)
     print(f"{out}: {shown.clips} clips, {len(shown.unreadable)} of them unreadable")
     for line in shown.masks:
         print(f"  {line}")

@@ -10,7 +10,6 @@ import tyro
 
 from salt_vla.cli.detach import Apart
 from salt_vla.cli.printing import print_json
-from salt_vla.errors import UserError
 from salt_vla.evaluation.settings import EvalSettings
 
 if TYPE_CHECKING:
@@ -54,8 +53,6 @@ def evaluate(
     """
     if apart.starts("eval", paths={"--data": data}):
         return
-    if not encoders:
-        raise UserError("eval needs at least one encoder: a run's name, or a checkpoint's or export's folder")
     if fractions or diagnose:
         from salt_vla.cli.evaluate_more import print_curve, print_diagnosis
 

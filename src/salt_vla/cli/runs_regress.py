@@ -41,14 +41,12 @@ def regress(
     found = said.found
     title = f"R² {found.r2:.2f} [{found.low:.2f}, {found.high:.2f}] over {found.runs} runs"
     if figure is not None:
-        from salt_vla.files import writing_to
+        from salt_vla.files import write_bytes
         from salt_vla.reports.scatter import scatter
 
         points = [(point["run"], point["x"], point["y"]) for point in said.points]
-        with writing_to(figure):
-            figure.write_bytes(
-                scatter(points, (found.slope, found.intercept), column, f"{suite} {target}", title)
-            )
+        line = (found.slope, found.intercept)
+        write_bytes(figure, scatter(points, line, column, f"{suite} {target}", title))
     if json:
         return print_json(said.as_dict())
     header = ("run", column, target)

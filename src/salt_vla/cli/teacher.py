@@ -52,7 +52,7 @@ def check(
     from salt_vla.jobs.data import open_table
     from salt_vla.jobs.outputs import PICTURE, require_output
     from salt_vla.jobs.teacher import check_teacher, data_settings, load_to_inspect
-    from salt_vla.rundir import void, write_atomically, write_text
+    from salt_vla.rundir import write_bytes, write_text
 
     if out is not None:
         require_output(out / "tokens.png", PICTURE)
@@ -65,7 +65,7 @@ def check(
     table = open_table(data, settings.view, inspected.teacher.geometry)
     checked = check_teacher(inspected, table, settings, clips)
     if out is not None:
-        write_atomically(out / "tokens.png", lambda path: void(path.write_bytes(checked.picture())))
+        write_bytes(out / "tokens.png", checked.picture())
         write_text(out / "check.json", text.dumps(checked.to_json(), indent=2))
     if json:
         print_json(checked.to_json())

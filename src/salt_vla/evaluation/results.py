@@ -18,6 +18,7 @@ from salt_vla.evaluation.statistics import EpisodeSums, Estimate, Metric, interv
 T = TypeVar("T")
 # Below this many held-out episodes nothing is called apart, whatever an interval says.
 MIN_EPISODES_FOR_CLAIMS = 10
+PROBES_FILE = "probes.json"  # In a run's folder: what was found of its last checkpoint.
 STUDENT, TEACHER, PIXELS, CONSTANT = "student", "teacher", "pixels", "constant"
 # Rows that no encoder has a part in: the mean, the robot's own state, the task; `state+NAME` is both.
 KNOWN_STATE, KNOWN_TASK = "state", "task"

@@ -41,7 +41,7 @@ from salt_vla.jobs.cache_source import FindSource, Source, require_same
 from salt_vla.jobs.data_index import MAX_BAD_SHARE
 from salt_vla.jobs.pipeline import records_of
 from salt_vla.progress import progress
-from salt_vla.rundir import void, write_atomically
+from salt_vla.rundir import write_bytes
 
 POLL_SECONDS = 0.2
 NEEDS_SOURCE = "the teacher has to compute it again: give --teacher and --data"
@@ -320,7 +320,7 @@ class _Repair:
     def _mend_probe(self) -> None:
         if any(finding.file == PROBE for finding in self.check.findings) and self.source is not None:
             content = probe_of(self.source.teacher)
-            write_atomically(self.folder / PROBE, lambda path: void(path.write_bytes(content)))
+            write_bytes(self.folder / PROBE, content)
             self.report.files.append(PROBE)
             self.needs_index = True  # The manifest knows its checksum, and its last digits may differ.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,7 +29,7 @@ from salt_vla.jobs.violations import (
 from salt_vla.reports.html import Block, Figure, Section
 from salt_vla.reports.surprise import pair_figure, score_tables, shown_pairs
 from salt_vla.reports.violations import CURVES_CAPTION, Excess, conclusions, excess_figure
-from salt_vla.rundir import read_json, write_atomically, write_text
+from salt_vla.rundir import read_json, write_bytes, write_text
 
 STUDENT = "student"
 RESULTS = "violations.json"
@@ -123,19 +122,12 @@ def _draw(
             CURVES: excess_figure([each for each in curves if each.encoder in LINES], LINES, dark),
         }
         for name, png in pictures.items():
-            _write_bytes(demo.folder / _picture(name, dark), png)
+            write_bytes(demo.folder / _picture(name, dark), png)
     assert isinstance(pair.possible, MadeFilm)
     return (
         f"{best.part.capitalize()} in {best.set}, {pair.scene}: {why}. The films part at frame "
         f"{pair.possible.frame}. {STRIP_CAPTION}"
     )
-
-
-def _write_bytes(file: Path, content: bytes) -> None:
-    def write(path: Path) -> None:
-        path.write_bytes(content)
-
-    write_atomically(file, write)
 
 
 def _picture(name: str, dark: bool) -> str:

@@ -65,6 +65,10 @@ def parse_specs(arguments: Sequence[str]) -> list[Spec]:
     """Specs with their labels: those given, else the folder's name as far as namesakes differ. `pixels` is in
     every table and left out here. Raises `UserError`."""
     parts = [_split(argument) for argument in arguments if argument != PIXELS]
+    if not parts:
+        raise UserError(
+            "eval needs at least one encoder: a run's name, or the folder of a checkpoint or export"
+        )
     unnamed = list(dict.fromkeys(what for label, what, _ in parts if not label))
     names = dict(zip(unnamed, encoder_names(unnamed), strict=True))
     specs = []

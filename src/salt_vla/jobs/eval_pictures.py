@@ -22,7 +22,7 @@ from salt_vla.evaluation.rollout import attention_rollout
 from salt_vla.reports.eval_sheets import Gathered, Neighbour, neighbour_sheet, rollout_sheet
 from salt_vla.reports.patches import FramesArray
 from salt_vla.reports.sheets import pca_strip
-from salt_vla.rundir import void, write_atomically
+from salt_vla.rundir import write_bytes
 from salt_vla.teachers.pixel import EncoderTeacher
 
 TOKENS, ATTENTION = "tokens.png", "attention.png"
@@ -47,7 +47,7 @@ def draw_evaluation(bench: Bench, folder: Path, clip_id: str = "") -> list[Path]
         file = f"neighbours-{re.sub('[^A-Za-z0-9._-]+', '-', name)}.png"
         drawn[f"{number}-{file}" if file in drawn else file] = png
     for file, png in drawn.items():
-        _write(folder / file, png)
+        write_bytes(folder / file, png)
     return [folder / file for file in drawn]
 
 
@@ -111,7 +111,3 @@ def _neighbours(bench: Bench, side: Side, row: int, frames: FramesArray) -> dict
         asked = f"asked of {name}: {clip.label or clip.clip_id}"
         sheets[name] = neighbour_sheet(frames, asked, found, bench.geometry)
     return sheets
-
-
-def _write(path: Path, png: bytes) -> None:
-    write_atomically(path, lambda temporary: void(temporary.write_bytes(png)))

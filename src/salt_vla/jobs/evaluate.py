@@ -19,7 +19,7 @@ from salt_vla.data.clip_table import ClipTable
 from salt_vla.errors import UserError
 from salt_vla.evaluation.bench import Bench
 from salt_vla.evaluation.features import TokenModel
-from salt_vla.evaluation.results import CONSTANT, SuiteResult, tabulate, to_objects
+from salt_vla.evaluation.results import CONSTANT, PROBES_FILE, SuiteResult, tabulate, to_objects
 from salt_vla.evaluation.seeds import aggregate_seeds, scores_to_arrays
 from salt_vla.evaluation.settings import EvalSettings
 from salt_vla.evaluation.texts import read_texts
@@ -47,7 +47,6 @@ from salt_vla.teachers.pixel import EncoderTeacher
 from salt_vla.teachers.random import PREFIX
 
 RESULTS = ("report.json", "comparisons.json", "scores.npz")
-PROBES_FILE = "probes.json"
 Objects = list[dict[str, Any]]
 
 
@@ -95,10 +94,6 @@ def evaluate_encoders(
     constant predictor. A label given several times stands for seeds, and tables are joined over them."""
     _require_known(suites, settings)
     specs = parse_specs(arguments)
-    if not specs:
-        raise UserError(
-            "eval needs at least one encoder: a run's name, or the folder of a checkpoint or export"
-        )
     for name in against:
         if name not in {spec.label for spec in specs}:
             raise UserError(f"--against {name}: no encoder of this call is called so")

@@ -14,10 +14,9 @@ import numpy as np
 from salt_vla.config import TrainConfig, from_json
 from salt_vla.errors import RunError
 from salt_vla.evaluation.regression import Regression, regress
+from salt_vla.evaluation.results import PROBES_FILE
 from salt_vla.rundir import RunDirectory, read_json
 from salt_vla.verdicts import last_figure, unlike
-
-PROBES_FILE = "probes.json"
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from salt_vla.masks import build_masks
 from salt_vla.models.loading import step_directories
 from salt_vla.reports.patches import FramesArray
 from salt_vla.reports.sheets import mask_sheet, pca_strip
-from salt_vla.rundir import RunDirectory, void, write_atomically
+from salt_vla.rundir import RunDirectory, write_bytes
 
 MASKS, TOKENS = "masks.png", "pca.png"
 CLIPS_TRIED = 8
@@ -49,7 +49,7 @@ def draw_pictures(run: RunDirectory, clip_id: str | None = None) -> list[Path]:
     if steps:
         drawn[TOKENS] = _tokens(run, config, film.frames, *steps[-1])
     for name, png in drawn.items():
-        _write(run.pictures / name, png)
+        write_bytes(run.pictures / name, png)
     return [run.pictures / name for name in drawn]
 
 
@@ -97,7 +97,3 @@ def _tokens(run: RunDirectory, config: TrainConfig, frames: FramesArray, step: i
     clip = torch.from_numpy(frames)[None]
     tokens = {name: model.latents(clip)[0].float().cpu().numpy() for name, model in models.items()}
     return pca_strip(frames, tokens, config.geometry)
-
-
-def _write(path: Path, png: bytes) -> None:
-    write_atomically(path, lambda temporary: void(temporary.write_bytes(png)))

@@ -37,11 +37,6 @@ BATCH_SIZE = 8
 PROBES = 12  # grey clips, for the order of tokens and positions: they count in the bar
 
 
-def teacher_and_data(name: str, layer: int | None = None) -> tuple[Teacher, DataConfig]:
-    """A teacher, and the data settings (stride, crops, views) of the run or export that it came from."""
-    return load_teacher(name, layer=-1 if layer is None else layer), data_settings(name)
-
-
 def data_settings(name: str, data: str = "") -> DataConfig:
     """Those that a teacher was trained with; for one that no run of ours has made, those that the clip table
     `data` was cut with, else the defaults."""

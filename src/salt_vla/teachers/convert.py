@@ -16,7 +16,7 @@ from torch import Tensor
 
 from salt_vla.errors import RunError
 from salt_vla.models.loading import write_tensors
-from salt_vla.rundir import void, write_atomically
+from salt_vla.rundir import write_atomically, write_bytes
 from salt_vla.teachers.weights import CONFIG, FLOATS, LFS, PROCESSORS, WEIGHTS, read_config
 
 ITSELF = "."  # As a key: tensors that the file holds outside of any container.
@@ -56,8 +56,7 @@ def convert(file: Path, out: Path, config: Path | None = None, key: str | None =
     # Copies: tied weights share memory, which safetensors cannot say.
     copies = {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}
     for name, source in settings.items():
-        text = source.read_bytes()
-        write_atomically(out / name, lambda temporary, text=text: void(temporary.write_bytes(text)))  # type: ignore[misc]
+        write_bytes(out / name, source.read_bytes())
     write_atomically(out / WEIGHTS, lambda temporary: write_tensors(copies, temporary))
     return Converted(out, len(copies), container, left_out, (out / CONFIG).is_file())
 

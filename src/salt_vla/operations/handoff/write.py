@@ -24,7 +24,7 @@ from salt_vla.operations.queue import Job, Queue
 from salt_vla.redaction import redacted, without_secrets
 from salt_vla.reports.html import Block, Checks, Code, Facts, ReportContent, Section, render
 from salt_vla.reports.tables import Cell, Table, to_markdown
-from salt_vla.rundir import RunDirectory, require_place, root, void, write_atomically, writing_to
+from salt_vla.rundir import RunDirectory, require_place, root, write_bytes, writing_to
 
 PAGE, HTML, LOCK = "PROGRESS.md", "PROGRESS.html", ".PROGRESS.lock"
 SECONDS_TO_WAIT = 60.0  # for another process that writes the page
@@ -105,7 +105,7 @@ def refresh(run: RunDirectory) -> None:
 
 def _put(path: Path, content: bytes) -> None:
     # A page that is a link stays one.
-    write_atomically(path.resolve(), lambda temporary: void(temporary.write_bytes(content)))
+    write_bytes(path.resolve(), content)
 
 
 @contextmanager
