@@ -18,6 +18,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+import psutil
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
@@ -38,6 +39,32 @@ def pytest_configure() -> None:
     signal.signal(signal.SIGQUIT, signal.SIG_DFL)
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def words_of_process(process: psutil.Process) -> list[str]:
+    """What it was started with; none for one that has died meanwhile, as other tests' children may."""
+    try:
+        return process.cmdline()
+    except psutil.NoSuchProcess:  # Of which `ZombieProcess` is one.
+        return []
+
+
+@pytest.fixture(scope="session")
+def words_of() -> Callable[[psutil.Process], list[str]]:
+    return words_of_process
+
+
+@pytest.fixture(scope="session")
+def spawned(
+    words_of: Callable[[psutil.Process], list[str]],
+) -> Callable[[psutil.Process], list[psutil.Process]]:
+    """The living processes below one that Python has started for a loader or a decoder."""
+
+    def below(process: psutil.Process) -> list[psutil.Process]:
+        children = process.children(recursive=True)
+        return [child for child in children if "spawn_main" in " ".join(words_of(child))]
+
+    return below
 
 
 LENGTHS = (34, 40, 32, 37, 33, 36)

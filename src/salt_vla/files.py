@@ -81,6 +81,13 @@ def is_in_work(part: Path) -> bool:
     return writer is not None and psutil.pid_exists(int(writer[1]))
 
 
+def remove_left_parts(folder: Path) -> None:
+    """What killed writers left of their files in `folder`; a living one's stays."""
+    for part in folder.glob(".*.part"):
+        if not is_in_work(part):
+            part.unlink(missing_ok=True)
+
+
 def flush_folder(folder: Path) -> None:
     """Only then does a rename survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)

@@ -20,8 +20,8 @@ from typing import Any
 
 from salt_vla.errors import ResourceError, RunError
 from salt_vla.files import flush_folder as flush_folder
-from salt_vla.files import is_in_work
 from salt_vla.files import read_json as read_json
+from salt_vla.files import remove_left_parts
 from salt_vla.files import require_place as require_place
 from salt_vla.files import to_json_line as to_json_line
 from salt_vla.files import void as void
@@ -280,9 +280,7 @@ class RunDirectory:
                 ending="",
                 ended=0.0,
             )
-            for leftover in self.path.glob(".*.part"):
-                if not is_in_work(leftover):  # Else of a process that is about to be refused.
-                    leftover.unlink(missing_ok=True)
+            remove_left_parts(self.path)  # A living writer is a process that is about to be refused.
             self.set_status(status)
         return status
 

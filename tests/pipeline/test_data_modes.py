@@ -6,7 +6,6 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -51,7 +50,7 @@ def test_who_reads_and_who_draws_masks_changes_nothing(
 
 
 def test_a_loader_process_that_is_killed_ends_the_run_with_a_sentence(
-    salt: Any, pixels: Callable[..., list[object]], tmp_path: Path
+    salt: Any, pixels: Callable[..., list[object]], spawned: Callable[..., list[psutil.Process]]
 ) -> None:
     """By SIGKILL, as the system does when memory runs out; the run can be resumed."""
     command = pixels("killed", data__num_workers=1, steps=20000, runtime__validate_every=100000)
@@ -60,7 +59,7 @@ def test_a_loader_process_that_is_killed_ends_the_run_with_a_sentence(
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not (run.checkpoints.exists() and any(run.checkpoints.iterdir())):
         time.sleep(0.1)
-    workers = [p for p in psutil.Process(process.pid).children() if "spawn_main" in " ".join(p.cmdline())]
+    workers = spawned(psutil.Process(process.pid))
     assert len(workers) == 1
     os.kill(workers[0].pid, signal.SIGKILL)
     _, err = process.communicate(timeout=120)

@@ -186,12 +186,13 @@ def test_a_run_that_vanishes_is_explained_by_what_it_left(
     assert run.status().ending == "finished"
 
 
-def test_a_loader_process_that_crashes_leaves_its_stack(salt: Any, pixels: Command) -> None:
+def test_a_loader_process_that_crashes_leaves_its_stack(
+    salt: Any, pixels: Command, spawned: Callable[..., list[psutil.Process]]
+) -> None:
     run = salt.at("run")
     process = salt.start(*pixels("run", **LONG, data__num_workers=1))
     at_work(run, process)
-    children = psutil.Process(process.pid).children()
-    (worker,) = [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+    (worker,) = spawned(psutil.Process(process.pid))
     worker.send_signal(signal.SIGSEGV)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 2 and "was killed by SIGSEGV" in err

@@ -210,7 +210,7 @@ def test_a_process_that_dies_is_a_sentence_with_step_and_clips(happens, kind, sa
     assert f"while it read for step {at + 1}: clips {named};" in str(raised.value)
 
 
-def test_a_process_that_hangs_is_named_and_ended():
+def test_a_process_that_hangs_is_named_and_ended(spawned):
     """Patience is for one batch: those before took longer together."""
     batches = make(Pictures(bad=5, happens="hang", seconds=1.5), steps=100)
     at = next(step for step in range(100) if "clip5" in [clip for clip, _ in batches.keys(step)])
@@ -219,7 +219,7 @@ def test_a_process_that_hangs_is_named_and_ended():
     assert [next(loaded).keys for _ in range(at)] == [batches.keys(step) for step in range(at)]
     with pytest.raises(DataError, match=rf"no batch came in 7 s: a loader process hangs .* step {at + 1}:"):
         next(loaded)
-    assert not [p for p in psutil.Process().children() if "spawn_main" in " ".join(p.cmdline())]
+    assert not spawned(psutil.Process())
 
 
 SCRIPT = """

@@ -70,16 +70,13 @@ def refuse(number: int) -> None:
     raise DataError(f"no {number}")
 
 
-def test_workers_end_with_the_iterator():
+def test_workers_end_with_the_iterator(spawned):
     before = set(psutil.Process().children(recursive=True))
     results = map_in_workers(abs, range(100), 2)
     assert next(results) == 0
     assert set(psutil.Process().children(recursive=True)) - before
     results.close()
-    left = set(psutil.Process().children(recursive=True)) - before
-    assert not [
-        child for child in left if child.name() == "python" and "spawn_main" in " ".join(child.cmdline())
-    ]
+    assert not set(spawned(psutil.Process())) - before
 
 
 def test_workers_stay_close_to_the_oldest_open_item(tmp_path):

@@ -21,7 +21,7 @@ from typing import BinaryIO
 import numpy as np
 
 from salt_vla.errors import CacheError, ResourceError
-from salt_vla.files import read_json, write_text, writing_to
+from salt_vla.files import read_json, remove_left_parts, write_text, writing_to
 
 DTYPES = ("<f4", "<f2")
 POLL_SECONDS = 0.2
@@ -90,6 +90,7 @@ class Growing:
         with writing_to(self.partial):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self._locked()
+            remove_left_parts(self.path.parent)
         self.is_done = note_of(self.path) is not None
         self.note = note_of(self.partial)
         if self.note is not None and self.note.row_bytes:

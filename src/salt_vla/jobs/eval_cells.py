@@ -18,7 +18,7 @@ import xxhash
 from salt_vla.errors import RunError
 from salt_vla.evaluation.results import Scored, renamed, tabulate, to_objects
 from salt_vla.evaluation.statistics import EpisodeSums
-from salt_vla.rundir import read_json, write_text
+from salt_vla.files import read_json, remove_left_parts, write_text
 
 FOLDER = "evaluations"
 VERSION = 1  # Of the cells themselves, and of all that is common to the suites.
@@ -74,6 +74,7 @@ class Cells:
             "scored": [_scored_to(one) for one in cell.scored],
         }
         write_text(self.place(key), json.dumps(said, indent=1))
+        remove_left_parts(self.place(key).parent)
 
 
 def cell_key(

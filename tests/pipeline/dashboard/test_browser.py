@@ -51,9 +51,16 @@ class Tab:
         self.page.goto(address + path)
         self.page.wait_for_selector(READY.get(path, "#runs-table .ag-row"))
 
-    def names_chosen(self) -> set[str]:
-        rows = self.page.locator("#runs-table .ag-row-selected .ag-cell[col-id=name]")
-        return set(rows.all_inner_texts())
+    def expect_chosen(self, *names: str) -> None:
+        """Once the table has drawn its cells, which it does after its rows."""
+        self.page.wait_for_function(
+            """names => {
+                const cells = document.querySelectorAll('#runs-table .ag-row-selected .ag-cell[col-id=name]')
+                const shown = new Set([...cells].map(cell => cell.innerText.trim()))
+                return [...shown].sort().join() == names.join()
+            }""",
+            arg=sorted(names),
+        )
 
     def choose(self, name: str) -> None:
         self.page.locator(f"#runs-table [row-id={name}] .ag-selection-checkbox input").first.click()
@@ -133,7 +140,7 @@ def test_a_curve_grows_while_zoom_choice_and_filter_stay(
     tab = open_tab()
     tab.open(page.address, "/runs")
     tab.wait("graph && graph.data && graph.data.length > 0")
-    assert tab.names_chosen() == {"at_work"}  # What runs is worth a look at first.
+    tab.expect_chosen("at_work")  # What runs is worth a look at first.
     tab.choose("finished")
     tab.wait("new Set(graph.data.map(each => each.name)).size == 2")
     points = tab.drawn("Math.max(...graph.data.find(each => each.name == 'at_work').x)")
@@ -149,7 +156,7 @@ def test_a_curve_grows_while_zoom_choice_and_filter_stay(
         step_of(run, step)
     tab.wait(f"Math.max(...graph.data.find(each => each.name == 'at_work').x) >= {points + 20}")
     assert tab.drawn("graph.layout.xaxis.range") == zoomed
-    assert tab.names_chosen() == {"at_work", "finished"}
+    tab.expect_chosen("at_work", "finished")
     cell = tab.page.locator("#runs-table [row-id=at_work] [col-id=steps]")
     playwright.expect(cell).to_have_text(f"{points + 20} of 100")
     tab.page.fill("#runs-search", "finis")
@@ -168,7 +175,7 @@ def test_what_is_chosen_is_compared(open_tab: Callable[..., Tab], page: Any) -> 
     playwright.expect(answer).to_contain_text("at equal steps")
     assert "at_work" in answer.inner_text() and "finished" in answer.inner_text()
     tab.page.click("#to-runs")
-    assert tab.names_chosen() == {"at_work", "finished"}
+    tab.expect_chosen("at_work", "finished")
 
 
 def test_the_queue_is_changed_with_the_token_alone(
