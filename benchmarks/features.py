@@ -3,7 +3,8 @@
 The bare forward gets pixels that are normalised already and lie in memory; `eval` starts from films or a
 view store, pools, checks and writes. Pairs alternate within one process; the ratio is the median over pairs
 of bare / read (1: no cost; the promise is 0.95). Random weights in full-size networks, 16 frames of 224².
-Run it on an otherwise idle machine: `python benchmarks/features.py [pairs] [clips] [sizes …]`.
+Run it on an otherwise idle machine: `python benchmarks/features.py [pairs] [clips] [sizes …]`; six minutes
+on two cores. Lines appear as they are measured.
 """
 
 from __future__ import annotations
@@ -18,8 +19,6 @@ from statistics import median
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.table import Table
 
 from salt_vla.config import DataConfig, ViewConfig
 from salt_vla.data.view_lock import ViewReader
@@ -32,7 +31,7 @@ from salt_vla.models.pixels import normalise_pixels
 from salt_vla.teachers import Teacher, load_teacher
 from salt_vla.view_store import StoredViews, ViewSource, store_manifest
 
-READINGS = {"grid": [Reading("grid")], "tokens": [Reading("tokens")]}
+COLUMNS = "{:<10} {:<20} {:<7} {:>12} {:>12} {:>7}   {}"
 
 
 def seconds_bare(model: Teacher, pixels: Sequence[torch.Tensor]) -> float:
@@ -44,19 +43,20 @@ def seconds_bare(model: Teacher, pixels: Sequence[torch.Tensor]) -> float:
 
 
 def seconds_read(
-    model: Teacher, clips: Sequence[str], views: ViewSource, workers: int, readings: list[Reading]
+    model: Teacher, clips: Sequence[str], views: ViewSource, workers: int, pooling: str
 ) -> float:
     with tempfile.TemporaryDirectory() as folder:
         store = FeatureStore(Path(folder), num_workers=workers)
         began = time.perf_counter()
-        store.features({"m": model}, ClipViews(clips, views, "p"), readings)
+        store.features({"m": model}, ClipViews(clips, views, "p"), [Reading(pooling)])
         return time.perf_counter() - began
 
 
 def main() -> None:
     pairs = int(sys.argv[1]) if len(sys.argv) > 1 else 3
-    count = int(sys.argv[2]) if len(sys.argv) > 2 else 40
-    table = Table("encoder", "pixels from", "kept", "clips/s bare", "clips/s read", "ratio", box=None)
+    count = int(sys.argv[2]) if len(sys.argv) > 2 else 24
+    titles = ("encoder", "pixels from", "kept", "clips/s bare", "clips/s read", "ratio", "of every pair")
+    print(COLUMNS.format(*titles), flush=True)
     data, geometry = DataConfig(view=ViewConfig(frame_stride=2)), ClipGeometry()
     clips = open_table("metaworld-mini", data.view, geometry)
     clips = clips.only(clips.clip_ids[:count])
@@ -64,30 +64,33 @@ def main() -> None:
         place = Path(folder) / "views"
         build_view_store(clips, data.view, geometry, 1, place)
         stored = StoredViews(place, store_manifest(clips, data.view, geometry, 1))
-        sources: dict[str, tuple[ViewSource, int]] = {
-            "view store": (stored, 0),
-            "films": (ViewReader(clips, data.view, geometry), num_decoders(None, count, "cpu")),
-        }
+        decoders = num_decoders(None, count, "cpu")
+        rows: list[tuple[str, ViewSource, int, str]] = [
+            ("view store", stored, 0, "grid"),
+            ("view store", stored, 0, "tokens"),
+            (f"films, {decoders} decoders", ViewReader(clips, data.view, geometry), decoders, "grid"),
+        ]
         for size in sys.argv[3:] or ["tiny", "small"]:
             model = load_teacher(f"random:vit_{size}_patch16_224")
             frames = torch.from_numpy(stored.read_many([(clip, 0) for clip in clips.clip_ids]))
             batches = [normalise_pixels(part) for part in frames.split(_batch_size([model]))]
             seconds_bare(model, batches[:1])
-            for name, (views, workers) in sources.items():
-                for kept, readings in READINGS.items():
-                    bare_run = partial(seconds_bare, model, batches)
-                    read_run = partial(seconds_read, model, clips.clip_ids, views, workers, readings)
-                    found = []
-                    for number in range(pairs):
-                        first = bare_run() if number % 2 else None
-                        read_one = read_run()
-                        found.append((bare_run() if first is None else first, read_one))
-                    bare, read = (np.array(column) for column in zip(*found, strict=True))
-                    row = [f"{count / median(each):.2f}" for each in (bare, read)]
-                    ratio = f"{median(bare / read):.3f}"
-                    label = name if not workers else f"{name}, {workers} decoders"
-                    table.add_row(f"ViT-{size.capitalize()}", label, kept, *row, ratio)
-    Console().print(table)
+            for name, views, workers, pooling in rows:
+                bare_run = partial(seconds_bare, model, batches)
+                read_run = partial(seconds_read, model, clips.clip_ids, views, workers, pooling)
+                found = []
+                for number in range(pairs):
+                    first = bare_run() if number % 2 else None
+                    read_one = read_run()
+                    found.append((bare_run() if first is None else first, read_one))
+                bare, read = (np.array(column) for column in zip(*found, strict=True))
+                speeds = [f"{count / median(each):.2f}" for each in (bare, read)]
+                ratios = " ".join(f"{ratio:.3f}" for ratio in bare / read)
+                encoder = f"ViT-{size.capitalize()}"
+                print(
+                    COLUMNS.format(encoder, name, pooling, *speeds, f"{median(bare / read):.3f}", ratios),
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":
