@@ -11,17 +11,18 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
-from transformers.activations import ACT2FN
 
 from salt_vla.errors import RunError
 from salt_vla.models.loading import read_tensors
 from salt_vla.models.pixels import MEAN, STD
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -50,7 +51,7 @@ CANNOT_BE = (
 
 Rules = Sequence[tuple[str, str]]  # (pattern, replacement) by `re.sub`, all in turn.
 Statistics = tuple[float, float, float]
-C = TypeVar("C", bound=PreTrainedConfig)
+C = TypeVar("C", bound="PreTrainedConfig")
 M = TypeVar("M", bound=nn.Module)
 T = TypeVar("T")
 
@@ -243,6 +244,9 @@ def build_config(kind: type[C], said: Mapping[str, Any], folder: Path) -> C:
     the architecture are handed on, not what every class of transformers knows of loading and running (dtype,
     kind of attention, names of labels, shape of outputs).
     """
+    from transformers import PreTrainedConfig  # Seconds, which commands without such a teacher do not wait.
+    from transformers.activations import ACT2FN
+
     for key in NOT_HERE:
         if said.get(key) is not None:
             raise RunError(
