@@ -141,6 +141,9 @@ def test_eval_leaves_features_and_nothing_else_behind(workshop: Any, rows: list[
         (("teacher", "--frame-stride", "0"), "frame_stride must be at least 1"),
         (("teacher", "--seed", "-1"), "seed must lie in 0 … 4294967295, not -1"),
         (("teacher", "teacher"), "two encoders are called 'teacher'"),
+        (("teacher", "--device", "nowhere"), "device 'nowhere' cannot be used here"),
+        (("teacher", "--diagnose", "--device", "meta"), "device 'meta' cannot be used here"),
+        (("teacher", "--memory-limit", "lots"), "'lots' is no amount of memory"),
     ],
 )
 def test_what_cannot_be_evaluated_is_a_sentence(

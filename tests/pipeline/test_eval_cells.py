@@ -54,6 +54,15 @@ def test_settings_clips_and_seeds_have_cells_of_their_own(
     assert len(cells(salt)) == 2 * first
 
 
+def test_where_and_in_what_batches_it_was_computed_is_no_other_question(
+    salt: Any, workshop: Any, evaluation: Callable[..., list[object]]
+) -> None:
+    rows = json.loads(salt.ok(*evaluation()).out)
+    before = cells(salt)
+    assert json.loads(salt.ok(*evaluation("--device", "cpu", "--memory-limit", "2GB")).out) == rows
+    assert cells(salt) == before
+
+
 def test_a_cell_holds_what_decided_it_and_what_it_cost(
     salt: Any, workshop: Any, evaluation: Callable[..., list[object]]
 ) -> None:

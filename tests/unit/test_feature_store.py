@@ -11,10 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from salt_vla.errors import CacheError, DataError
+from salt_vla.config import EncoderConfig
+from salt_vla.errors import CacheError, DataError, ResourceError
 from salt_vla.evaluation.feature_store import ClipViews, FeatureStore
 from salt_vla.evaluation.features import CONSTANT, Pixels, Reading, features_of
 from salt_vla.geometry import ClipGeometry
+from salt_vla.models import build_encoder
+from salt_vla.teachers.pixel import EncoderTeacher
 
 GEOMETRY = ClipGeometry(num_frames=4, image_size=16, tubelet_size=2, patch_size=8)
 READINGS = [Reading("mean"), Reading("grid"), Reading("tokens")]
@@ -156,3 +159,37 @@ def test_a_file_says_what_it_holds(tmp_path: Path) -> None:
 def test_no_clips_are_no_features(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no clip"):
         FeatureStore(tmp_path).features({"m": Pixels(GEOMETRY)}, views(clips=0), READINGS)
+
+
+class Hungry(EncoderTeacher):
+    """Takes 40 MB a clip while it works; notes its batches."""
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        self.seen.append(len(pixels))
+        meal = torch.ones(len(pixels) * 40_000_000, dtype=torch.uint8)
+        return super().encode(pixels) + 0 * meal[:1]
+
+
+def test_a_limit_of_memory_bounds_how_many_clips_pass_at_once_and_changes_no_figure(tmp_path: Path) -> None:
+    hungry = Hungry(build_encoder(EncoderConfig(name="vit_micro", geometry=GEOMETRY, depth=1)), "hungry")
+    hungry.seen = []
+    models = {"hungry": hungry, "pixels": Pixels(GEOMETRY)}
+    limited = FeatureStore(tmp_path / "limited", memory_limit=110_000_000)
+    found = limited.features(models, views(), READINGS[:1])[READINGS[0]]
+    assert hungry.seen[-6:] == [2, 2, 2, 2, 2, 1]
+    free = FeatureStore(tmp_path / "free").features(models, views(), READINGS[:1])[READINGS[0]]
+    assert hungry.seen[-1] == CLIPS
+    for name in models:
+        np.testing.assert_allclose(found[name], free[name], atol=1e-5)
+    with pytest.raises(ResourceError, match=r"one clip of .* needs more than 10 MB"):
+        FeatureStore(tmp_path / "none", memory_limit=10_000_000).features(models, views(), READINGS[:1])
+
+
+def test_memory_that_runs_out_is_a_sentence_that_names_the_encoder_and_the_cure(tmp_path: Path) -> None:
+    class Full(Pixels):
+        def latents(self, frames: Tensor) -> Tensor:
+            return torch.empty(2**60, dtype=torch.uint8)
+
+    with pytest.raises(ResourceError, match=r"11 clips passed encoder 'full'.*--memory-limit") as raised:
+        FeatureStore(tmp_path).features({"full": Full(GEOMETRY)}, views(), READINGS[2:])
+    assert "memory ran out" in str(raised.value)

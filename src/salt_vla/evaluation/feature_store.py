@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -22,11 +22,14 @@ import xxhash
 from salt_vla.data.read_ahead import read_ahead
 from salt_vla.data.video_file import OutOfReach
 from salt_vla.data.view_lock import ViewReader
-from salt_vla.errors import DataError
+from salt_vla.errors import DataError, ResourceError
 from salt_vla.evaluation.feature_files import Growing, note_of, open_rows
 from salt_vla.evaluation.features import CONSTANT, TOKENS, Reading, TokenModel, features_of
 from salt_vla.interrupts import stop_on_signals
 from salt_vla.progress import progress
+from salt_vla.teachers.base import FrozenTeacher
+from salt_vla.teachers.batch_size import largest_batch
+from salt_vla.training.out_of_memory import is_out_of_memory
 
 if TYPE_CHECKING:
     from jaxtyping import Float, UInt8
@@ -62,12 +65,14 @@ class ClipViews:
 @dataclass
 class FeatureStore:
     """Files below `folder`, named by what they hold. `batch_size`: clips that go through a network at once
-    (0: by their tokens). `num_workers`: processes that decode ahead of the networks, where pixels come from
-    a decoder. `check` may raise, between batches and while another process is waited for."""
+    (0: by their tokens, as many as `memory_limit` bytes allow where that is given). `num_workers`: processes
+    that decode ahead of the networks, where pixels come from a decoder. `check` may raise, between batches
+    and while another process is waited for."""
 
     folder: Path
     batch_size: int = 0
     num_workers: int = 0
+    memory_limit: int = 0
     check: Callable[[], None] = field(default=lambda: None)
 
     def features(
@@ -134,7 +139,7 @@ class FeatureStore:
         check: Callable[[], None],
     ) -> None:
         total, names = len(clips.clip_ids), list(dict.fromkeys(name for name, _ in files))
-        batch = self.batch_size or _batch_size(encoders[name] for name in names)
+        batch = self.batch_size or _batch_size([encoders[name] for name in names], self.memory_limit)
         # A batch is made of the same clips again, so that its bits are the same.
         start = min(_clips_done(clips.clip_ids, file) for file in files.values()) // batch * batch
         begun = set(clips.clip_ids[:start])
@@ -148,7 +153,8 @@ class FeatureStore:
                 for name in names if clip_ids else ():
                     began = time.perf_counter()
                     mine = [reading for who, reading in files if who == name]
-                    found = features_of(name, encoders[name], frames, mine)
+                    with _memory_explained(name, len(frames)):
+                        found = features_of(name, encoders[name], frames, mine)
                     seconds[name] += time.perf_counter() - began
                     for reading, values in found.items():
                         files[name, reading].append(
@@ -185,9 +191,28 @@ class FeatureStore:
                 yield list(films), torch.from_numpy(stacked), {c: str(e) for c, e in errors.items()}
 
 
-def _batch_size(models: Iterable[TokenModel]) -> int:
+def _batch_size(models: Sequence[TokenModel], memory_limit: int = 0) -> int:
+    """That suits the largest of them. Raises `ResourceError` where one clip needs more than the limit."""
     most = max(model.geometry.num_tokens for model in models)
-    return min(max(TOKENS_AT_ONCE // most, 1), LARGEST_BATCH)
+    batch = min(max(TOKENS_AT_ONCE // most, 1), LARGEST_BATCH)
+    if not memory_limit:
+        return batch
+    networks = [each for each in models if isinstance(each, FrozenTeacher)]
+    return min([batch, *(largest_batch(each, memory_limit, batch) for each in networks)])
+
+
+@contextmanager
+def _memory_explained(name: str, clips: int) -> Iterator[None]:
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        said = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
+        raise ResourceError(
+            f"memory ran out ({said}) while {clips} clip{'s' * (clips > 1)} passed encoder {name!r}; let "
+            "fewer of them pass at once with --memory-limit, as 4GB, or take --device cpu"
+        ) from error
 
 
 def _clips_done(clip_ids: Sequence[str], file: Growing) -> int:

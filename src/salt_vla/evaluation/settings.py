@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from salt_vla.config import parse_bytes
 from salt_vla.errors import ConfigError
 
 POOLINGS = ("grid", "step", "mean")  # That which reads out most comes first, in tables and reports.
 PROTOCOLS = ("held-out", "vjepa2-max")
+# How figures are computed, not what of: rounding apart, they are those of any computer.
+HOW_COMPUTED = ("device", "memory_limit")
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,8 @@ class EvalSettings:
         frame_step: file frames from one frame of a window to the next, for surprise, one or several; default:
             as the predictor was trained.
         teacher: where the frozen teacher of a run is, for surprise, if it has moved.
+        device: where encoders run; auto is CUDA where there is one.
+        memory_limit: as 25GB: so many clips pass an encoder at once as this holds (default: by their tokens).
     """
 
     seed: int = 0
@@ -48,6 +53,8 @@ class EvalSettings:
     context_frames: tuple[int, ...] = ()
     frame_step: tuple[int, ...] = ()
     teacher: str = ""
+    device: str = "auto"
+    memory_limit: str = ""
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**32:
@@ -62,3 +69,5 @@ class EvalSettings:
             raise ConfigError(f"moment_stride must be 1 frame or more, not {self.moment_stride}")
         if not 0 <= self.min_motion <= 255:
             raise ConfigError(f"min_motion is a number of grey levels, 0 … 255, not {self.min_motion}")
+        if self.memory_limit:
+            parse_bytes(self.memory_limit)

@@ -17,6 +17,7 @@ import xxhash
 
 from salt_vla.errors import RunError
 from salt_vla.evaluation.results import Scored, renamed, tabulate, to_objects
+from salt_vla.evaluation.settings import HOW_COMPUTED
 from salt_vla.evaluation.statistics import EpisodeSums
 from salt_vla.files import read_json, remove_left_parts, write_text
 
@@ -82,7 +83,8 @@ def cell_key(
 ) -> dict[str, Any]:
     """All that decides a cell's figures. `data`: of clips on both sides, and of how they are seen."""
     said = {"suite": suite, "suite_version": suite_version, "encoder": fingerprint}
-    return said | {"settings": asdict(settings), "data": dict(data)}
+    asked = {name: value for name, value in asdict(settings).items() if name not in HOW_COMPUTED}
+    return said | {"settings": asked, "data": dict(data)}
 
 
 def hash_of(parts: Sequence[str]) -> str:

@@ -117,14 +117,14 @@ def encoder_names(paths: Sequence[str]) -> list[str]:
     return names
 
 
-def load_entries(specs: Sequence[Spec]) -> list[Entry]:
-    """Every encoder, with clips of as many frames as the first one's. Raises `UserError` where one cannot
-    take them, and where two of a label are of one seed."""
+def load_entries(specs: Sequence[Spec], device: str = "cpu") -> list[Entry]:
+    """Every encoder on `device`, with clips of as many frames as the first one's. Raises `UserError`
+    where one cannot take them, and where two of a label are of one seed."""
     entries: list[Entry] = []
     for spec in specs:
-        model = _load(spec)
+        model = _load(spec, device)
         if entries and model.geometry.num_frames != entries[0].model.geometry.num_frames:
-            model = _with_frames(spec, model, entries[0])
+            model = _with_frames(spec, model, entries[0], device)
         entries.append(Entry(spec, model, seed_of(spec.what), _place(spec)))
     for label in {entry.label for entry in entries}:
         seeds = [entry.seed for entry in entries if entry.label == label]
@@ -142,22 +142,23 @@ def split_random(what: str) -> tuple[str, int]:
     return source, int(found["seed"]) if found else 0
 
 
-def _load(spec: Spec) -> Teacher:
+def _load(spec: Spec, device: str) -> Teacher:
     layer = -1 if spec.layer is None else spec.layer
     if spec.what.startswith(PREFIX):
         source, seed = split_random(spec.what)
         if not re.match(r"vit_[a-z]+", source):
-            return random_twin(source, seed, layer)
-    return load_teacher(spec.what, layer=layer)
+            return random_twin(source, seed, layer, device=device)
+    return load_teacher(spec.what, device=device, layer=layer)
 
 
-def _with_frames(spec: Spec, model: Teacher, first: Entry) -> Teacher:
+def _with_frames(spec: Spec, model: Teacher, first: Entry, device: str) -> Teacher:
     own, wanted = model.geometry.num_frames, first.model.geometry.num_frames
     try:
         if spec.what.startswith(PREFIX):
             raise ConfigError("drawn for its own clips")
         layer = -1 if spec.layer is None else spec.layer
-        return load_teacher(spec.what, replace(model.geometry, num_frames=wanted), layer=layer)
+        geometry = replace(model.geometry, num_frames=wanted)
+        return load_teacher(spec.what, geometry, device, layer=layer)
     except ConfigError as error:
         raise UserError(
             f"encoder {spec.label!r} takes clips of {own} frames and {first.label!r} of {wanted}: they see "
@@ -170,21 +171,23 @@ def load_model(path: str, name: str) -> EncoderTeacher:
     return EncoderTeacher(load_encoder(run_or_directory(path)), name)
 
 
-def random_model(config: EncoderConfig, seed: int, layer: int = -1) -> EncoderTeacher:
+def random_model(config: EncoderConfig, seed: int, layer: int = -1, device: str = "cpu") -> EncoderTeacher:
     """The same architecture, freshly initialised: what the inductive bias alone is worth."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return EncoderTeacher(build_encoder(config), RANDOM, TeacherRequest(layer=layer))
+        return EncoderTeacher(build_encoder(config), RANDOM, TeacherRequest(device=device, layer=layer))
 
 
-def random_twin(what: str, seed: int, layer: int = -1, geometry: ClipGeometry | None = None) -> Teacher:
+def random_twin(
+    what: str, seed: int, layer: int = -1, geometry: ClipGeometry | None = None, device: str = "cpu"
+) -> Teacher:
     """The architecture of any encoder that can be loaded, freshly initialised by its own class.
 
     Raises `UserError` for a checkpoint whose class transformers cannot make from its config.json.
     """
     folder = _folder(what)
     if family_of(folder) == "pixel":
-        return random_model(load_encoder(folder).config, seed, layer)
+        return random_model(load_encoder(folder).config, seed, layer, device)
     from transformers import AutoConfig, AutoModel
 
     try:
@@ -199,7 +202,7 @@ def random_twin(what: str, seed: int, layer: int = -1, geometry: ClipGeometry | 
         AutoModel.from_config(config).save_pretrained(name)
         for file in folder.glob("*processor_config.json"):  # How pixels are normalised.
             shutil.copy(file, name)
-        return load_teacher(name, geometry, layer=layer)
+        return load_teacher(name, geometry, device, layer=layer)
 
 
 def _folder(what: str) -> Path:

@@ -19,7 +19,7 @@ from salt_vla.jobs.data import open_table
 from salt_vla.jobs.eval_compute import cost_of, peak_memory_gb
 from salt_vla.jobs.eval_encoders import load_entries, models_of, parse_specs
 from salt_vla.jobs.eval_score import open_benches
-from salt_vla.jobs.evaluate import evaluate_encoders
+from salt_vla.jobs.evaluate import evaluate_encoders, placed
 from salt_vla.jobs.teacher import data_settings
 
 MEAN = Reading("mean")
@@ -51,7 +51,8 @@ def diagnose(
 ) -> dict[str, Any]:
     """Of every encoder on the held-out clips, tokens averaged to one vector: effective rank and spectrum, CKA
     with every other, operations, seconds of a clip and frames a second of a stream on this machine."""
-    entries = load_entries(parse_specs(encoders))
+    settings = placed(settings)
+    entries = load_entries(parse_specs(encoders), settings.device)
     first = entries[0]
     config = data_settings(first.spec.what, data)
     if frame_stride is not None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from salt_vla.config import DataConfig
+from salt_vla.config import DataConfig, parse_bytes
 from salt_vla.data.clip_table import ClipTable
 from salt_vla.data.view_lock import view_hash
 from salt_vla.errors import DataError
@@ -120,7 +120,8 @@ def open_bench(
         sides.append(Side(clips, ClipViews(clips.clip_ids, views, pixels)))
     device = next((str(getattr(model, "device", "cpu")) for model in encoders.values()), "cpu")
     workers = num_decoders(data.num_workers or None, len(table), device)
-    store = FeatureStore(root() / "features", num_workers=workers)
+    limit = parse_bytes(settings.memory_limit) if settings.memory_limit else 0
+    store = FeatureStore(root() / "features", num_workers=workers, memory_limit=limit)
     train, test = sides
     require_no_leak(train.clips, test.clips)
     train = train.only(share_of(train.clips, settings.fraction, settings.seed).clip_ids)

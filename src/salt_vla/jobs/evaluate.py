@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from salt_vla.config import DataConfig
+from salt_vla.config import DataConfig, RuntimeConfig, TrainConfig
 from salt_vla.data.clip_table import ClipTable
 from salt_vla.errors import UserError
 from salt_vla.evaluation.bench import Bench
@@ -45,6 +45,7 @@ from salt_vla.reports.evaluation import EvaluationTables
 from salt_vla.rundir import RunDirectory, read_json, root, run_or_directory, write_atomically, write_text
 from salt_vla.teachers.pixel import EncoderTeacher
 from salt_vla.teachers.random import PREFIX
+from salt_vla.training.runtime import resolve_device
 
 RESULTS = ("report.json", "comparisons.json", "scores.npz")
 Objects = list[dict[str, Any]]
@@ -93,6 +94,7 @@ def evaluate_encoders(
     """The command: encoders by their specs, beside a random one of the first's architecture, pixels and the
     constant predictor. A label given several times stands for seeds, and tables are joined over them."""
     _require_known(suites, settings)
+    settings = placed(settings)
     specs = parse_specs(arguments)
     for name in against:
         if name not in {spec.label for spec in specs}:
@@ -103,7 +105,7 @@ def evaluate_encoders(
                 "--pictures shows clips of a data set; suites of film pairs have reports of their own"
             )
         return _surprise(specs, suites, data, settings, against)
-    entries = load_entries(specs)
+    entries = load_entries(specs, settings.device)
     first = entries[0]
     config = data_settings(_source(first), data)
     if frame_stride is not None:
@@ -113,7 +115,7 @@ def evaluate_encoders(
     evaluation = Evaluation(list(dict.fromkeys(spec.label for spec in specs)))
     for seed in _seeds(entries, settings):
         here = [entry for entry in entries if _is_of(seed, entry, entries)]
-        models = _with_random(models_of(here), first, seed, evaluation)
+        models = _with_random(models_of(here), first, seed, evaluation, settings.device)
         found = measure(models, table, config, replace(settings, seed=seed), suites, first.model.geometry)
         results = tabulate(found.scored, seed, against=against)
         costs = {entry.label: training_cost(entry.spec.what) for entry in here}
@@ -127,6 +129,12 @@ def evaluate_encoders(
             evaluation.notes += _draw(bench, pictures)
     about = {"data": table.name, "clip_table": table.hash, "view": asdict(config.view)}
     return _joined(evaluation, about | {"settings": asdict(settings), "suites": list(suites)})
+
+
+def placed(settings: EvalSettings) -> EvalSettings:
+    """With the device that `auto` stands for here. Raises `ConfigError` for one that is not there."""
+    chosen = resolve_device(TrainConfig(runtime=RuntimeConfig(device=settings.device)))
+    return replace(settings, device=chosen.runtime.device)
 
 
 def _draw(bench: Bench, folder: Path) -> list[str]:
@@ -179,15 +187,15 @@ def _is_of(seed: int, entry: Entry, entries: Sequence[Entry]) -> bool:
 
 
 def _with_random(
-    models: dict[str, TokenModel], first: Entry, seed: int, evaluation: Evaluation
+    models: dict[str, TokenModel], first: Entry, seed: int, evaluation: Evaluation, device: str
 ) -> dict[str, TokenModel]:
     if RANDOM in models:
         return models
     layer = -1 if first.spec.layer is None else first.spec.layer
     if isinstance(first.model, EncoderTeacher):
-        return models | {RANDOM: random_model(first.model.encoder.config, seed, layer)}
+        return models | {RANDOM: random_model(first.model.encoder.config, seed, layer, device)}
     try:
-        twin = random_twin(first.spec.what, seed, layer, first.model.geometry)
+        twin = random_twin(first.spec.what, seed, layer, first.model.geometry, device)
     except UserError as error:  # The figures asked for can do without.
         evaluation.notes.append(f"no random init stands beside: {error}")
         return models
