@@ -290,6 +290,23 @@ def write_ucf101(folder: Path, groups: int = 4, films: int = 2) -> Path:
     return folder
 
 
+def write_kinetics(folder: Path, classes: int = 2, films: int = 2) -> Path:
+    """Kinetics as published: a list a split, stretches of 10 s under the names of their films. `films` of a
+    class are trained on, half as many tested."""
+    lists: dict[str, list[str]] = {"train": [], "val": []}
+    for number, (split, kind) in enumerate(product(lists, range(classes))):
+        for film in range(films if split == "train" else max(films // 2, 1)):
+            name, start = f"{split}-{kind}_{film}", 7 * film
+            path = folder / split / f"{name}_{start:06d}_{start + 10:06d}.mp4"
+            write_video_file(path, frames=20 + film, seed=10 * kind + number % 3)
+            lists[split].append(f'"class {kind}",{name},{start},{start + 10},{split}')
+    (folder / "annotations").mkdir()
+    for split, rows in lists.items():
+        text = "\n".join(["label,youtube_id,time_start,time_end,split", *rows])
+        (folder / "annotations" / f"{split}.csv").write_text(text + "\n")
+    return folder
+
+
 def write_list(folder: Path) -> Path:
     """A CSV of three films, one in two stretches."""
     for name in ("a", "b", "c"):
@@ -413,10 +430,11 @@ def write_lerobot_v21(folder: Path, v3: Path) -> Path:
 @pytest.fixture(scope="session")
 def write_layout(tiny_dataset: Path) -> Callable[..., Path]:
     """`write_layout(source, folder)` writes a small data set of that source's layout into a new folder, and
-    returns what is to be indexed; `ssv2` and `intphys2` take their size."""
+    returns what is to be indexed; those of film data sets take their size."""
     writers: dict[str, Callable[..., Path]] = {
         "folder": write_folder,
         "intphys2": write_intphys2,
+        "kinetics": write_kinetics,
         "lerobot": lambda folder: Path(shutil.copytree(tiny_dataset, folder)),
         "lerobot-v2.1": lambda folder: write_lerobot_v21(folder, tiny_dataset),
         "sim": lambda folder: Path(shutil.copytree(tiny_dataset, folder)),  # as it is after rendering

@@ -23,6 +23,7 @@ TEACHERS: Table = {
 SOURCES: Table = {
     "folder": "salt_vla.data.sources.folder:segments",
     "intphys2": "salt_vla.data.sources.intphys2:segments",
+    "kinetics": "salt_vla.data.sources.kinetics:segments",
     "lerobot": "salt_vla.data.sources.lerobot:segments",
     "sim": "salt_vla.data.sources.sim:segments",
     "ssv2": "salt_vla.data.sources.ssv2:segments",
