@@ -3,7 +3,7 @@ told, and the command answers without any download."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -56,6 +56,14 @@ def impossible_windows(seed: int) -> set[bytes]:
                 starts = range(0, len(film) - GEOMETRY.num_frames + 1, 2)
                 windows[possible] |= {film[at : at + GEOMETRY.num_frames].tobytes() for at in starts}
     return windows[False] - windows[True]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _kept_here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What was found of films lies below the root."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SALT_VLA_ROOT", str(tmp_path_factory.mktemp("root")))
+        yield
 
 
 @pytest.fixture(scope="module")

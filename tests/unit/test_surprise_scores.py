@@ -53,8 +53,8 @@ class Guesses:
         return self.rng.random((len(clips), len(contexts)))
 
 
-def sources(films: FilmSet) -> list[FilmSource]:
-    return [FilmSource(film.name, film.identity(), film.pictures) for film in films.films]
+def sources(films: FilmSet) -> list[list[FilmSource]]:
+    return [[FilmSource(film.name, film.identity(), film.pictures)] for film in films.films]
 
 
 @pytest.fixture(scope="module")
@@ -208,7 +208,7 @@ def test_what_was_kept_is_of_this_model_these_windows_and_this_film(main: FilmSe
     store, films = SurpriseStore(tmp_path), sources(main)[:1]
     model = Guesses()
 
-    def calls(windows: Windows, films: list[FilmSource]) -> int:
+    def calls(windows: Windows, films: list[list[FilmSource]]) -> int:
         before = model.calls
         store.surprises({"a": model}, films, windows)
         return model.calls - before
@@ -216,8 +216,8 @@ def test_what_was_kept_is_of_this_model_these_windows_and_this_film(main: FilmSe
     assert calls(Windows(), films) > 0
     assert calls(Windows(batch=3), films) == 0
     assert calls(Windows(stride=4), films) > 0
-    changed = [FilmSource(films[0].name, "other pixels", films[0].pictures)]
-    assert calls(Windows(), changed) > 0
+    changed = FilmSource(films[0][0].name, "other pixels", films[0][0].pictures)
+    assert calls(Windows(), [[changed]]) > 0
     model.fingerprint = "others"
     assert calls(Windows(), films) > 0
 
@@ -232,13 +232,37 @@ def test_a_new_model_does_not_redo_the_others(main: FilmSet, tmp_path: Path) -> 
     assert set(found) == {"a", "b"}
 
 
-def test_a_damaged_file_is_named(main: FilmSet, tmp_path: Path) -> None:
+def test_films_of_a_scene_share_a_file_and_keep_their_own_surprise(main: FilmSet, tmp_path: Path) -> None:
+    apart, model = sources(main)[:4], EvenMotion()
+    alone = SurpriseStore(tmp_path / "alone").surprises({"a": model}, apart, Windows())
+    store, scenes = SurpriseStore(tmp_path / "scenes"), [[*apart[0], *apart[1]], [*apart[2], *apart[3]]]
+    for _ in range(2):  # Looked at, and read.
+        together = store.surprises({"a": model}, scenes, Windows())
+        assert len(list((tmp_path / "scenes").rglob("*.json"))) == 2
+        assert list(together["a"]) == list(alone["a"])
+        for name, surprise in together["a"].items():
+            assert surprise.curves[0].values.tolist() == alone["a"][name].curves[0].values.tolist()
+
+
+CURVE = {"context_frames": 4, "frame_step": 1, "starts": [0], "first": [4], "values": [0.5]}
+DAMAGES = {
+    "a curve without lists": [{"film": "a", "curves": [{"context_frames": 4}]}],
+    "no curve": [{"film": "a", "curves": []}],
+    "no film": [],
+    "a list that is cut short": [{"film": "a", "curves": [CURVE | {"values": []}]}],
+    "what is no number": [{"film": "a", "curves": [CURVE | {"values": [float("nan")]}]}],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_file_is_named(damage: str, main: FilmSet, tmp_path: Path) -> None:
     store, films = SurpriseStore(tmp_path), sources(main)[:1]
     store.surprises({"a": Guesses()}, films, Windows())
     (file,) = tmp_path.rglob("*.json")
-    said = json.loads(file.read_text())
-    file.write_text(json.dumps(said | {"curves": [{"context_frames": 4}]}))
-    with pytest.raises(DataError, match=f"{file.name} is damaged"):
+    file.write_text(json.dumps({"films": [{"film": "a", "curves": [CURVE]}]}))
+    assert store.surprises({"a": Guesses()}, films, Windows())["a"][films[0][0].name].mean == 0.5
+    file.write_text(json.dumps({"films": DAMAGES[damage]}))
+    with pytest.raises(DataError, match=f"{file.name} is damaged.*remove it"):
         store.surprises({"a": Guesses()}, films, Windows())
 
 

@@ -73,7 +73,9 @@ def open_models(encoders: Mapping[str, str], settings: EvalSettings) -> dict[str
     for name in encoders:
         if name in BASELINES:
             raise UserError(f"{name!r} is the name of a baseline; evaluate a run under another name")
-    loaded = {name: load_predictor(path, settings.teacher) for name, path in encoders.items()}
+    loaded = {
+        name: load_predictor(path, settings.teacher, settings.device) for name, path in encoders.items()
+    }
     first = next(iter(loaded.values()))
     return {
         **loaded,
@@ -87,13 +89,16 @@ def look_at(
     films: FilmSet, models: Mapping[str, SurpriseModel], windows: Windows
 ) -> dict[str, dict[str, FilmSurprise]]:
     """Model → film → surprise, from disk where it is there already."""
-    store = SurpriseStore(root() / FOLDER / "films")
     with progress(f"Surprise of {films.name}", len(films.films), "films") as advance:
-        return store.surprises(models, map(_source, films.films), windows, partial(advance, 1))
+        return store().surprises(models, map(_alone, films.films), windows, partial(advance, 1))
 
 
-def _source(film: Film) -> FilmSource:
-    return FilmSource(film.name, film.identity(), film.pictures)
+def store() -> SurpriseStore:
+    return SurpriseStore(root() / FOLDER / "films")
+
+
+def _alone(film: Film) -> list[FilmSource]:
+    return [FilmSource(film.name, film.identity(), film.pictures)]
 
 
 def write_submissions(place: Path, films: FilmSet, found: Mapping[str, Mapping[str, FilmSurprise]]) -> None:

@@ -26,12 +26,13 @@ from salt_vla.errors import DataError
 from salt_vla.evaluation.results import Scored
 from salt_vla.evaluation.settings import EvalSettings
 from salt_vla.evaluation.statistics import Estimate, paired_difference
-from salt_vla.evaluation.surprise import FilmSurprise, SurpriseModel, Windows, film_surprises
+from salt_vla.evaluation.surprise import FilmSurprise, SurpriseModel, Windows
 from salt_vla.evaluation.surprise_models import RunPredictor
 from salt_vla.evaluation.surprise_scores import PairScore, score_pairs
+from salt_vla.evaluation.surprise_store import FilmSource
 from salt_vla.geometry import ClipGeometry
 from salt_vla.jobs.data import open_table, split_table
-from salt_vla.jobs.surprise import RANDOM, open_models
+from salt_vla.jobs.surprise import RANDOM, open_models, store
 from salt_vla.progress import progress
 from salt_vla.targets import FrozenTargets, TargetProvider, Task
 
@@ -240,18 +241,24 @@ def _look_at(
     advance: Callable[[], None],
 ) -> Violations:
     twins: list[Pair] = []
-    found: dict[str, dict[str, FilmSurprise]] = {name: {} for name in models}
-    for make in scenes:
+
+    def films_of(make: Pairs) -> list[FilmSource]:
+        """A scene's, which are kept in one file."""
+        sources = []
         for pair in make():
             films = [_film(pair, label, make) for label in (POSSIBLE, IMPOSSIBLE)]
-            for film in films:
-                shown = pair.film(film.label == POSSIBLE)
-                for name, surprise in film_surprises(dict(models), shown, windows, film.name).items():
-                    found[name][film.name] = surprise
+            sources += [_source(film.name, pair.film(film.label == POSSIBLE)) for film in films]
             twins.append(Pair(*films))
-        advance()
+        return sources
+
+    found = store().surprises(models, map(films_of, scenes), windows, advance)
     every = tuple(film for pair in twins for film in (pair.possible, pair.impossible))
     return Violations(FilmSet(kind, every, tuple(twins)), found)
+
+
+def _source(name: str, frames: UInt8[np.ndarray, "frames height width 3"]) -> FilmSource:
+    """Known by its very pixels: whatever draws or violates films may change."""
+    return FilmSource(name, f"{frames.shape} {xxhash.xxh3_128_hexdigest(frames.tobytes())}", lambda: frames)
 
 
 def _film(pair: ViolationPair, label: str, make: Pairs) -> MadeFilm:
