@@ -14,7 +14,14 @@ from torch.nn import functional as F
 
 from salt_vla.errors import DataError
 from salt_vla.evaluation import attentive_training
-from salt_vla.evaluation.attentive import HELD_OUT, REFERENCE, AttentiveProbe, attentive, attentive_small
+from salt_vla.evaluation.attentive import (
+    HELD_OUT,
+    REFERENCE,
+    AttentiveProbe,
+    _Coded,
+    attentive,
+    attentive_small,
+)
 from salt_vla.evaluation.attentive_head import AttentiveHead
 from salt_vla.evaluation.attentive_training import ROUNDS, Goal, Recipe, Tokens, Trained, predict, train
 from salt_vla.evaluation.probes import LinearProbe, Problem
@@ -218,3 +225,12 @@ def test_the_probes_are_those_of_the_papers() -> None:
     assert len(REFERENCE.grid) == 20 and REFERENCE.epochs == ROUNDS == 20
     assert set(REFERENCE.grid) > {(5e-3, 0.01), (1e-4, 0.8)} and not REFERENCE.standardised
     assert REFERENCE.steps(168_913) == 20 * 660 and HELD_OUT.steps(100) == 400
+
+
+def test_heads_and_tokens_go_where_the_problem_says() -> None:
+    elsewhere, _ = problem(60)
+    fitted, held_out = attentive_small()._tokens(replace(elsewhere, device="meta"), np.arange(30), QUICK)
+    assert fitted.batch(np.arange(4)).device.type == held_out.batch(np.arange(4)).device.type == "meta"
+    goal = _Coded.of(elsewhere.targets["value"])
+    head = attentive_small()._head(replace(elsewhere, device="meta"), goal, 1e-3, 0.0)
+    assert {parameter.device.type for parameter in head.head.parameters()} == {"meta"}

@@ -59,7 +59,9 @@ def score_orders(bench: Bench, suite: str, orders: Sequence[str]) -> list[Scored
                 for i in range(2)
             )
             name = f"{suite}/{short_name(camera)}/{pooling}"
-            rows = probe_suite(name, train, test, settings.seed, settings.probe, settings.protocol)
+            rows = probe_suite(
+                name, train, test, settings.seed, settings.probe, settings.protocol, device=settings.device
+            )
             note = motion_note(moved[1], kept[1])
             scored += [replace(row, note="; ".join(filter(None, [row.note, note]))) for row in rows]
     return scored

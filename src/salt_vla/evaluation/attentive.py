@@ -15,7 +15,16 @@ from sklearn.model_selection import GroupShuffleSplit
 
 from salt_vla.errors import DataError
 from salt_vla.evaluation.attentive_head import MAX_HEADS, AttentiveHead, count_heads
-from salt_vla.evaluation.attentive_training import ROUNDS, Goal, Recipe, Tokens, Trained, predict, train
+from salt_vla.evaluation.attentive_training import (
+    ROUNDS,
+    Goal,
+    Recipe,
+    Tokens,
+    Trained,
+    device_named,
+    predict,
+    train,
+)
 from salt_vla.evaluation.probes import ProbeFit, Problem
 from salt_vla.evaluation.statistics import varying_dims
 
@@ -128,10 +137,10 @@ class AttentiveProbe:
         return found
 
     def _tokens(self, problem: Problem, rows: np.ndarray, recipe: Recipe) -> tuple[Tokens, Tokens]:
-        tokens = Tokens(problem.encoder, problem.train)
+        tokens = Tokens(problem.encoder, problem.train, device=problem.device)
         if recipe.standardised:
             tokens.standardise(rows)
-        return tokens, Tokens(problem.encoder, problem.test, like=tokens)
+        return tokens, Tokens(problem.encoder, problem.test, like=tokens, device=problem.device)
 
     def _head(
         self, problem: Problem, one: _Coded, rate: float, decay: float, rounds: int = ROUNDS, number: int = 0
@@ -140,8 +149,7 @@ class AttentiveProbe:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(np.random.SeedSequence([problem.seed, number]).generate_state(1)[0]))
             head = AttentiveHead(problem.train.shape[2], one.goal.outputs, self.depth)
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        return Trained(head.to(device), one.goal, rate, decay, rounds)
+        return Trained(head.to(device_named(problem.device)), one.goal, rate, decay, rounds)
 
     def _note(self, problem: Problem, choice: _Choice, recipe: Recipe) -> str:
         heads = count_heads(problem.train.shape[2])

@@ -86,17 +86,24 @@ class Trained:
     rounds: int = ROUNDS
 
 
+def device_named(device: str) -> torch.device:
+    """`auto` is CUDA where there is one."""
+    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+
+
 class Tokens:
     """The tokens of one encoder's clips, on one side of the split; rows are read when they are asked for."""
 
-    def __init__(self, encoder: str, values: np.ndarray, like: Tokens | None = None) -> None:
-        """Scaled as `like` is, or not at all."""
+    def __init__(
+        self, encoder: str, values: np.ndarray, like: Tokens | None = None, device: str = "auto"
+    ) -> None:
+        """Scaled as `like` is, or not at all; batches go to `device`."""
         if values.ndim != 3 or not len(values) or not all(values.shape[1:]):
             raise DataError(
                 f"an attentive probe reads (clips, tokens, dim), not {values.shape} of {encoder!r}"
             )
         self.encoder, self.values = encoder, values
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = device_named(device)
         self.mean: np.ndarray = np.zeros(values.shape[2], np.float32) if like is None else like.mean
         self.scale: np.ndarray = np.ones(values.shape[2], np.float32) if like is None else like.scale
 

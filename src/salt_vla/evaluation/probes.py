@@ -50,7 +50,8 @@ class Problem:
     """One encoder's features, and what is to be read from them.
 
     `targets` and `episodes` are the training clips'. `held_out` are the truths of the held-out clips, given
-    only under a protocol that by its definition selects on them, and never otherwise.
+    only under a protocol that by its definition selects on them, and never otherwise. `device`: where a probe
+    that can is trained; `auto` is CUDA where there is one.
     """
 
     encoder: str
@@ -60,6 +61,7 @@ class Problem:
     episodes: Int64[np.ndarray, " train_clips"]
     seed: int
     held_out: Mapping[str, Shaped[np.ndarray, " test_clips *dims"]] | None = None
+    device: str = "auto"
 
 
 class Probe(Protocol):

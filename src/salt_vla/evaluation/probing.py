@@ -60,9 +60,10 @@ def probe_suite(
     probe: str = "linear",
     protocol: str = "held-out",
     causal: bool = False,
+    device: str = "auto",
 ) -> list[Scored]:
     """Every encoder on every target that both sides offer; the `constant` predictor is always there."""
-    fits = fit_probes(train, test, seed, probe, protocol)
+    fits = fit_probes(train, test, seed, probe, protocol, device)
     return [
         Scored(
             encoder,
@@ -81,7 +82,12 @@ def probe_suite(
 
 
 def fit_probes(
-    train: ProbeSet, test: ProbeSet, seed: int, probe: str = "linear", protocol: str = "held-out"
+    train: ProbeSet,
+    test: ProbeSet,
+    seed: int,
+    probe: str = "linear",
+    protocol: str = "held-out",
+    device: str = "auto",
 ) -> dict[str, dict[str, ProbeFit]]:
     """Predictions for the held-out clips by encoder (`constant` last) and target. Raises `ConfigError` for a
     probe that does not know the protocol."""
@@ -110,6 +116,7 @@ def fit_probes(
             train.episodes,
             seed,
             truth if protocol != "held-out" and not is_constant else None,
+            device,
         )
         fits[encoder] = (load_probe("linear") if is_constant else chosen).fit(problem)
     return fits

@@ -308,7 +308,7 @@ def _fit(
     held_out = test.targets if settings.protocol != "held-out" else None
     probe = load_probe("linear" if encoder == CONSTANT else settings.probe)
     folds = train.episodes if train.folds is None else train.folds
-    problem = Problem(encoder, *features, train.targets, folds, settings.seed, held_out)
+    problem = Problem(encoder, *features, train.targets, folds, settings.seed, held_out, settings.device)
     return {(encoder, name): fit for name, fit in probe.fit(problem).items()}
 
 

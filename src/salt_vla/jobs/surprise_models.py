@@ -26,14 +26,15 @@ from salt_vla.training.resume import stored_task
 CACHE_PROVENANCE = "cache_provenance.json"
 
 
-def load_predictor(name: str, teacher: str = "") -> RunPredictor | VJEPA2Predictor:
+def load_predictor(name: str, teacher: str = "", device: str = "auto") -> RunPredictor | VJEPA2Predictor:
     """By a run's name or folder, a checkpoint, or a V-JEPA 2 checkpoint in transformers' format (a folder,
     hub id or published name).
 
     `teacher`: where a run's frozen teacher is, if it is not found by the name that its cache has noted.
     Raises `UserError` for what holds no predictor, and for a teacher that is not at hand.
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     if name in NAMED:
         folder = NAMED[name].fetch()
     else:

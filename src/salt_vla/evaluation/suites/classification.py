@@ -44,7 +44,9 @@ def score(bench: Bench) -> list[Scored]:
                 ProbeSet(features[i][reading], {TARGET: labels[i]}, side.episodes)
                 for i, side in enumerate((train, test))
             ]
-            fits = fit_probes(sides[0], sides[1], settings.seed, settings.probe, settings.protocol)
+            fits = fit_probes(
+                sides[0], sides[1], settings.seed, settings.probe, settings.protocol, settings.device
+            )
             suite = "/".join(filter(None, ["classification", short_name(camera), reading.pooling]))
             for encoder, by_target in fits.items():
                 fit = by_target[TARGET]

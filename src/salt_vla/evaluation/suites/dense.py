@@ -63,7 +63,9 @@ def score(bench: Bench) -> list[Scored]:
                 for i in range(2)
             )
             name = f"dense/{short_name(camera)}/{reading.pooling}"
-            scored += probe_suite(name, train, test, settings.seed, settings.probe, settings.protocol)
+            scored += probe_suite(
+                name, train, test, settings.seed, settings.probe, settings.protocol, device=settings.device
+            )
     return scored
 
 

@@ -30,6 +30,8 @@ def score(bench: Bench) -> list[Scored]:
         for reading in readings:
             train, test = (ProbeSet(features[i][reading], targets[i], signals[i].episodes) for i in range(2))
             suite = f"{short_name(camera)}/{reading.pooling}"
-            found = probe_suite(suite, train, test, settings.seed, settings.probe, settings.protocol)
+            found = probe_suite(
+                suite, train, test, settings.seed, settings.probe, settings.protocol, device=settings.device
+            )
             scored += [replace(one, causal=one.target in CAUSAL) for one in found]
     return scored
