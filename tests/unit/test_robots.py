@@ -118,7 +118,7 @@ def test_windows_left_out_are_counted_in_a_note(bench: Bench) -> None:
     kept = leave_out(bench, "s", [side, side], [side.has(0, 4)] * 2, "too late")
     assert [each.tolist() for each in kept] == [[0, 1], [0, 1]]
     assert bench.notes == ["s: 2 of 6 windows are left out: too late"]
-    with pytest.raises(DataError, match="suite 's': every window is left out: too late"):
+    with pytest.raises(DataError, match="every window is left out: too late; a smaller --moment-stride"):
         leave_out(bench, "s", [side, side], [side.has(0, 4), side.has(0, 40)], "too late")
 
 

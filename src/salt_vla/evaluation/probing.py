@@ -46,9 +46,14 @@ class ProbeSet:
                     raise DataError(f"{kind} {name!r} has {len(array)} rows for {clips} clips")
 
 
-def load_probe(name: str) -> Probe:
-    """A probe of the table; raises `UserError` naming those there are."""
+def load_probe(name: str, protocol: str = "held-out") -> Probe:
+    """A probe of the table. Raises `UserError` naming those there are, or those that know the protocol."""
     found: Probe = resolve(PROBES, name)()
+    if protocol not in found.protocols:
+        able = [other for other in PROBES if protocol in resolve(PROBES, other)().protocols]
+        raise ConfigError(
+            f"probe {name!r} knows no protocol {protocol!r}; with it use one of: {', '.join(able) or 'none'}"
+        )
     return found
 
 
@@ -96,12 +101,7 @@ def fit_probes(
     absent = sorted(set(train.features) ^ set(test.features))
     if absent:
         raise DataError(f"encoder {absent[0]!r} has features on one side of the split only")
-    chosen = load_probe(probe)
-    if protocol not in chosen.protocols:
-        able = [name for name in PROBES if protocol in load_probe(name).protocols]
-        raise ConfigError(
-            f"probe {probe!r} knows no protocol {protocol!r}; with it use one of: {', '.join(able) or 'none'}"
-        )
+    chosen = load_probe(probe, protocol)
     truth = {name: test.targets[name] for name in targets}
     nothing = np.zeros((len(train.episodes), 0)), np.zeros((len(test.episodes), 0))
     fits = {}

@@ -18,7 +18,7 @@ from salt_vla.errors import ConfigError, DataError
 from salt_vla.evaluation.bench import Bench, Side
 from salt_vla.evaluation.causal import Moments, Windows, every, open_windows
 from salt_vla.evaluation.features import Reading
-from salt_vla.evaluation.probes import ProbeFit, Problem, check_split
+from salt_vla.evaluation.probes import ProbeFit, Problem, check_split, deviation_floor
 from salt_vla.evaluation.probing import ProbeSet, common_targets, load_probe
 from salt_vla.evaluation.results import CONSTANT, Scored
 from salt_vla.evaluation.statistics import EpisodeSums, auroc_sums, r2_sums
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     Features = Mapping[str, Float[np.ndarray, " examples *dims"]]
     Targets = Mapping[str, Float[np.ndarray, "examples dims"]]
 
+RCOND = 1e-3  # Singular values below this share of the largest count as none.
 UNSEEN = "unseen-tasks"
 TASK_FOLDS = 3
 Score = Callable[
@@ -165,7 +166,10 @@ def leave_out(
     Raises `DataError` where a side is left with none."""
     kept = [np.flatnonzero(side.asked & each) for side, each in zip(sides, keep, strict=True)]
     if not all(map(len, kept)):
-        raise DataError(f"suite {suite!r}: every window is left out: {why}")
+        raise DataError(
+            f"suite {suite!r}: every window is left out: {why}; a smaller --moment-stride or --horizon asks "
+            "about more of them"
+        )
     asked = sum(int(side.asked.sum()) for side in sides)
     if left := asked - sum(map(len, kept)):
         bench.notes.append(f"{suite}: {left} of {asked} windows are left out: {why}")
@@ -306,7 +310,8 @@ def _fit(
 ) -> Predictions:
     settings = bench.settings
     held_out = test.targets if settings.protocol != "held-out" else None
-    probe = load_probe("linear" if encoder == CONSTANT else settings.probe)
+    chosen = load_probe(settings.probe, settings.protocol)
+    probe = load_probe("linear") if encoder == CONSTANT else chosen
     folds = train.episodes if train.folds is None else train.folds
     problem = Problem(encoder, *features, train.targets, folds, settings.seed, held_out, settings.device)
     return {(encoder, name): fit for name, fit in probe.fit(problem).items()}
@@ -315,7 +320,7 @@ def _fit(
 def _explained(known: np.ndarray, known_test: np.ndarray, targets: Targets) -> tuple[Targets, Targets]:
     """What least squares (with an intercept) says of the targets from the known numbers, on both sides."""
     inside, outside = _design(known, known), _design(known, known_test)
-    weights = {name: np.linalg.lstsq(inside, y, rcond=None)[0] for name, y in targets.items()}
+    weights = {name: np.linalg.lstsq(inside, y, RCOND)[0] for name, y in targets.items()}
     return {n: inside @ w for n, w in weights.items()}, {n: outside @ w for n, w in weights.items()}
 
 
@@ -327,14 +332,16 @@ def _without(
     if train.ndim != 2:
         return train, test
     inside, outside = _design(known, known), _design(known, known_test)
-    weights = np.linalg.lstsq(inside, train.astype(np.float64), rcond=None)[0]
+    weights = np.linalg.lstsq(inside, train.astype(np.float64), RCOND)[0]
     return train - inside @ weights, test - outside @ weights
 
 
 def _design(known: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Standardised by the training side, an intercept beside them."""
+    """Standardised by the training side, an intercept beside them. What varies there by less than a number's
+    rounding, such as a gripper that is never closed, stays as small as it is and falls below `RCOND`: it
+    would get any weight, and on the other side it may move."""
     mean, deviation = known.mean(0), known.std(0)
-    scale = np.where(deviation > 0, deviation, 1)
+    scale = np.maximum(deviation, deviation_floor(deviation) or 1)
     return np.column_stack([np.ones(len(values)), (values - mean) / scale])
 
 

@@ -19,6 +19,7 @@ from salt_vla.data.clip_table import ClipTable
 from salt_vla.errors import UserError
 from salt_vla.evaluation.bench import Bench
 from salt_vla.evaluation.features import TokenModel
+from salt_vla.evaluation.probing import load_probe
 from salt_vla.evaluation.results import CONSTANT, PROBES_FILE, SuiteResult, tabulate, to_objects
 from salt_vla.evaluation.seeds import aggregate_seeds, scores_to_arrays
 from salt_vla.evaluation.settings import EvalSettings
@@ -164,6 +165,7 @@ def _require_known(suites: Sequence[str], settings: EvalSettings) -> None:
         )
     if settings.probe not in PROBES:
         raise UserError(f"there is no probe {settings.probe!r}; probes: {', '.join(PROBES)}")
+    load_probe(settings.probe, settings.protocol)
     if settings.text:
         read_texts(Path(settings.text))
 
