@@ -2,15 +2,18 @@
 
     python benchmarks/intervals.py [--runs 2000]
 
-Episodes have 1 to 8 clips, half of whose spread they share. Prints the table of docs/evaluation.md.
+Episodes have 1 to 8 clips, half of whose spread they share. Prints the tables of docs/evaluation.md: over
+held-out episodes, and over the runs of `runs regress`.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 
 import numpy as np
 
+from salt_vla.evaluation.regression import regress
 from salt_vla.evaluation.statistics import (
     EpisodeSums,
     Estimate,
@@ -23,7 +26,9 @@ from salt_vla.evaluation.statistics import (
 )
 
 EPISODES = (10, 20, 60, 120)
+RUNS = (5, 10, 20)
 Random = np.random.Generator
+Case = Callable[[Random, int], tuple[Estimate, float]]
 
 
 def numbers(random: Random, episodes: int) -> np.ndarray:
@@ -82,6 +87,15 @@ def joined_difference(random: Random, episodes: int) -> tuple[Estimate, float]:
     return joint_difference(*seeds(random, episodes, (0.25, 0.3))), 0.05
 
 
+def runs_line(random: Random, runs: int, r2: float, heavy: bool = False) -> tuple[Estimate, float]:
+    """Figures of runs around a line; `heavy`: distances from it by Student's t of 4 degrees of freedom."""
+    x, away = random.standard_normal(runs), random.standard_normal(runs)
+    if heavy:
+        away = random.standard_t(4, runs) / np.sqrt(2)
+    found = regress(x, np.sqrt(r2) * x + np.sqrt(1 - r2) * away)
+    return Estimate(found.r2, found.low, found.high), r2
+
+
 CASES = {
     "R² of 0.75": r2,
     "R² of 0.2": lambda random, episodes: r2(random, episodes, 0.8),
@@ -95,19 +109,32 @@ CASES = {
 }
 
 
+OF_RUNS = {
+    "R² of 0.95 over runs": lambda random, runs: runs_line(random, runs, 0.95),
+    "R² of 0.5 over runs": lambda random, runs: runs_line(random, runs, 0.5),
+    "R² of 0 over runs": lambda random, runs: runs_line(random, runs, 0.0),
+    "R² of 0.95 over runs, some far off": lambda random, runs: runs_line(random, runs, 0.95, True),
+}
+
+
+def table(head: str, counts: tuple[int, ...], cases: dict[str, Case], repeats: int) -> None:
+    print(f"| {head} | {' | '.join(map(str, counts))} |\n|---|{'---|' * len(counts)}")
+    for name, draw in cases.items():
+        shares = []
+        for count in counts:
+            found = (draw(np.random.default_rng([13, count, repeat]), count) for repeat in range(repeats))
+            shares.append(np.mean([each.low <= truth <= each.high for each, truth in found]))
+        print(f"| {name} | {' | '.join(f'{100 * share:.1f} %' for share in shares)} |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--runs", type=int, default=2000)
-    runs = parser.parse_args().runs
-    print(f"| held-out episodes | {' | '.join(map(str, EPISODES))} |\n|---|{'---|' * len(EPISODES)}")
-    for name, draw in CASES.items():
-        shares = []
-        for episodes in EPISODES:
-            found = (draw(np.random.default_rng([13, episodes, run]), episodes) for run in range(runs))
-            shares.append(np.mean([each.low <= truth <= each.high for each, truth in found]))
-        print(f"| {name} | {' | '.join(f'{100 * share:.1f} %' for share in shares)} |", flush=True)
+    parser.add_argument("--runs", type=int, default=2000, help="how often each is drawn")
+    repeats = parser.parse_args().runs
+    table("runs", RUNS, OF_RUNS, repeats)
+    table("held-out episodes", EPISODES, CASES, repeats)
 
 
 if __name__ == "__main__":

@@ -135,6 +135,30 @@ def test_a_law_without_noise_is_found_whole() -> None:
     assert found.low == pytest.approx(1.0)
 
 
+@pytest.mark.parametrize("count", [5, 10, 20])
+@pytest.mark.parametrize("share", [0.95, 0.5, 0.0])
+def test_the_interval_over_runs_holds_the_truth(count: int, share: float) -> None:
+    """Few runs, and no law at all, are where percentiles of resamples miss it."""
+    hits = []
+    for repeat in range(200):
+        random = np.random.default_rng([count, repeat])
+        x, away = random.standard_normal((2, count))
+        found = regress(x, np.sqrt(share) * x + np.sqrt(1 - share) * away)
+        assert 0 <= found.low <= found.r2 <= found.high <= 1
+        hits.append(found.low <= share <= found.high)
+    assert np.mean(hits) > 0.91, "95 % less three standard errors of 200 draws"
+
+
+def test_the_interval_over_runs_is_fishers_jackknife_by_hand() -> None:
+    x, y = np.array([0.0, 1, 2, 3, 4]), np.array([0.1, 0.9, 2.3, 2.8, 4.2])
+    z = [np.arctanh(stats.pearsonr(np.delete(x, n), np.delete(y, n))[0]) for n in range(5)]
+    reach = stats.t.ppf(0.975, 3) * np.sqrt(4 * np.var(z))
+    middle = np.arctanh(stats.pearsonr(x, y)[0])
+    found = regress(x, -y)
+    expected = np.tanh([middle - reach, middle + reach]) ** 2
+    assert (found.low, found.high) == pytest.approx(tuple(expected))
+
+
 def test_where_there_is_no_law_left_out_runs_are_not_foretold() -> None:
     random = np.random.default_rng(3)
     found = [regress(random.standard_normal(8), random.standard_normal(8)) for _ in range(20)]
