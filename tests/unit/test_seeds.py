@@ -23,6 +23,7 @@ from salt_vla.evaluation.results import (
 from salt_vla.evaluation.seeds import (
     BOTH,
     EPISODES_ONLY,
+    ONE_SIDE,
     RANGE,
     SeedComparison,
     SeedRow,
@@ -117,6 +118,19 @@ def test_one_seed_is_said_to_be_one_seed(three: list[SuiteResult]) -> None:
     row = student_row(aggregate_seeds(three[:1])[0])
     assert (row.interval, row.seeds) == (EPISODES_ONLY, 1)
     assert row.low < row.value < row.high
+
+
+def test_of_one_runs_seeds_nothing_is_said(three: list[SuiteResult]) -> None:
+    """Probes of another seed are not another training of their encoder."""
+    rows, comparisons = aggregate_seeds(three, {"random"})
+    by_name = {row.encoder: row for row in rows if row.target == "action_end"}
+    assert (by_name["random"].interval, by_name["random"].seeds) == (EPISODES_ONLY, 1)
+    assert (by_name["student"].interval, by_name["student"].seeds) == (BOTH, 3)
+    between = {c.interval for c in comparisons if {c.encoder, c.against} == {"student", "random"}}
+    assert between == {ONE_SIDE}
+    _, comparisons = aggregate_seeds(three, {"random", "student"})
+    pair = next(c for c in comparisons if {c.encoder, c.against} == {"student", "random"})
+    assert (pair.interval, pair.seeds) == (EPISODES_ONLY, 1)
 
 
 def test_suites_are_joined_apart_from_one_another(three: list[SuiteResult]) -> None:

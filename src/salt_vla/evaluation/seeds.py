@@ -6,7 +6,7 @@ Knows suite results, not how they were computed.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 BOTH = "95 %, for new episodes and new seeds"
 EPISODES_ONLY = "95 %, for new episodes, one seed"
+ONE_SIDE = "95 %, for new episodes and new seeds of one of the two; the other is one run"
 RANGE = "lowest and highest seed"
 
 
@@ -65,8 +66,11 @@ class SeedComparison:
     apart: bool
 
 
-def aggregate_seeds(results: Sequence[SuiteResult]) -> tuple[list[SeedRow], list[SeedComparison]]:
+def aggregate_seeds(
+    results: Sequence[SuiteResult], single: Collection[str] = ()
+) -> tuple[list[SeedRow], list[SeedComparison]]:
     """Rows and comparisons of several seeds (any number of suites), joined by suite, target and encoder.
+    `single`: encoders that are one and the same run at every seed: of their seeds nothing is known.
 
     With `scores` of the same held-out episodes in every seed the interval covers episodes and seeds; without
     them (rows read back from JSON) it is the range of the seeds, and says so.
@@ -80,17 +84,18 @@ def aggregate_seeds(results: Sequence[SuiteResult]) -> tuple[list[SeedRow], list
         for i, c in enumerate(result.comparisons):
             pairs.setdefault((result.suite, c.target, c.encoder, c.against), []).append((result, i))
     return (
-        [_join_rows(entries) for entries in rows.values()],
-        [_join_comparisons(entries) for entries in pairs.values()],
+        [_join_rows(entries, single) for entries in rows.values()],
+        [_join_comparisons(entries, single) for entries in pairs.values()],
     )
 
 
-def _join_rows(entries: Sequence[tuple[SuiteResult, int]]) -> SeedRow:
+def _join_rows(entries: Sequence[tuple[SuiteResult, int]], single: Collection[str]) -> SeedRow:
     rows = [result.rows[i] for result, i in entries]
     first = rows[0]
     values = np.array([row.value for row in rows])
     sums = _sums_of(entries, (first.encoder, first.target))
     estimate, span = _estimate(values, [sums], lambda: joint_interval(sums))
+    span |= _of_one_run(span, [first.encoder], single)
     return SeedRow(
         first.encoder,
         first.suite,
@@ -103,12 +108,13 @@ def _join_rows(entries: Sequence[tuple[SuiteResult, int]]) -> SeedRow:
     )
 
 
-def _join_comparisons(entries: Sequence[tuple[SuiteResult, int]]) -> SeedComparison:
+def _join_comparisons(entries: Sequence[tuple[SuiteResult, int]], single: Collection[str]) -> SeedComparison:
     items = [result.comparisons[i] for result, i in entries]
     first = items[0]
     values = np.array([item.difference for item in items])
     mine, theirs = (_sums_of(entries, (name, first.target)) for name in (first.encoder, first.against))
     estimate, span = _estimate(values, [mine, theirs], lambda: joint_difference(mine, theirs))
+    span |= _of_one_run(span, [first.encoder, first.against], single)
     return SeedComparison(
         first.suite,
         first.target,
@@ -122,7 +128,7 @@ def _join_comparisons(entries: Sequence[tuple[SuiteResult, int]]) -> SeedCompari
         apart_in=sum(item.apart for item in items),
         apart=span["interval"] != RANGE
         and estimate.apart
-        and len(mine[0].episodes) >= MIN_EPISODES_FOR_CLAIMS,
+        and min(each.support for each in (*mine, *theirs)) >= MIN_EPISODES_FOR_CLAIMS,
     )
 
 
@@ -142,6 +148,14 @@ def _estimate(
     if len(every) < len(sums) * len(values) or any(not each.same_clips(every[0]) for each in every):
         return Estimate(float(values.mean()), lowest, highest), {"interval": RANGE, **span}
     return joint(), {"interval": BOTH if len(values) > 1 else EPISODES_ONLY, **span}
+
+
+def _of_one_run(span: Mapping[str, Any], names: Sequence[str], single: Collection[str]) -> dict[str, Any]:
+    """What is to be said otherwise where one of these encoders, or all of them, are one run at every seed."""
+    alone = sum(name in single for name in names)
+    if not alone or span["interval"] == RANGE:
+        return {}
+    return {"interval": EPISODES_ONLY, "seeds": 1} if alone == len(names) else {"interval": ONE_SIDE}
 
 
 def group_results(

@@ -16,7 +16,8 @@ from salt_vla.jobs.data import open_table, open_views, split_table
 from salt_vla.jobs.demo_plan import Demo, demo_models, stage
 from salt_vla.jobs.demo_report import write_report
 from salt_vla.jobs.demo_violations import evaluate_violations
-from salt_vla.jobs.evaluate import RESULTS, evaluate, leave_probes, write_results
+from salt_vla.jobs.eval_kept import RESULTS, leave_probes, write_results
+from salt_vla.jobs.evaluate import evaluate
 from salt_vla.jobs.train import train
 from salt_vla.rundir import RunDirectory, read_json, write_text
 from salt_vla.teachers import load_teacher

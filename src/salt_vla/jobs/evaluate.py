@@ -5,14 +5,11 @@ Knows how encoders, suites and seeds come together, not what is measured.
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from salt_vla.config import DataConfig, RuntimeConfig, TrainConfig
 from salt_vla.data.clip_table import ClipTable
@@ -20,8 +17,8 @@ from salt_vla.errors import UserError
 from salt_vla.evaluation.bench import Bench
 from salt_vla.evaluation.features import TokenModel
 from salt_vla.evaluation.probing import load_probe
-from salt_vla.evaluation.results import CONSTANT, PROBES_FILE, SuiteResult, tabulate, to_objects
-from salt_vla.evaluation.seeds import aggregate_seeds, scores_to_arrays
+from salt_vla.evaluation.results import SuiteResult, tabulate, to_objects
+from salt_vla.evaluation.seeds import aggregate_seeds
 from salt_vla.evaluation.settings import EvalSettings
 from salt_vla.evaluation.texts import read_texts
 from salt_vla.geometry import ClipGeometry
@@ -38,17 +35,15 @@ from salt_vla.jobs.eval_encoders import (
 )
 from salt_vla.jobs.eval_encoders import load_model as load_model
 from salt_vla.jobs.eval_encoders import random_model as random_model
+from salt_vla.jobs.eval_kept import leave_probes
 from salt_vla.jobs.eval_score import measure, open_benches
 from salt_vla.jobs.teacher import data_settings
-from salt_vla.models.loading import encoder_directory
 from salt_vla.registry import PROBES, SUITES, SURPRISE, resolve
 from salt_vla.reports.evaluation import EvaluationTables
-from salt_vla.rundir import RunDirectory, read_json, root, run_or_directory, write_atomically, write_text
 from salt_vla.teachers.pixel import EncoderTeacher
 from salt_vla.teachers.random import PREFIX
 from salt_vla.training.runtime import resolve_device
 
-RESULTS = ("report.json", "comparisons.json", "scores.npz")
 Objects = list[dict[str, Any]]
 
 
@@ -108,28 +103,32 @@ def evaluate_encoders(
         return _surprise(specs, suites, data, settings, against)
     entries = load_entries(specs, settings.device)
     first = entries[0]
-    config = data_settings(_source(first), data)
-    if frame_stride is not None:
-        config = replace(config, view=replace(config.view, frame_stride=frame_stride))
+    config = data_of(first, data, frame_stride)
     table = open_table(data, config.view, first.model.geometry)
     config = replace(config, store_views=False)
     evaluation = Evaluation(list(dict.fromkeys(spec.label for spec in specs)))
     for seed in _seeds(entries, settings):
         here = [entry for entry in entries if _is_of(seed, entry, entries)]
-        models = _with_random(models_of(here), first, seed, evaluation, settings.device)
+        models = with_random(models_of(here), first, seed, evaluation.notes, settings.device)
         found = measure(models, table, config, replace(settings, seed=seed), suites, first.model.geometry)
         results = tabulate(found.scored, seed, against=against)
         costs = {entry.label: training_cost(entry.spec.what) for entry in here}
         evaluation.compute += [each | costs.get(each["encoder"], {}) for each in found.compute]
         evaluation.notes += found.notes
         evaluation.results += results
+        places = {entry.label: entry.place for entry in here if entry.place is not None}
         if settings.fraction == 1:  # What compares runs is what all episodes teach.
-            _leave(results, here, table)
+            try:
+                leave_probes(results, places, table, settings, frame_stride)
+            except UserError as error:  # The figures are what was asked for.
+                print(f"salt-vla: these figures are not kept beside the run: {error}", file=sys.stderr)
         if pictures is not None and seed == _seeds(entries, settings)[0]:
             bench = open_benches(models, table, config, first.model.geometry, settings)[0]
             evaluation.notes += _draw(bench, pictures)
     about = {"data": table.name, "clip_table": table.hash, "view": asdict(config.view)}
-    return _joined(evaluation, about | {"settings": asdict(settings), "suites": list(suites)})
+    labels = [entry.label for entry in entries]
+    single = {label for label in labels if labels.count(label) == 1}
+    return _joined(evaluation, about | {"settings": asdict(settings), "suites": list(suites)}, single)
 
 
 def placed(settings: EvalSettings) -> EvalSettings:
@@ -170,10 +169,13 @@ def _require_known(suites: Sequence[str], settings: EvalSettings) -> None:
         read_texts(Path(settings.text))
 
 
-def _source(entry: Entry) -> str:
-    """What the encoder's data settings are read from."""
+def data_of(entry: Entry, data: str, frame_stride: int | None) -> DataConfig:
+    """How clips of `data` are seen: as the encoder was trained, unless another stride is asked for."""
     what = entry.spec.what
-    return split_random(what)[0] if what.startswith(PREFIX) else what
+    config = data_settings(split_random(what)[0] if what.startswith(PREFIX) else what, data)
+    if frame_stride is not None:
+        config = replace(config, view=replace(config.view, frame_stride=frame_stride))
+    return config
 
 
 def _seeds(entries: Sequence[Entry], settings: EvalSettings) -> list[int]:
@@ -188,9 +190,10 @@ def _is_of(seed: int, entry: Entry, entries: Sequence[Entry]) -> bool:
     return is_alone or entry.seed == seed
 
 
-def _with_random(
-    models: dict[str, TokenModel], first: Entry, seed: int, evaluation: Evaluation, device: str
+def with_random(
+    models: dict[str, TokenModel], first: Entry, seed: int, notes: list[str], device: str
 ) -> dict[str, TokenModel]:
+    """And the first one's architecture, freshly initialised; `notes` say why, where there is none."""
     if RANDOM in models:
         return models
     layer = -1 if first.spec.layer is None else first.spec.layer
@@ -199,7 +202,7 @@ def _with_random(
     try:
         twin = random_twin(first.spec.what, seed, layer, first.model.geometry, device)
     except UserError as error:  # The figures asked for can do without.
-        evaluation.notes.append(f"no random init stands beside: {error}")
+        notes.append(f"no random init stands beside: {error}")
         return models
     return models | {RANDOM: twin}
 
@@ -216,84 +219,33 @@ def _surprise(
     return _joined(evaluation, {"data": data, "settings": asdict(settings), "suites": list(suites)})
 
 
-def _joined(evaluation: Evaluation, about: dict[str, Any]) -> Evaluation:
-    """With rows as they are, or joined where there are several seeds."""
+def _joined(evaluation: Evaluation, about: dict[str, Any], single: Collection[str] = ()) -> Evaluation:
+    """With rows as they are, or joined where there are several seeds; `single`: see `aggregate_seeds`."""
     evaluation.about, results = about, evaluation.results
     evaluation.notes = list(dict.fromkeys(evaluation.notes))
     evaluation.rows = [row for result in results for row in to_objects(result.rows)]
     evaluation.comparisons = [pair for result in results for pair in to_objects(result.comparisons)]
     if len({result.seed for result in results}) > 1:
-        said = {(row["encoder"], row["suite"], row["target"]): row for row in evaluation.rows}
-        kept = ("clips", "episodes", "probe", "protocol", "causal", "note")
-        rows, pairs = aggregate_seeds(results)
-        evaluation.rows = [
-            row | {name: said[row["encoder"], row["suite"], row["target"]][name] for name in kept}
-            for row in to_objects(rows)
-        ]
+        rows, pairs = aggregate_seeds(results, single)
+        evaluation.rows = _with_what_stays(to_objects(rows), evaluation.rows)
         evaluation.comparisons = to_objects(pairs)
     return evaluation
 
 
-def _leave(results: Sequence[SuiteResult], entries: Sequence[Entry], table: ClipTable) -> None:
-    paths = {entry.label: entry.place for entry in entries if entry.place is not None}
-    try:
-        leave_probes(results, paths, table)
-    except UserError as error:  # The figures are what was asked for.
-        print(f"salt-vla: these figures are not kept beside the run: {error}", file=sys.stderr)
-
-
-def write_results(results: list[SuiteResult], folder: Path) -> None:
-    """`report.json` (rows), `comparisons.json` (paired differences) and the sums that seeds are joined by."""
-    rows = [row for result in results for row in to_objects(result.rows)]
-    pairs = [pair for result in results for pair in to_objects(result.comparisons)]
-    write_atomically(folder / "scores.npz", lambda path: _save_npz(path, scores_to_arrays(results)))
-    write_text(folder / "comparisons.json", json.dumps(pairs, indent=1))
-    write_text(folder / "report.json", json.dumps(rows, indent=1))
-
-
-def _save_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    with path.open("wb") as file:
-        np.savez_compressed(file, allow_pickle=False, **arrays)
-
-
-def leave_probes(
-    results: Sequence[SuiteResult], paths: Mapping[str, str | Path], table: ClipTable
-) -> list[RunDirectory]:
-    """Write each encoder's own rows and comparisons into `probes.json` of the run that it is the last
-    checkpoint of, in place of what that said of the same suite, probe and clips; those runs. `paths`: where
-    each encoder was read from, by its name in the results."""
-    left = []
-    for name, path in paths.items():
-        place = run_or_directory(path)
-        run = RunDirectory(root() / "runs" / place.absolute().name)
-        if not run.config_file.is_file() or not place.samefile(run.path):
-            continue  # A checkpoint or an export: whether it is some run's last, nobody says.
-        about = {"clip_table": table.hash, "step": int(encoder_directory(place).name.removeprefix("step_"))}
-        now = []
-        for result in results:
-            suite = _kept_as(result)
-            parts = {
-                part: [
-                    entry | {"suite": suite}
-                    for entry in to_objects(each for each in found if each.encoder == name)
-                ]
-                for part, found in (("rows", result.rows), ("comparisons", result.comparisons))
-            }
-            now.append({"suite": suite} | about | parts)
-        replaced = {(each["suite"], each["clip_table"]) for each in now}
-        file = run.path / PROBES_FILE
-        before = read_json(file, dict).get("suites", []) if file.is_file() else []
-        kept = [each for each in before if (each["suite"], each["clip_table"]) not in replaced]
-        write_text(file, json.dumps({"suites": kept + now}, indent=1))
-        left.append(run)
-    return left
-
-
-def _kept_as(result: SuiteResult) -> str:
-    """The suite's name in `probes.json`: with the probe and protocol, where they are not the usual ones."""
-    how = {(row.probe, row.protocol) for row in result.rows if row.encoder != CONSTANT}
-    said = {word for each in how for word in each} - {"linear", "held-out"}
-    return f"{result.suite} ({', '.join(sorted(said))})" if said else result.suite
+def _with_what_stays(
+    joined: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Rows over seeds with what each seed's row says of itself, and every note of any seed."""
+    of: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        of.setdefault((row["encoder"], row["suite"], row["target"]), []).append(row)
+    said = []
+    for row in joined:
+        seeds = of[row["encoder"], row["suite"], row["target"]]
+        kept = {name: seeds[0][name] for name in ("clips", "episodes", "probe", "protocol", "causal")}
+        notes = dict.fromkeys(each["note"] for each in seeds if each["note"])
+        said.append(row | kept | {"note": "; ".join(notes)})
+    return said
 
 
 def check_seed(seed: int) -> None:
