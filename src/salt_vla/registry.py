@@ -40,6 +40,11 @@ RECORDINGS: Table = {
     "lerobot": "salt_vla.data.sources.lerobot_signals:read_recordings",
     "sim": "salt_vla.data.sources.lerobot_signals:read_recordings",
 }
+# A hash of the files it is read from: figures are of what was recorded then.
+RECORDED_FILES: Table = {
+    "lerobot": "salt_vla.data.sources.lerobot_signals:recorded_hash",
+    "sim": "salt_vla.data.sources.lerobot_signals:recorded_hash",
+}
 # Regressions of predictions on targets: `objective.loss`.
 LOSSES: Table = {
     "power": "salt_vla.objectives.regression:power",
@@ -48,7 +53,7 @@ LOSSES: Table = {
 }
 # What reads frozen features: `eval --probe`.
 PROBES: Table = {
-    "linear": "salt_vla.evaluation.probes:LinearProbe",
+    "linear": "salt_vla.evaluation.linear:LinearProbe",
     "knn": "salt_vla.evaluation.neighbours:NeighboursProbe",
     "attentive": "salt_vla.evaluation.attentive:attentive",
     "attentive-small": "salt_vla.evaluation.attentive:attentive_small",

@@ -17,10 +17,11 @@ ENTRIES = [(kind, name) for kind, table in TABLES.items() for name in table]
 
 def test_the_tables_are_the_ones_we_know():
     assert set(TABLES) == {
-        *("TEACHERS", "SOURCES", "SIGNALS", "RECORDINGS", "LOSSES", "PROBES", "SUITES", "SURPRISE"),
+        *("TEACHERS", "SOURCES", "SIGNALS", "RECORDINGS", "RECORDED_FILES", "LOSSES", "PROBES"),
+        *("SUITES", "SURPRISE"),
     }
     assert "pixel" in TEACHERS and "lerobot" in SOURCES
-    assert set(registry.SIGNALS) == set(registry.RECORDINGS) <= set(SOURCES)
+    assert set(registry.SIGNALS) == set(registry.RECORDINGS) == set(registry.RECORDED_FILES) <= set(SOURCES)
 
 
 @pytest.mark.parametrize(("kind", "name"), ENTRIES)

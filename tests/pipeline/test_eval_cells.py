@@ -38,6 +38,11 @@ def test_a_second_call_measures_nothing_and_another_encoder_only_itself(
         file.unlink()
     assert json.loads(salt.ok(*evaluation()).out) == rows
     assert cells(salt) == before and not list((salt.root / "features").iterdir())
+    (constant,) = [file for file in before if json.loads(file.read_text())["key"]["encoder"] == "constant"]
+    constant.unlink()
+    assert json.loads(salt.ok(*evaluation()).out) == rows
+    assert cells(salt).keys() == before.keys()
+    before = cells(salt)
     layered = json.loads(salt.ok(*evaluation(f"other=random:{workshop.teacher}:3")).out)
     assert {row["encoder"] for row in layered} == encoders | {"other"}
     assert [row for row in layered if row["encoder"] != "other"] == rows

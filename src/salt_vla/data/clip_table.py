@@ -234,7 +234,7 @@ class ClipTable:
         rows = list(zip(self.rows["dataset"].to_pylist(), self.rows["file"].to_pylist(), strict=True))
         each: dict[tuple[str, str], int] = {}
         for dataset, file in sorted(set(rows)):
-            sample = _sample(self.roots[dataset] / file)
+            sample = sample_of(self.roots[dataset] / file)
             digest.update(file.encode() + sample)
             each[dataset, file] = xxhash.xxh3_64_intdigest(sample)
         return digest.hexdigest(), np.array([each[row] for row in rows], np.uint64)
@@ -254,7 +254,7 @@ class ClipTable:
             clip = self.clip(clip_id)
             seen.setdefault(self.roots[clip.dataset] / clip.file, int(self._files[1][self._row_of[clip_id]]))
         for path, before in seen.items():
-            sample = _sample(path)
+            sample = sample_of(path)
             if sample != UNREADABLE and xxhash.xxh3_64_intdigest(sample) != before:
                 return path
         return None
@@ -287,7 +287,8 @@ def _in_one_layout(column: pa.ChunkedArray) -> Iterator[memoryview]:
             yield np.asarray(chunk).astype(f"<{'f' if pa.types.is_floating(column.type) else 'i'}8").data
 
 
-def _sample(path: Path) -> bytes:
+def sample_of(path: Path) -> bytes:
+    """A file's size with its first and last 64 KiB; `UNREADABLE` where it cannot be read."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from salt_vla.jobs.data_index import MAX_BAD_SHARE
 from salt_vla.jobs.eval_cells import FOLDER, Cell, Cells, cell_key, hash_of
 from salt_vla.jobs.eval_compute import cost_of, peak_memory_gb
 from salt_vla.jobs.pipeline import num_decoders
-from salt_vla.registry import SUITES, resolve
+from salt_vla.registry import RECORDED_FILES, SUITES, resolve
 from salt_vla.rundir import root
 
 
@@ -133,15 +133,19 @@ def _measure_suite(suite: str, benches: Sequence[Bench], found: Measured) -> Non
     cells = Cells(root() / FOLDER)
     constant: list[Scored] = []
     for bench in benches:
-        keys = {name: _key(suite, bench, model.fingerprint) for name, model in bench.encoders.items()}
+        key = _keys(suite, bench)
+        keys = {name: key(model.fingerprint) for name, model in bench.encoders.items()}
         known = {name: cells.read(key) for name, key in keys.items()}
         missing = {name: bench.encoders[name] for name, cell in known.items() if cell is None}
-        constant_key = _key(suite, bench, CONSTANT)
+        lowest = cells.read(key(CONSTANT))
+        if lowest is None and not missing:  # It is measured beside an encoder.
+            missing = dict(list(bench.encoders.items())[:1])
         for name, model in missing.items():
             cell, beside = _measure_encoder(suite, bench, name, model, missing)
+            if lowest is None:
+                lowest = beside
+                cells.write(key(CONSTANT), beside, bench.settings.seed)
             known[name] = cell
-            if beside.scored and cells.read(constant_key) is None:
-                cells.write(constant_key, beside, bench.settings.seed)
             cells.write(keys[name], cell, bench.settings.seed)
         for name, kept in known.items():
             assert kept is not None
@@ -149,7 +153,6 @@ def _measure_suite(suite: str, benches: Sequence[Bench], found: Measured) -> Non
             found.notes += kept.notes
             about = {"encoder": name, "suite": suite, "seed": bench.settings.seed}
             found.compute.append(about | kept.compute)
-        lowest = cells.read(constant_key)
         constant = constant or (lowest.scored if lowest else [])
     found.scored += constant
 
@@ -171,13 +174,17 @@ def _measure_encoder(
     return own, Cell([one for one in scored if one.encoder in WITHOUT_ENCODER])
 
 
-def _key(suite: str, bench: Bench, fingerprint: str) -> dict[str, Any]:
+def _keys(suite: str, bench: Bench) -> Callable[[str], dict[str, Any]]:
+    """By an encoder's fingerprint: what its cell is named by."""
     sides = (bench.train, bench.test)
     data: dict[str, Any] = {"name": bench.train.clips.name}
     data |= {part: side.views.pixels_hash for part, side in zip(("train", "test"), sides, strict=True)}
     data["clips"] = hash_of([clip for side in sides for clip in (*side.clips.clip_ids, "")])
+    if kinds := sorted(set(bench.train.clips.rows["source"].to_pylist()) & RECORDED_FILES.keys()):
+        data["recorded"] = [resolve(RECORDED_FILES, kind)(bench.train.clips) for kind in kinds]
     if bench.settings.text:
         texts = Path(bench.settings.text)
         data["text"] = hash_of([file.read_bytes().hex() for file in (texts, texts.with_suffix(".json"))])
     module = importlib.import_module(SUITES[suite].partition(":")[0])
-    return cell_key(suite, getattr(module, "VERSION", 1), fingerprint, bench.settings, data)
+    suite_version = getattr(module, "VERSION", 1)
+    return lambda fingerprint: cell_key(suite, suite_version, fingerprint, bench.settings, data)

@@ -10,15 +10,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as pads
+import xxhash
 
 from salt_vla.config import ViewConfig
-from salt_vla.data.clip_table import Clip, ClipTable
+from salt_vla.data.clip_table import Clip, ClipTable, sample_of
 from salt_vla.data.sampling import clip_span
 from salt_vla.data.signals import ClipSignals, Recordings
 from salt_vla.data.sources.files import is_inside
 from salt_vla.data.sources.lerobot_meta import LeRobotMeta, read_meta
 from salt_vla.errors import DataError
 
+DATA = "data"
 PLACE = ("episode_index", "frame_index", "timestamp")
 TOLERANCE = 0.1  # of a frame's time, between a row's timestamp and its frame's
 
@@ -51,6 +53,15 @@ def read_signals(
         fps=meta.fps,
         signals={name: _matrix(rows, name, meta)[at] for name in names or known},
     )
+
+
+def recorded_hash(table: ClipTable) -> str:
+    """Of the name, size and ends of every data Parquet file; its end holds each column's extremes."""
+    digest = xxhash.xxh3_128()
+    for root in table.roots.values():
+        for file in sorted((root / DATA).rglob("*.parquet")):
+            digest.update(file.relative_to(root).as_posix().encode() + sample_of(file))
+    return digest.hexdigest()
 
 
 def read_recordings(table: ClipTable) -> Recordings:
