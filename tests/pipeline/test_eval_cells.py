@@ -86,7 +86,10 @@ def test_a_damaged_cell_is_a_sentence_that_names_it(
 ) -> None:
     salt.ok(*evaluation())
     file = next(iter(cells(salt)))
-    for damage in ("no JSON", "{}", '{"scored": [{}], "notes": [], "compute": {}}'):
+    whole = file.read_text()
+    digit = next(at for at in range(whole.index('"wrong"'), len(whole)) if whole[at] in "12345678")
+    other = whole[:digit] + str(int(whole[digit]) + 1) + whole[digit + 1 :]
+    for damage in ("no JSON", "{}", '{"scored": [{}], "notes": [], "compute": {}}', other):
         file.write_text(damage)
         said = salt(*evaluation()).sentence
         assert str(file) in said and "is damaged" in said and "remove it" in said

@@ -22,7 +22,8 @@ from salt_vla.evaluation.statistics import EpisodeSums
 from salt_vla.files import read_json, remove_left_parts, write_text
 
 FOLDER = "evaluations"
-VERSION = 1  # Of the cells themselves, and of all that is common to the suites.
+VERSION = 2  # Of the cells themselves, and of all that is common to the suites.
+CHECKSUM = "checksum"  # Of everything else in the file.
 CURE = "remove it and run the same command again"
 LIBRARIES = ("salt-vla", "torch", "numpy", "scikit-learn")
 _SUMS = ("episodes", "clips", "wrong", "first", "second", "varying")
@@ -52,11 +53,13 @@ class Cells:
         return self.folder / str(key["suite"]) / f"{xxhash.xxh3_128_hexdigest(said.encode())}.json"
 
     def read(self, key: Mapping[str, Any]) -> Cell | None:
-        """None where it is still to be measured; `RunError` for a damaged file."""
+        """None where it is still to be measured; `RunError` for a damaged file, whatever was damaged."""
         file = self.place(key)
         if not file.is_file():
             return None
         said = read_json(file, dict, CURE)
+        if said.pop(CHECKSUM, None) != _checksum(said):
+            raise RunError(f"{file} is damaged (its checksum is another); {CURE}")
         try:
             scored = [_scored_from(each) for each in said["scored"]]
             return Cell(scored, [str(note) for note in said["notes"]], dict(said["compute"]))
@@ -74,7 +77,8 @@ class Cells:
             "compute": cell.compute,
             "scored": [_scored_to(one) for one in cell.scored],
         }
-        write_text(self.place(key), json.dumps(said, indent=1))
+        said = json.loads(json.dumps(said))  # As it will be read back.
+        write_text(self.place(key), json.dumps({CHECKSUM: _checksum(said)} | said, indent=1))
         remove_left_parts(self.place(key).parent)
 
 
@@ -89,6 +93,10 @@ def cell_key(
 
 def hash_of(parts: Sequence[str]) -> str:
     return xxhash.xxh3_128_hexdigest(json.dumps(list(parts)).encode())
+
+
+def _checksum(said: Mapping[str, Any]) -> str:
+    return xxhash.xxh3_128_hexdigest(json.dumps(said, sort_keys=True).encode())
 
 
 def _scored_to(one: Scored) -> dict[str, Any]:
