@@ -115,6 +115,19 @@ def test_figures_that_cannot_be_kept_are_given_all_the_same(
     assert "not kept" in answer.err and "probes.json is damaged" in answer.err
 
 
+def test_a_run_that_trains_on_meanwhile_is_what_was_read_of_it(workshop: Any, tmp_path: Path) -> None:
+    from salt_vla.jobs.eval_encoders import load_entries, parse_specs, training_cost
+
+    run = tmp_path / "runs" / "t"
+    shutil.copytree(workshop.salt.at("teacher").path, run)
+    (entry,) = load_entries(parse_specs([str(run)]))
+    last = max((run / "checkpoints").glob("step_*"))
+    shutil.copytree(last, last.with_name("step_99999999"))
+    assert training_cost(entry.spec.what)["training_steps"] == int(last.name[5:])
+    assert training_cost(str(run))["training_steps"] == 99999999
+    assert (entry.label, entry.place) == ("t", run)
+
+
 def test_a_checkpoint_is_not_taken_for_its_run(workshop: Any, salt: Any) -> None:
     checkpoint = workshop.teacher / "checkpoints" / "step_00000006"
     copied = salt.root / "runs" / "copy"

@@ -48,8 +48,8 @@ class Spec:
 
 @dataclass(frozen=True)
 class Entry:
-    """An encoder that was found. `seed`: of its training, where that is known. `place`: its folder, where the
-    figures are those of what lies there, read at its end."""
+    """An encoder that was found. `spec`: of a run, names the checkpoint that was read. `seed`: of its
+    training, where that is known. `place`: the folder that was asked for, read at its end."""
 
     spec: Spec
     model: Teacher
@@ -121,11 +121,12 @@ def load_entries(specs: Sequence[Spec], device: str = "cpu") -> list[Entry]:
     """Every encoder on `device`, with clips of as many frames as the first one's. Raises `UserError`
     where one cannot take them, and where two of a label are of one seed."""
     entries: list[Entry] = []
-    for spec in specs:
+    for asked in specs:
+        spec = _pinned(asked)
         model = _load(spec, device)
         if entries and model.geometry.num_frames != entries[0].model.geometry.num_frames:
             model = _with_frames(spec, model, entries[0], device)
-        entries.append(Entry(spec, model, seed_of(spec.what), _place(spec)))
+        entries.append(Entry(spec, model, seed_of(spec.what), _place(asked)))
     for label in {entry.label for entry in entries}:
         seeds = [entry.seed for entry in entries if entry.label == label]
         if len(seeds) > 1 and None in seeds:
@@ -149,6 +150,16 @@ def _load(spec: Spec, device: str) -> Teacher:
         if not re.match(r"vit_[a-z]+", source):
             return random_twin(source, seed, layer, device=device)
     return load_teacher(spec.what, device=device, layer=layer)
+
+
+def at_layer(entry: Entry, layer: int, device: str = "cpu", seed: int | None = None) -> Teacher:
+    """The encoder of an entry behind another block; with a seed its architecture, freshly initialised.
+    Raises `UserError` as loading does."""
+    if seed is None:
+        return load_entries([replace(entry.spec, layer=layer)], device)[0].model
+    if isinstance(entry.model, EncoderTeacher):
+        return random_model(entry.model.encoder.config, seed, layer, device)
+    return random_twin(entry.spec.what, seed, layer, entry.model.geometry, device)
 
 
 def _with_frames(spec: Spec, model: Teacher, first: Entry, device: str) -> Teacher:
@@ -258,6 +269,13 @@ def training_cost(what: str) -> dict[str, float]:
 def _place(spec: Spec) -> Path | None:
     place = run_or_directory(spec.what)
     return place if spec.layer is None and place.is_dir() else None
+
+
+def _pinned(spec: Spec) -> Spec:
+    """Of a run, the checkpoint that is its last now: it may train on while it is looked at."""
+    place = run_or_directory(spec.what)
+    is_run = (place / "checkpoints").is_dir() and family_of(place) == "pixel"
+    return replace(spec, what=str(encoder_directory(place))) if is_run else spec
 
 
 def models_of(entries: Sequence[Entry]) -> dict[str, TokenModel]:

@@ -43,17 +43,19 @@ def leave_probes(
     table: ClipTable,
     settings: EvalSettings | None = None,
     frame_stride: int | None = None,
+    steps: Mapping[str, int] = {},
 ) -> list[RunDirectory]:
-    """Write each encoder's own rows and comparisons into `probes.json` of the run that it is the last
-    checkpoint of, in place of what that said of the same suite, probe, settings and clips; those runs.
-    `paths`: where each encoder was read from, by its name in the results."""
+    """Write each encoder's own rows and comparisons into `probes.json` of the run whose last checkpoint it
+    was, in place of what that said of the same suite, probe, settings and clips; those runs. `paths`: where
+    each encoder was read from, by its name in the results; `steps`: the step that was read (the last)."""
     left = []
     for name, path in paths.items():
         place = run_or_directory(path)
         run = RunDirectory(root() / "runs" / place.absolute().name)
         if not run.config_file.is_file() or not place.samefile(run.path):
             continue  # A checkpoint or an export: whether it is some run's last, nobody says.
-        about = {"clip_table": table.hash, "step": int(encoder_directory(place).name.removeprefix("step_"))}
+        step = steps.get(name) or int(encoder_directory(place).name.removeprefix("step_"))
+        about = {"clip_table": table.hash, "step": step}
         now = []
         for result in results:
             suite = _kept_as(result, settings or EvalSettings(), frame_stride)

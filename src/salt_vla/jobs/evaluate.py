@@ -119,7 +119,8 @@ def evaluate_encoders(
         places = {entry.label: entry.place for entry in here if entry.place is not None}
         if settings.fraction == 1:  # What compares runs is what all episodes teach.
             try:
-                leave_probes(results, places, table, settings, frame_stride)
+                steps = {name: int(cost["training_steps"]) for name, cost in costs.items() if cost}
+                leave_probes(results, places, table, settings, frame_stride, steps)
             except UserError as error:  # The figures are what was asked for.
                 print(f"salt-vla: these figures are not kept beside the run: {error}", file=sys.stderr)
         if pictures is not None and seed == _seeds(entries, settings)[0]:
