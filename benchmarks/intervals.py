@@ -9,14 +9,16 @@ held-out episodes, and over the runs of `runs regress`.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
+from scipy.stats import norm
 
 from salt_vla.evaluation.regression import regress
 from salt_vla.evaluation.statistics import (
     EpisodeSums,
     Estimate,
+    auroc_sums,
     interval,
     joint_difference,
     joint_interval,
@@ -67,6 +69,17 @@ def pairs(random: Random, episodes: int) -> tuple[Estimate, float]:
     return interval(share_sums("relative_accuracy", right, of)), 0.55
 
 
+def area(random: Random, episodes: int) -> tuple[Estimate, float]:
+    """Something happens in a fifth of the episodes, once; scores are a standard deviation higher there."""
+    of = np.arange(episodes).repeat(4)
+    truth = np.zeros((episodes, 4))
+    truth[random.permutation(episodes)[: episodes // 5], 0] = 1
+    truth = truth.reshape(-1, 1)
+    return interval(auroc_sums(truth, truth + random.standard_normal(truth.shape), of)), norm.cdf(
+        np.sqrt(0.5)
+    )
+
+
 def seeds(random: Random, episodes: int, means: tuple[float, ...]) -> list[list[EpisodeSums]]:
     """Three seeds of predictors whose error's variance is spread by 0.05 about each mean."""
     of = numbers(random, episodes)
@@ -104,6 +117,7 @@ CASES = {
     "accuracy of 0.67": accuracy,
     "accuracy of 0.9": lambda random, episodes: accuracy(random, episodes, 9),
     "relative accuracy, two pairs a scene": pairs,
+    "area under the ROC curve, events in a fifth": area,
     "R² over three seeds": joined,
     "difference over three seeds": joined_difference,
 }
@@ -117,7 +131,7 @@ OF_RUNS = {
 }
 
 
-def table(head: str, counts: tuple[int, ...], cases: dict[str, Case], repeats: int) -> None:
+def table(head: str, counts: tuple[int, ...], cases: Mapping[str, Case], repeats: int) -> None:
     print(f"| {head} | {' | '.join(map(str, counts))} |\n|---|{'---|' * len(counts)}")
     for name, draw in cases.items():
         shares = []

@@ -11,11 +11,15 @@ from scipy import stats
 from sklearn.metrics import r2_score
 
 from salt_vla.errors import DataError
+from salt_vla.evaluation.results import Scored, tabulate
+from salt_vla.evaluation.significance import sign_flip_p_value
 from salt_vla.evaluation.statistics import (
     LOWEST_R2,
+    MIN_EPISODES_FOR_CLAIMS,
     EpisodeSums,
     Estimate,
     accuracy_sums,
+    auroc_sums,
     interval,
     joint_interval,
     paired_difference,
@@ -182,6 +186,56 @@ def test_episodes_that_score_alike_are_not_certain_either(episodes: int, each: f
     expected = stats.beta.ppf([0.025, 0.975], [count, count + 1], [episodes - count + 1, episodes - count])
     assert (found.value, found.low, found.high) == pytest.approx((each, *expected))
     assert found.low < each < found.high
+
+
+def areas(k: int, repeat: int, events: int) -> list[EpisodeSums]:
+    """Of two predictors that know nothing, where something happens once in `events` of 60 episodes."""
+    random = np.random.default_rng([k, repeat])
+    truth = np.zeros((60, 4))
+    truth[random.permutation(60)[:events], 0] = 1
+    numbers = np.arange(60).repeat(4)
+    return [auroc_sums(truth.reshape(-1, 1), random.standard_normal((240, 1)), numbers) for _ in range(2)]
+
+
+@pytest.mark.parametrize("events", [1, 2, 4, 12])
+def test_an_area_is_no_surer_than_the_few_episodes_where_it_happens(events: int) -> None:
+    held, differ = [], []
+    for repeat in range(120):
+        first, second = areas(1, repeat, events)
+        assert first.support == events
+        estimate, gap = interval(first), paired_difference(first, second)
+        held.append(estimate.low <= 0.5 <= estimate.high and gap.low <= 0 <= gap.high)
+        differ.append(sign_flip_p_value(first, second) < 0.05)
+        assert gap.low >= -1 and gap.high <= 1, "nor does any end leave what a difference can be"
+    assert np.mean(held) > 0.85, "of both at once 90 %, less two standard errors"
+    assert np.mean(differ) <= (0.12 if events >= MIN_EPISODES_FOR_CLAIMS else 0)
+
+
+def test_nothing_is_claimed_of_areas_that_few_episodes_decide() -> None:
+    """One event that one of the two ranks first, the other last: as far apart as can be."""
+    truth, numbers = np.zeros((80, 1)), np.arange(20).repeat(4)
+    truth[0] = 1
+    scored = [
+        Scored(name, "s", "t", auroc_sums(truth, sign * truth, numbers))
+        for name, sign in (("student", 1), ("random", -1))
+    ]
+    (result,) = tabulate(scored, 0)
+    (gap,) = result.comparisons
+    assert (gap.difference, gap.apart, gap.p) == (1.0, False, 1.0)
+
+
+@pytest.mark.parametrize(("episodes", "first", "second"), [(20, 1.0, 0.0), (10, 1.0, 0.5), (12, 1.0, 1.0)])
+def test_episodes_that_differ_alike_are_not_certain_either(
+    episodes: int, first: float, second: float
+) -> None:
+    """As many others as could have been missed may differ by all that there is."""
+    numbers = np.arange(episodes).repeat(2)
+    sums = [share_sums("accuracy", np.full(2 * episodes, share), numbers) for share in (first, second)]
+    found, gap = paired_difference(*sums), first - second
+    missed = 1 - 0.025 ** (1 / episodes)
+    ends = ((1 - missed) * gap - missed, (1 - missed) * gap + missed)
+    assert (found.value, found.low, found.high) == pytest.approx((gap, *ends))
+    assert found.apart == (gap > 0)
 
 
 def test_ends_stay_where_a_metric_can_be() -> None:

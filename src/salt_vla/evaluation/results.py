@@ -13,11 +13,18 @@ from typing import Any, TypeVar
 
 from salt_vla.config import from_json
 from salt_vla.evaluation.significance import holm, sign_flip_p_value
-from salt_vla.evaluation.statistics import EpisodeSums, Estimate, Metric, interval, paired_difference
+from salt_vla.evaluation.statistics import (
+    MIN_EPISODES_FOR_CLAIMS as MIN_EPISODES_FOR_CLAIMS,
+)
+from salt_vla.evaluation.statistics import (
+    EpisodeSums,
+    Estimate,
+    Metric,
+    interval,
+    paired_difference,
+)
 
 T = TypeVar("T")
-# Below this many held-out episodes nothing is called apart, whatever an interval says.
-MIN_EPISODES_FOR_CLAIMS = 10
 PROBES_FILE = "probes.json"  # In a run's folder: what was found of its last checkpoint.
 STUDENT, TEACHER, PIXELS, CONSTANT = "student", "teacher", "pixels", "constant"
 # Rows that no encoder has a part in: the mean, the robot's own state, the task; `state+NAME` is both.
@@ -155,7 +162,7 @@ def _compared(
         found.low,
         found.high,
         seed,
-        apart=found.apart and len(mine.episodes) >= MIN_EPISODES_FOR_CLAIMS,
+        apart=found.apart and min(mine.support, theirs.support) >= MIN_EPISODES_FOR_CLAIMS,
         p=sign_flip_p_value(mine, theirs),
     )
 

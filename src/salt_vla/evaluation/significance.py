@@ -13,7 +13,7 @@ import numpy as np
 from scipy.stats import norm
 
 from salt_vla.errors import DataError
-from salt_vla.evaluation.statistics import EpisodeSums
+from salt_vla.evaluation.statistics import MIN_EPISODES_FOR_CLAIMS, EpisodeSums
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -31,11 +31,15 @@ def sign_flip_p_value(first: EpisodeSums, second: EpisodeSums) -> float:
     If they were, either could have made an episode's predictions, so each episode's part of the difference is
     as likely with the other sign (Fisher's randomisation test, two-sided; drawn outcomes count the observed
     one: Phipson and Smyth, Stat. Appl. Genet. Mol. Biol. 9, 2010). A difference of R², too, is a sum over
-    episodes, since both are measured against the same spread. A pure function. Raises `DataError` where the
-    episodes are not the same.
+    episodes, since both are measured against the same spread. 1 where the figure rests on fewer episodes than
+    claims need (`EpisodeSums.support`): flipping the others' signs would say nothing of the few. A pure
+    function. Raises `DataError` where the episodes are not the same.
     """
     if not np.array_equal(first.episodes, second.episodes):
         raise DataError("a paired test needs two predictors of the same held-out episodes")
+    rests_on = min(first.support, second.support)
+    if rests_on < min(MIN_EPISODES_FOR_CLAIMS, len(first.episodes)):
+        return 1.0
     parts = second.shares() - first.shares()
     parts = parts[parts != 0]
     observed, count = abs(float(parts.sum())), len(parts)

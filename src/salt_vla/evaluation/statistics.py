@@ -34,6 +34,8 @@ Metric = Literal[
 # Of these `second` (less the mean's part, which `first` gives) is what errors are measured against.
 OF_SPREAD = ("r2", "r2_over_copy")
 CONFIDENCE = 0.95
+# Below this many held-out episodes nothing is called apart, whatever an interval says.
+MIN_EPISODES_FOR_CLAIMS = 10
 # A dimension whose standard deviation is below this share of the target's root mean square "does not vary".
 STILL = 1e-5
 # Sums of squares of some episodes are kept above this share of the sample's, so that none divides by zero.
@@ -62,7 +64,8 @@ class EpisodeSums:
 
     `wrong` holds squared errors (r2) or wrong answers (all other metrics); `first` and `second` are the sums
     of the truth and of its square, about the sample's mean (zeros unless r2; for r2_over_copy zeros and the
-    squared errors of copying). Rows follow `episodes`, sorted.
+    squared errors of copying; for auroc the clips where it happens, and zeros). Rows follow `episodes`,
+    sorted.
     """
 
     metric: Metric
@@ -77,6 +80,15 @@ class EpisodeSums:
     def left_out(self) -> tuple[int, ...]:
         """Output dimensions that do not vary in the sample and so do not count."""
         return tuple(int(d) for d in np.flatnonzero(~self.varying))
+
+    @property
+    def support(self) -> int:
+        """How many episodes the figure rests on: all; for auroc those with a clip where it happens, or those
+        with one where it does not, whichever are fewer."""
+        if self.metric != "auroc":
+            return len(self.episodes)
+        happens = self.first[:, 0]
+        return int(min((happens > 0).sum(), (happens < self.clips).sum()))
 
     def score(self, weights: Shaped[np.ndarray, "choices episodes"]) -> Float[np.ndarray, " choices"]:
         """The metric with episode e counted `weights[:, e]` times."""
@@ -205,9 +217,8 @@ def auroc_sums(
     area = below[happens].mean()
     size = np.where(happens, *counts)
     wrong = (1 - area) - len(score) / size * (below - area)
-    keys, clips, (summed,) = _by_episode(episodes, wrong[:, None])
-    nothing = np.zeros_like(summed)
-    return EpisodeSums("auroc", keys, clips, summed, nothing, nothing, np.ones(1, bool))
+    keys, clips, (summed, events) = _by_episode(episodes, wrong[:, None], happens[:, None])
+    return EpisodeSums("auroc", keys, clips, summed, events, np.zeros_like(summed), np.ones(1, bool))
 
 
 def _by_episode(
@@ -232,15 +243,17 @@ def interval(sums: EpisodeSums) -> Estimate:
     Leaving out whole episodes is the cluster jackknife CV3 (MacKinnon, Nielsen and Webb, J. Appl.
     Econometrics 38, 2023): where episodes are few and uneven it errs to the wide side, percentiles of a
     bootstrap to the narrow one. Where all episodes score alike (all answers right, say) there is no spread to
-    see, and a share gets the interval of Clopper and Pearson (Biometrika 26, 1934) for so many episodes. A
-    pure function. Raises `DataError` below two episodes.
+    see, and a share gets the interval of Clopper and Pearson (Biometrika 26, 1934) for so many episodes. An
+    area under the ROC curve knows no more than the fewer of its two kinds of episodes say (`support`). A pure
+    function. Raises `DataError` below two episodes.
     """
     return joint_interval([sums])
 
 
 def paired_difference(first: EpisodeSums, second: EpisodeSums) -> Estimate:
     """first − second with Student's 95 % interval: an episode is left out for both at once, so what makes it
-    hard for both cancels.
+    hard for both cancels. Where shares of all episodes differ alike there is no spread to see either: then as
+    many others as could have been missed (Clopper and Pearson's, of none in so many) may differ by all.
 
     Raises `DataError` when the two were not computed on the same clips.
     """
@@ -254,14 +267,14 @@ def joint_interval(sums: Sequence[EpisodeSums]) -> Estimate:
     _require_together(sums)
     values = np.array([each.value for each in sums])
     mean, left_out = float(values.mean()), np.mean([each.left_one_out() for each in sums], axis=0)
-    count = len(left_out)
+    support = min(each.support for each in sums)
     if sums[0].metric in OF_SPREAD:
-        error = _half_width(np.log(_error(left_out)), np.log(_error(values)))
+        error = _half_width(np.log(_error(left_out)), np.log(_error(values)), support)
         low, high = (1 - np.exp(np.log(_error(mean)) + side * error) for side in (1, -1))
         return Estimate(mean, max(float(low), LOWEST_R2), max(float(high), mean))
     if max(np.ptp(left_out), np.ptp(values)) < ROUNDING:
-        return Estimate(mean, *_clopper_pearson(mean, count))
-    error = _half_width(_angle(left_out), _angle(values))
+        return Estimate(mean, *_clopper_pearson(mean, support))
+    error = _half_width(_angle(left_out), _angle(values), support)
     low, high = (np.sin(np.clip(_angle(mean) + side * error, 0, np.pi / 2)) ** 2 for side in (-1, 1))
     return Estimate(mean, float(low), float(high))
 
@@ -280,21 +293,36 @@ def joint_difference(first: Sequence[EpisodeSums], second: Sequence[EpisodeSums]
     pairs = list(zip(first, second, strict=True))
     values = np.array([one.value - other.value for one, other in pairs])
     left_out = np.mean([one.left_one_out() - other.left_one_out() for one, other in pairs], axis=0)
-    mean, error = float(values.mean()), _half_width(left_out, values)
-    return Estimate(mean, mean - error, mean + error)
+    mean, support = float(values.mean()), min(each.support for each in (*first, *second))
+    if first[0].metric in OF_SPREAD:
+        error = _half_width(left_out, values, support)
+        return Estimate(mean, mean - error, mean + error)
+    if max(np.ptp(left_out), np.ptp(values)) < ROUNDING:
+        unseen = _clopper_pearson(0.0, support)[1]
+        return Estimate(mean, (1 - unseen) * mean - unseen, (1 - unseen) * mean + unseen)
+    error = _half_width(left_out, values, support)
+    return Estimate(mean, max(mean - error, -1.0), min(mean + error, 1.0))
 
 
-def _half_width(left_out: Float[np.ndarray, " episodes"], per_seed: Float[np.ndarray, " seeds"]) -> float:
+def _half_width(
+    left_out: Float[np.ndarray, " episodes"], per_seed: Float[np.ndarray, " seeds"], support: int
+) -> float:
     """Half of a 95 % interval, from figures that leave one episode out and from those of single seeds.
 
     Episodes and seeds each err by Student's t with their own degrees of freedom times their own standard
     error; the two are added as independent (Behrens and Fisher's distribution, by its quantiles). Normal
-    seeds are assumed, and few of them cost width.
+    seeds are assumed, and few of them cost width. Where the figure rests on fewer episodes (`support`), their
+    spread about their own mean stands for that of others: as of a sample of so many.
     """
     count, seeds = len(left_out), len(per_seed)
     squares = (left_out - left_out.mean()) ** 2
     of_episodes = float(np.sqrt((count - 1) / count * squares.sum()))
     freedom = _freedom(squares)
+    if support < count:
+        if support < 2:
+            return np.inf
+        of_episodes *= np.sqrt(support / (support - 1))
+        freedom = min(freedom, support - 1)
     upper = (1 + CONFIDENCE) / 2
     if seeds == 1:
         return of_episodes * float(student_t.ppf(upper, freedom))

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float
 
 SUITE = "events"
+VERSION = 2
 GRIPPER = "gripper"
 MOVED = 0.005  # metres from where it lay: an object has been moved
 AT_REST = 0.001

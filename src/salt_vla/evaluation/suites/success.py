@@ -23,6 +23,7 @@ from salt_vla.evaluation.statistics import auroc_sums
 from salt_vla.evaluation.targets import TASK
 
 SUITE, SUCCESS = "success", "next.success"
+VERSION = 2
 SHARES = (25, 50, 75)  # percent of the training episodes' median length
 
 
