@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from salt_vla.cli.evaluate_more import print_curve, print_diagnosis
+from salt_vla.cli.evaluate_more import print_curve, print_diagnosis, require_only
 from salt_vla.errors import UserError
 from salt_vla.evaluation.settings import EvalSettings
 from salt_vla.jobs.eval_more import label_curve
@@ -27,4 +27,21 @@ def test_an_encoder_that_there_is_none_of_is_named(prints: Any) -> None:
     shares: tuple[Any, ...] = ([1.0],) if prints is print_curve else ()
     suites: tuple[Any, ...] = (["probes"],) if prints is print_curve else ()
     with pytest.raises(UserError, match="no_such_run"):
-        prints(["no_such_run"], *suites, "metaworld-mini", EvalSettings(), None, *shares, False)
+        prints(["no_such_run"], *suites, "metaworld-mini", EvalSettings(), None, *shares)
+
+
+@pytest.mark.parametrize(
+    ("option", "settings", "others", "named"),
+    [
+        ("--diagnose", EvalSettings(probe="knn"), {"--suite": True}, "no --probe and no --suite"),
+        ("--diagnose", EvalSettings(), {"--fractions": (0.1,)}, "no --fractions"),
+        ("--fractions", EvalSettings(fraction=0.5), {}, "no --fraction;"),
+        ("--fractions", EvalSettings(), {"--pictures": "there"}, "no --pictures"),
+    ],
+)
+def test_what_such_a_call_does_not_look_at_is_refused(
+    option: str, settings: EvalSettings, others: dict[str, object], named: str
+) -> None:
+    with pytest.raises(UserError, match=f"{option} takes {named}"):
+        require_only(option, settings, others)
+    require_only(option, EvalSettings(seed=3, device="cpu"), {"--suite": False})

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from salt_vla.reports.latex import escape, to_latex
 from salt_vla.reports.tables import Cell, Table, difference_table, score_table, to_html, to_markdown, to_rich
 
 VALUES = {"constant": 0.0, "pixels": 0.79, "student": 0.69, "teacher": 0.72, "random": 0.63}
@@ -141,6 +142,31 @@ def test_differences_are_told_from_one_encoder_and_marked_where_apart() -> None:
     assert "student minus" in table.title
 
 
+def test_what_holds_for_all_targets_together_has_its_arrow_doubled_in_every_form() -> None:
+    table = difference_table(
+        [
+            pair("student", "random", 0.06, p=0.001, p_holm=0.004),
+            pair("student", "teacher", -0.06, p=0.02, p_holm=0.08),
+            pair("pixels", "student", 0.05, p=0.0001, p_holm=0.001),
+        ]
+    )
+    assert [cell.figure for cell in table.cells[0]] == ["−0.060", "+0.060", "−0.050"]
+    assert [cell.text.split()[0] for cell in table.cells[0]] == ["▼", "▲▲", "▼▼"]
+    assert "p < 0.05, corrected (Holm) for the suite's targets" in table.note
+    console = Console(file=io.StringIO(), width=100, record=True)
+    console.print(to_rich(table))
+    shown = (console.export_text(), to_markdown(table), to_html(table))
+    assert all(text.count("▲▲ +0.060") == 1 for text in shown)
+    assert r"\textbf{$\uparrow$$\uparrow$ +0.060" in to_latex(table)
+
+
+def test_no_arrow_is_doubled_where_the_interval_holds_zero_or_a_seed_has_no_p() -> None:
+    unsure = pair("student", "random", 0.01, p=0.001, p_holm=0.004)
+    seeds = [pair("student", "pixels", 0.06, seed=0, p_holm=0.001), pair("student", "pixels", 0.06, seed=1)]
+    cells = difference_table([unsure, *seeds]).cells[0]
+    assert [cell.arrow for cell in cells] == ["", "▲ "]
+
+
 def test_a_comparison_that_was_not_made_is_a_dash() -> None:
     table = difference_table([pair("student", "random", 0.06), pair("student", "pixels", 0.1, target="task")])
     assert [[cell.figure for cell in row] for row in table.cells] == [["+0.060", "–"], ["–", "+0.100"]]
@@ -215,3 +241,20 @@ def test_the_terminal_table_fits_five_encoders_in_a_hundred_columns() -> None:
     assert figures.split() == ["hand", "velocity", "0.690", "0.720", "0.630", "0.790", "0.000"]
     assert sum("[0.660, 0.710]" in line for line in lines) == 1
     assert max(map(len, lines)) <= 100
+
+
+def test_latex_prints_every_sign_that_is_an_order_to_it() -> None:
+    orders = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    orders |= {sign: f"\\{sign}" for sign in "&%$#_{}"}
+    for sign, written in orders.items():
+        assert escape(f"a{sign}b") == f"a{written}b"
+    everything = "".join(orders)
+    rows = [row | {"target": everything, "encoder": f"run_1{everything}"} for row in scores()[:1]]
+    text = to_latex(score_table(rows, title=f"50 % of {everything}\nnext line"))
+    said = "".join(orders.values())
+    assert rf"\caption{{50 \% of {said} next line}}" in text and rf"run\_1{said} \\" in text
+
+
+def test_a_cell_that_begins_with_a_bracket_is_no_option_of_the_line_before() -> None:
+    table = Table("t", "c", ("x",), (("n", ""),), ((Cell("[1, 2]"),),))
+    assert "& {}[1, 2]" in to_latex(table)

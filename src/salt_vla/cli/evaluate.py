@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import tyro
 
 from salt_vla.cli.detach import Apart
 from salt_vla.cli.printing import print_json
 from salt_vla.evaluation.settings import EvalSettings
-
-if TYPE_CHECKING:
-    from salt_vla.jobs.evaluate import Evaluation
 
 
 def evaluate(
@@ -45,20 +42,29 @@ def evaluate(
         data: a data set's folder, its clip table, or metaworld-mini; for surprise the folder of films.
         frame_stride: file frames from one frame to the next; default: as the first encoder was trained.
         against: encoders of this call that all others are also compared with.
-        out: a folder that gets the tables as table.json, .csv, .md, .tex and .html.
+        out: a folder that gets the tables as table.json, .csv, .md, .tex and .html; with --fractions the
+            curves too, with --diagnose spectra and likeness.
         pictures: a folder that gets sheets of one held-out clip: tokens, attention, nearest clips.
         fractions: shares of the training episodes, such as 0.01 0.1 1: figures by how many probes learn from.
-        diagnose: instead of suites: effective rank, likeness (CKA), operations and latency of the encoders.
+        diagnose: instead of suites: spectrum, effective rank, likeness (CKA) of encoders and of their blocks,
+            operations and latency.
         json: print JSON instead of tables.
     """
     if apart.starts("eval", paths={"--data": data}):
         return
-    if fractions or diagnose:
-        from salt_vla.cli.evaluate_more import print_curve, print_diagnosis
+    from salt_vla.cli.evaluate_more import print_curve, print_diagnosis, print_sections, require_only
 
-        if diagnose:
-            return print_diagnosis(encoders, data, settings, frame_stride, json)
-        return print_curve(encoders, suite, data, settings, frame_stride, fractions, json)
+    if out is not None:
+        from salt_vla.reports.forms import require_folder
+
+        require_folder(out)
+    if diagnose:
+        others = {"--suite": suite != ("probes",), "--against": against, "--fractions": fractions}
+        require_only("--diagnose", settings, others | {"--pictures": pictures})
+        return print_diagnosis(encoders, data, settings, frame_stride, out, json)
+    if fractions:
+        require_only("--fractions", settings, {"--pictures": pictures})
+        return print_curve(encoders, suite, data, settings, frame_stride, fractions, against, out, json)
     from salt_vla.jobs.evaluate import evaluate_encoders
 
     found = evaluate_encoders(encoders, suite, data, settings, frame_stride, against, pictures)
@@ -72,16 +78,6 @@ def evaluate(
     if json:
         print_json(found.rows)
         return
-    _print_tables(found)
-
-
-def _print_tables(found: Evaluation) -> None:
-    from rich.console import Console
-
     from salt_vla.reports.evaluation import tables_of
-    from salt_vla.reports.tables import to_rich
 
-    console = Console()
-    for section in tables_of(found.tables):
-        for table in section.tables:
-            console.print(to_rich(table))
+    print_sections(tables_of(found.tables))

@@ -1,11 +1,22 @@
-"""What `salt-vla eval --fractions` and `--diagnose` print."""
+"""What `salt-vla eval --fractions` and `--diagnose` print and write."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from salt_vla.cli.printing import print_json, print_table
+from salt_vla.cli.printing import print_json
+from salt_vla.errors import ConfigError
 from salt_vla.evaluation.settings import EvalSettings
+
+if TYPE_CHECKING:
+    from salt_vla.reports.forms import TableSection
+
+# What a call of --diagnose does not ask: it has no suite, no probe and no share of the labels.
+NOT_DIAGNOSED = ("probe", "protocol", "poolings", "fraction")
 
 
 def print_curve(
@@ -15,44 +26,65 @@ def print_curve(
     settings: EvalSettings,
     frame_stride: int | None,
     fractions: Sequence[float],
-    json: bool,
+    against: Sequence[str] = (),
+    out: Path | None = None,
+    json: bool = False,
 ) -> None:
-    """A line a suite, target and encoder; a column a share of the training episodes."""
+    """A table a suite and target: a line an encoder, a column a share of the training episodes."""
     from salt_vla.jobs.eval_more import label_curve
+    from salt_vla.reports.label_curve import curve_tables, write_curve
 
-    rows = label_curve(encoders, suites, data, settings, frame_stride, fractions)
+    found = label_curve(encoders, suites, data, settings, frame_stride, fractions, against)
+    _say([*(f"salt-vla: {note}" for note in found.notes), *map(str, write_curve(found, out) if out else ())])
     if json:
-        return print_json(rows)
-    lines: dict[tuple[str, str, str], dict[str, str]] = {}
-    for row in rows:
-        key = (row["suite"], row["target"], row["encoder"])
-        line = lines.setdefault(key, dict(zip(("suite", "target", "encoder"), key, strict=True)))
-        line[f"{row['fraction']:g}"] = f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
-    shares = [f"{fraction:g}" for fraction in sorted(fractions)]
-    ordered = [dict.fromkeys(shares, "–") | lines[key] for key in sorted(lines)]
-    print_table(ordered, ["suite", "target", "encoder", *shares])
+        return print_json(list(found.rows))
+    print_sections(curve_tables(found))
 
 
 def print_diagnosis(
-    encoders: Sequence[str], data: str, settings: EvalSettings, frame_stride: int | None, json: bool
+    encoders: Sequence[str],
+    data: str,
+    settings: EvalSettings,
+    frame_stride: int | None,
+    out: Path | None = None,
+    json: bool = False,
 ) -> None:
     from salt_vla.jobs.eval_more import diagnose
+    from salt_vla.reports.diagnosis import diagnosis_tables, write_diagnosis
 
-    said = diagnose(encoders, data, settings, frame_stride)
+    found = diagnose(encoders, data, settings, frame_stride)
+    _say(
+        [
+            *(f"salt-vla: {note}" for note in found.notes),
+            *map(str, write_diagnosis(found, out) if out else ()),
+        ]
+    )
     if json:
-        return print_json(said)
-    names = [row["encoder"] for row in said["encoders"]]
-    alike = {frozenset((pair["encoder"], pair["other"])): pair["cka"] for pair in said["cka"]}
-    lines = [
-        {
-            "encoder": row["encoder"],
-            "rank": f"{row['effective_rank']:.1f} of {row['dims']}",
-            "GFLOP a clip": f"{row['flops_a_clip'] / 1e9:.2f}",
-            "ms a clip": f"{1e3 * row['p50']:.1f} (p95 {1e3 * row['p95']:.1f})",
-            "frames/s": f"{row['frames_per_second']:.0f}",
-        }
-        | {f"CKA {name}": f"{alike.get(frozenset((row['encoder'], name)), 1.0):.2f}" for name in names}
-        for row in said["encoders"]
-    ]
-    print_table(lines, list(lines[0]))
-    print(f"on {said['clips']} held-out clips; a stream asks once a tubelet for its last whole clip")
+        return print_json(asdict(found))
+    print_sections(diagnosis_tables(found))
+
+
+def print_sections(sections: Sequence[TableSection]) -> None:
+    from rich.console import Console
+
+    from salt_vla.reports.tables import to_rich
+
+    console = Console()
+    for section in sections:
+        for table in section.tables:
+            console.print(to_rich(table))
+
+
+def require_only(option: str, settings: EvalSettings, others: Mapping[str, object]) -> None:
+    """Refuse what a call with `option` does not look at. Raises `ConfigError` naming it."""
+    usual = EvalSettings()
+    names = NOT_DIAGNOSED if option == "--diagnose" else ("fraction",)
+    asked = [f"--{name}" for name in names if getattr(settings, name) != getattr(usual, name)]
+    asked += [name for name, value in others.items() if value]
+    if asked:
+        raise ConfigError(f"{option} takes no {' and no '.join(asked)}; leave it out, or ask in another call")
+
+
+def _say(lines: Sequence[str]) -> None:
+    for line in lines:
+        print(line, file=sys.stderr)

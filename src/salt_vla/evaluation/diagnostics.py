@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import combinations
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -54,16 +55,7 @@ def cka(first: Float[np.ndarray, "clips dims"], second: Float[np.ndarray, "clips
 
     Raises `DataError` for fewer than four clips, other clips, and features that do not vary.
     """
-    if len(first) != len(second) or len(first) < FEWEST_CLIPS:
-        raise DataError(
-            f"CKA needs the same {FEWEST_CLIPS} clips or more of both encoders, not "
-            f"{len(first)} and {len(second)}"
-        )
-    kernels = [_kernel(each) for each in (first, second)]
-    both, one, other = _hsic(*kernels), _hsic(kernels[0], kernels[0]), _hsic(kernels[1], kernels[1])
-    if one <= 0 or other <= 0:
-        raise DataError("CKA needs features that vary from clip to clip; leave that encoder out")
-    return float(both / np.sqrt(one * other))
+    return float(likeness({"first": first, "second": second})["first", "second"])
 
 
 def _kernel(features: np.ndarray) -> np.ndarray:
@@ -82,12 +74,19 @@ def _hsic(k: np.ndarray, m: np.ndarray) -> float:
 
 
 def likeness(features: Mapping[str, Float[np.ndarray, "clips dims"]]) -> dict[tuple[str, str], float]:
-    """CKA of every two encoders, each pair once."""
-    names = list(features)
+    """CKA of every two encoders, each pair once. Raises `DataError` as `cka`."""
+    counts = sorted({len(each) for each in features.values()})
+    if len(counts) > 1 or (counts and counts[0] < FEWEST_CLIPS):
+        said = " and ".join(map(str, counts))
+        raise DataError(f"CKA needs the same {FEWEST_CLIPS} clips or more of all encoders, not {said}")
+    kernels = {name: _kernel(each) for name, each in features.items()}
+    own = {name: _hsic(kernel, kernel) for name, kernel in kernels.items()}
+    still = [name for name, each in own.items() if each <= 0]
+    if still:
+        raise DataError(f"CKA needs features that vary from clip to clip; leave out {', '.join(still)}")
     return {
-        (one, other): cka(features[one], features[other])
-        for place, one in enumerate(names)
-        for other in names[place + 1 :]
+        (one, other): _hsic(kernels[one], kernels[other]) / float(np.sqrt(own[one] * own[other]))
+        for one, other in combinations(kernels, 2)
     }
 
 

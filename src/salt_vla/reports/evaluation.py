@@ -5,17 +5,13 @@ Knows rows, comparisons and costs as plain objects; not where they come from.
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from salt_vla.files import write_text
-from salt_vla.reports.html import Block, Facts, ReportContent, Section, render
-from salt_vla.reports.latex import to_latex
+from salt_vla.reports.forms import TableSection, facts_of, to_csv, write_forms
+from salt_vla.reports.html import Block, Facts, ReportContent, Section
 from salt_vla.reports.rows import (
     encoder_label,
     in_report_order,
@@ -24,7 +20,7 @@ from salt_vla.reports.rows import (
     suites_of,
     told_from,
 )
-from salt_vla.reports.tables import Cell, Table, difference_table, score_table, to_markdown
+from salt_vla.reports.tables import Cell, Table, difference_table, score_table
 
 BASELINES = ("random", "pixels", "constant")
 COLUMNS = (
@@ -47,14 +43,6 @@ class EvaluationTables:
     compute: Objects = ()
     notes: Sequence[str] = ()
     about: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class TableSection:
-    """Tables under a heading."""
-
-    heading: str
-    tables: list[Table]
 
 
 def tables_of(found: EvaluationTables) -> list[TableSection]:
@@ -151,56 +139,22 @@ def _millions(parameters: float | None) -> str:
 def write_tables(found: EvaluationTables, folder: Path) -> list[Path]:
     """`table.json`, `.csv`, `.md`, `.tex`, `.html` and `comparisons.csv`; their paths."""
     sections = tables_of(found)
-    texts = {
-        "table.json": json.dumps(asdict(found), indent=1),
-        "table.csv": to_csv(found.rows, COLUMNS),
-        "comparisons.csv": to_csv(found.comparisons),
-        "table.md": _markdown(sections),
-        "table.tex": "\n".join(to_latex(table) for section in sections for table in section.tables),
-        "table.html": _page(found, sections),
-    }
-    for name, text in texts.items():
-        write_text(folder / name, text)
-    return [folder / name for name in texts]
+    sheets = {"table.csv": to_csv(found.rows, COLUMNS), "comparisons.csv": to_csv(found.comparisons)}
+    return write_forms(folder, "table", asdict(found), sheets, sections, _page(found, sections))
 
 
-def to_csv(rows: Objects, columns: Sequence[str] = ()) -> str:
-    """One line an object, its fields in the order of `columns` as far as it has them."""
-    held = list(dict.fromkeys(name for row in rows for name in row))
-    names = [*(name for name in columns if name in held), *(name for name in held if name not in columns)]
-    out = io.StringIO()
-    writer = csv.DictWriter(out, names, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return out.getvalue()
-
-
-def _markdown(sections: Sequence[TableSection]) -> str:
-    parts = []
-    for section in sections:
-        parts += [f"## {section.heading}", ""]
-        for table in section.tables:
-            parts += [f"**{table.title}**", "", to_markdown(table), table.note, ""]
-    return "\n".join(parts)
-
-
-def _page(found: EvaluationTables, sections: Sequence[TableSection]) -> str:
+def _page(found: EvaluationTables, sections: Sequence[TableSection]) -> ReportContent:
     """The summary first; a section a suite, so that the contents lead to it."""
     last = sections[-1] if sections[-1].heading == "All together" else None
     blocks: list[Block] = list(last.tables) if last else []
-    about = [(name, json.dumps(value)) for name, value in found.about.items() if not isinstance(value, dict)]
-    for value in found.about.values():
-        if isinstance(value, dict):
-            about += [(name, json.dumps(each)) for name, each in value.items()]
-    content = ReportContent(
+    return ReportContent(
         title="What the encoders know",
         lead=f"{', '.join(found.names)}; every figure on held-out clips, with its interval.",
         conclusions=[],
         answer=[*blocks, *found.notes],
         sections=[
             *(Section(section.heading, section.tables) for section in sections if section is not last),
-            Section("How it was measured", [Facts(about)]),
+            Section("How it was measured", [Facts(facts_of(found.about))]),
         ],
-        footer="Intervals are not corrected for the number of targets.",
+        footer="Intervals are not corrected for the number of targets; a doubled arrow is.",
     )
-    return render(content)

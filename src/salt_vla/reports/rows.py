@@ -19,6 +19,7 @@ Row = Mapping[str, Any]
 ENCODERS = ("student", "teacher", "random", "pixels", "constant")
 _ENCODER_LABELS = {"random": "random init"}
 _METRIC_LABELS = {"r2": "R²"}
+SIGNIFICANT = 0.05
 ONE_SEED = "95 %, over held-out episodes"
 EVERY_SEED = "from the lowest to the highest of the seeds' 95 % intervals"
 
@@ -45,6 +46,8 @@ class Difference:
     """`encoder` minus `against` on the same held-out episodes, over seeds.
 
     `apart`: the paired interval excludes zero; where seeds are pooled here, in each and on the same side.
+    `p_holm`: corrected for all targets on which the two were compared (the largest of the seeds'), None where
+    none was computed.
     """
 
     encoder: str
@@ -58,6 +61,12 @@ class Difference:
     apart: bool
     seeds: int
     spread: str = ONE_SEED
+    p_holm: float | None = None
+
+    @property
+    def is_sure(self) -> bool:
+        """Apart, and so even if all of the suite's targets are taken together."""
+        return self.apart and self.p_holm is not None and self.p_holm < SIGNIFICANT
 
     @property
     def ahead(self) -> bool:
@@ -71,7 +80,7 @@ class Difference:
         """The same comparison, told from the other side."""
         return Difference(
             self.against, self.encoder, self.suite, self.target, self.metric,
-            -self.difference, -self.high, -self.low, self.apart, self.seeds, self.spread,
+            -self.difference, -self.high, -self.low, self.apart, self.seeds, self.spread, self.p_holm,
         )  # fmt: skip
 
 
@@ -97,8 +106,12 @@ def pool_differences(comparisons: Iterable[Row]) -> list[Difference]:
         sides = {_as_float(row["difference"]) > 0 for row in group}
         apart = all(bool(row["apart"]) for row in group) and len(sides) == 1
         value, low, high = _mean(group, "difference"), _lowest(group), _highest(group)
+        ps = [row.get("p_holm") for row in group]
+        p_holm = None if None in ps else max(map(_as_float, ps))
         pooled.append(
-            Difference(encoder, against, suite, target, metric, value, low, high, apart, *_seeds(group))
+            Difference(
+                encoder, against, suite, target, metric, value, low, high, apart, *_seeds(group), p_holm
+            )
         )
     return pooled
 

@@ -14,6 +14,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from salt_vla.reports.rows import (
+    SIGNIFICANT,
     Difference,
     Row,
     Score,
@@ -29,22 +30,29 @@ from salt_vla.reports.rows import (
 )
 
 Mark = Literal["", "best", "ahead", "behind", "level"]
-_ARROWS: dict[Mark, str] = {"ahead": "▲ ", "behind": "▼ "}
+_ARROWS: dict[Mark, str] = {"ahead": "▲", "behind": "▼"}
 _RICH_STYLES: dict[Mark, str] = {"best": "bold", "ahead": "bold green", "behind": "bold red", "level": "dim"}
 _PROVEN: tuple[Mark, ...] = ("best", "ahead", "behind")
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A figure and its interval; `mark` says what the paired intervals allow to be said of it."""
+    """A figure and its interval; `mark` says what the paired intervals allow to be said of it, `is_sure` that
+    it also holds corrected for the number of targets."""
 
     figure: str = ""
     interval: str = ""
     mark: Mark = ""
+    is_sure: bool = False
+
+    @property
+    def arrow(self) -> str:
+        sign = _ARROWS.get(self.mark, "")
+        return f"{sign * (1 + self.is_sure)} " if sign else ""
 
     @property
     def text(self) -> str:
-        return f"{_ARROWS.get(self.mark, '')}{self.figure} {self.interval}".strip()
+        return f"{self.arrow}{self.figure} {self.interval}".strip()
 
 
 @dataclass(frozen=True)
@@ -79,7 +87,7 @@ def score_table(
     for target, metric in targets:
         line = [by_place.get((target, metric, encoder)) for encoder in encoders]
         best = _proven_best([score for score in line if score], differences)
-        lines.append(tuple(_score_cell(score, best) for score in line))
+        lines.append(tuple(score_cell(score, best) for score in line))
     marked = any(cell.mark == "best" for line in lines for cell in line)
     return Table(
         title=title or "Probes on held-out episodes",
@@ -106,11 +114,10 @@ def difference_table(
         columns=tuple(encoder_label(other) for other in others),
         names=tuple((target_label(target), metric_label(metric)) for target, metric in targets),
         cells=tuple(
-            tuple(_difference_cell(by_place.get((target, metric, other))) for other in others)
+            tuple(difference_cell(by_place.get((target, metric, other))) for other in others)
             for target, metric in targets
         ),
-        note="▲ ahead, ▼ behind: the paired interval excludes zero; unmarked: the two cannot be told apart. "
-        + _intervals(differences),
+        note=f"{_arrows_note(differences)} {_intervals(differences)}",
     )
 
 
@@ -156,7 +163,8 @@ def to_rich(table: Table) -> RichTable:
     return rich
 
 
-def _score_cell(score: Score | None, best: str) -> Cell:
+def score_cell(score: Score | None, best: str = "") -> Cell:
+    """The figure with its interval, marked where the encoder is the `best`; a dash where there is none."""
     if score is None:
         return Cell("–", mark="level")
     mark: Mark = "best" if score.encoder == best else ""
@@ -164,11 +172,13 @@ def _score_cell(score: Score | None, best: str) -> Cell:
     return Cell(number(score.value) + star, interval(score.low, score.high), mark)
 
 
-def _difference_cell(item: Difference | None) -> Cell:
+def difference_cell(item: Difference | None) -> Cell:
+    """The difference with its interval, marked where that excludes zero; a dash where there is none."""
     if item is None:
         return Cell("–", mark="level")
     mark: Mark = "ahead" if item.ahead else "behind" if item.behind else "level"
-    return Cell(number(item.difference, signed=True), interval(item.low, item.high, signed=True), mark)
+    spread = interval(item.low, item.high, signed=True)
+    return Cell(number(item.difference, signed=True), spread, mark, item.is_sure)
 
 
 def _proven_best(scores: Sequence[Score], differences: Sequence[Difference]) -> str:
@@ -182,6 +192,16 @@ def _proven_best(scores: Sequence[Score], differences: Sequence[Difference]) -> 
     duels = told_from(leader.encoder, here)
     met_runner_up = any(duel.against == runner_up.encoder for duel in duels)
     return leader.encoder if met_runner_up and all(duel.ahead for duel in duels) else ""
+
+
+def _arrows_note(differences: Sequence[Difference]) -> str:
+    """What the marks of a table of differences mean, p-values as far as it has some."""
+    arrows = "▲ ahead, ▼ behind: the paired interval excludes zero"
+    if any(item.p_holm is not None for item in differences):
+        arrows += f"; ▲▲, ▼▼: and p < {SIGNIFICANT}, corrected (Holm) for the suite's targets"
+    elif differences:
+        arrows += " (no p-values here)"
+    return f"{arrows}; unmarked: the two cannot be told apart."
 
 
 def _intervals(items: Sequence[Score | Difference]) -> str:
@@ -209,14 +229,13 @@ def _score_note(scores: Sequence[Score], marked: bool) -> str:
 
 
 def _html_cell(cell: Cell) -> str:
-    arrow = _ARROWS.get(cell.mark, "")
     spread = f' <span class="interval">{escape(cell.interval)}</span>' if cell.interval else ""
     kind = f' class="{cell.mark}"' if cell.mark else ""
-    return f'<td{kind}><span class="figure">{arrow}{escape(cell.figure)}</span>{spread}</td>'
+    return f'<td{kind}><span class="figure">{cell.arrow}{escape(cell.figure)}</span>{spread}</td>'
 
 
 def _rich_cell(cell: Cell) -> Text:
-    figure = Text(_ARROWS.get(cell.mark, "") + cell.figure, style=_RICH_STYLES.get(cell.mark, ""))
+    figure = Text(cell.arrow + cell.figure, style=_RICH_STYLES.get(cell.mark, ""))
     return figure.append(f"\n{cell.interval}", style="dim") if cell.interval else figure
 
 
