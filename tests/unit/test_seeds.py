@@ -32,7 +32,15 @@ from salt_vla.evaluation.seeds import (
     scores_from_arrays,
     scores_to_arrays,
 )
-from salt_vla.evaluation.statistics import EpisodeSums, interval, joint_difference, joint_interval, r2_sums
+from salt_vla.evaluation.statistics import (
+    EpisodeSums,
+    interval,
+    joint_difference,
+    joint_interval,
+    joint_p_value,
+    r2_sums,
+    share_sums,
+)
 
 EPISODES, CLIPS = 24, 3
 
@@ -118,6 +126,38 @@ def test_one_seed_is_said_to_be_one_seed(three: list[SuiteResult]) -> None:
     row = student_row(aggregate_seeds(three[:1])[0])
     assert (row.interval, row.seeds) == (EPISODES_ONLY, 1)
     assert row.low < row.value < row.high
+
+
+def test_the_joint_p_value_is_below_a_twentieth_where_the_interval_excludes_zero(
+    three: list[SuiteResult],
+) -> None:
+    for results in (three, [suite_at(seed, student_noise=1.9) for seed in range(3)], three[:2]):
+        _, comparisons = aggregate_seeds(results)
+        assert comparisons
+        for c in comparisons:
+            assert c.p is not None and c.p_holm is not None and c.p <= c.p_holm <= 1
+            assert (c.p < 0.05) == (c.low > 0 or c.high < 0), c
+    (alone, *_) = aggregate_seeds(three[:1])[1]
+    assert alone.p == three[0].comparisons[0].p
+    bare = [dataclasses.replace(result, scores={}) for result in three]
+    assert {c.p for c in aggregate_seeds(bare)[1]} == {c.p_holm for c in aggregate_seeds(bare)[1]} == {None}
+
+
+def test_seeds_that_are_alike_reject_a_true_null_at_the_stated_rate() -> None:
+    """Three seeds of two predictors that are as good as each other: one in twenty, and few seeds cost."""
+    rejected, runs = 0, 200
+    for run in range(runs):
+        noise = np.random.default_rng(run)
+        episodes, sums = np.arange(40), []
+        for _ in range(2):
+            own = 0.1 * noise.normal(size=3)
+            sums.append([share_of(own[seed] + noise.normal(size=40), episodes) for seed in range(3)])
+        rejected += joint_p_value(*sums) < 0.05
+    assert rejected / runs < 0.09
+
+
+def share_of(ability: np.ndarray, episodes: np.ndarray) -> EpisodeSums:
+    return share_sums("accuracy", 1 / (1 + np.exp(-ability)), episodes)
 
 
 def test_of_one_runs_seeds_nothing_is_said(three: list[SuiteResult]) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from salt_vla.config import from_json
-from salt_vla.evaluation.significance import holm, sign_flip_p_value
+from salt_vla.evaluation.significance import holm_within, sign_flip_p_value
 from salt_vla.evaluation.statistics import (
     MIN_EPISODES_FOR_CLAIMS as MIN_EPISODES_FOR_CLAIMS,
 )
@@ -169,15 +169,8 @@ def _compared(
 
 def _corrected(comparisons: Sequence[Comparison]) -> list[Comparison]:
     """With `p_holm`: over all targets on which the same two were compared."""
-    families: dict[tuple[str, str], list[int]] = {}
-    for place, item in enumerate(comparisons):
-        families.setdefault((item.encoder, item.against), []).append(place)
-    found = list(comparisons)
-    for places in families.values():
-        corrected = holm([comparisons[place].p or 0.0 for place in places])
-        for place, p_holm in zip(places, corrected, strict=True):
-            found[place] = replace(comparisons[place], p_holm=p_holm)
-    return found
+    ps = holm_within([(item.encoder, item.against) for item in comparisons], [item.p for item in comparisons])
+    return [replace(item, p_holm=p) for item, p in zip(comparisons, ps, strict=True)]
 
 
 def compared_pairs(

@@ -7,14 +7,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from salt_vla.errors import DataError
 from salt_vla.evaluation.results import MIN_EPISODES_FOR_CLAIMS, Comparison, Row, SuiteResult
-from salt_vla.evaluation.statistics import EpisodeSums, Estimate, Metric, joint_difference, joint_interval
+from salt_vla.evaluation.significance import holm_within
+from salt_vla.evaluation.statistics import (
+    EpisodeSums,
+    Estimate,
+    Metric,
+    joint_difference,
+    joint_interval,
+    joint_p_value,
+)
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -48,7 +56,8 @@ class SeedRow:
 @dataclass(frozen=True)
 class SeedComparison:
     """A difference's mean over seeds; `apart_in` counts the seeds whose own interval excludes zero, `apart`
-    says that the joint one does (never claimed from a mere range of seeds)."""
+    says that the joint one does (never claimed from a mere range of seeds). `p` is for new episodes and
+    seeds, `p_holm` corrected for all of the suite's targets; None for a mere range."""
 
     suite: str
     target: str
@@ -64,6 +73,8 @@ class SeedComparison:
     seeds: int
     apart_in: int
     apart: bool
+    p: float | None = None
+    p_holm: float | None = None
 
 
 def aggregate_seeds(
@@ -83,9 +94,12 @@ def aggregate_seeds(
             rows.setdefault((result.suite, row.target, row.encoder), []).append((result, i))
         for i, c in enumerate(result.comparisons):
             pairs.setdefault((result.suite, c.target, c.encoder, c.against), []).append((result, i))
+    joined = [_join_comparisons(entries, single) for entries in pairs.values()]
+    families = [(item.suite, item.encoder, item.against) for item in joined]
+    ps = holm_within(families, [item.p for item in joined])
     return (
         [_join_rows(entries, single) for entries in rows.values()],
-        [_join_comparisons(entries, single) for entries in pairs.values()],
+        [replace(item, p_holm=p) for item, p in zip(joined, ps, strict=True)],
     )
 
 
@@ -129,7 +143,16 @@ def _join_comparisons(entries: Sequence[tuple[SuiteResult, int]], single: Collec
         apart=span["interval"] != RANGE
         and estimate.apart
         and min(each.support for each in (*mine, *theirs)) >= MIN_EPISODES_FOR_CLAIMS,
+        p=_p_value(span["interval"], items, mine, theirs),
     )
+
+
+def _p_value(
+    spread: str, items: Sequence[Comparison], first: Sequence[EpisodeSums], second: Sequence[EpisodeSums]
+) -> float | None:
+    if spread == RANGE:
+        return None
+    return joint_p_value(first, second) if len(items) > 1 else items[0].p
 
 
 def _sums_of(entries: Sequence[tuple[SuiteResult, int]], key: tuple[str, str]) -> list[EpisodeSums]:

@@ -5,7 +5,7 @@ Knows sums over episodes; neither encoders nor how tables look.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -72,3 +72,16 @@ def holm(p_values: Sequence[float]) -> list[float]:
         highest = max(highest, min((len(order) - rank) * p_values[at], 1.0))
         corrected[at] = highest
     return [float(p) for p in corrected]
+
+
+def holm_within(families: Sequence[Hashable], p_values: Sequence[float | None]) -> list[float | None]:
+    """P-values corrected within their families; None for those that are none."""
+    places: dict[Hashable, list[int]] = {}
+    for place, (family, p) in enumerate(zip(families, p_values, strict=True)):
+        if p is not None:
+            places.setdefault(family, []).append(place)
+    found: list[float | None] = [None] * len(p_values)
+    for mine in places.values():
+        for place, p in zip(mine, holm([p_values[at] or 0.0 for at in mine]), strict=True):
+            found[place] = p
+    return found

@@ -289,11 +289,8 @@ def _clopper_pearson(share: float, count: int) -> tuple[float, float]:
 
 def joint_difference(first: Sequence[EpisodeSums], second: Sequence[EpisodeSums]) -> Estimate:
     """Mean over seeds of first − second, seed by seed; the 95 % interval is for new episodes and seeds."""
-    _require_together([*first, *second])
-    pairs = list(zip(first, second, strict=True))
-    values = np.array([one.value - other.value for one, other in pairs])
-    left_out = np.mean([one.left_one_out() - other.left_one_out() for one, other in pairs], axis=0)
-    mean, support = float(values.mean()), min(each.support for each in (*first, *second))
+    values, left_out, support = _differences(first, second)
+    mean = float(values.mean())
     if first[0].metric in OF_SPREAD:
         error = _half_width(left_out, values, support)
         return Estimate(mean, mean - error, mean + error)
@@ -304,33 +301,70 @@ def joint_difference(first: Sequence[EpisodeSums], second: Sequence[EpisodeSums]
     return Estimate(mean, max(mean - error, -1.0), min(mean + error, 1.0))
 
 
+def joint_p_value(first: Sequence[EpisodeSums], second: Sequence[EpisodeSums]) -> float:
+    """How often a difference whose truth is zero would come out as far from it as this one, over new episodes
+    and seeds: at 0.05 where `joint_difference`'s interval ends at zero. Not below 1 ÷ `LEVELS`; 1 where there
+    is no spread to see, or too few episodes to see it by."""
+    if len(first) == 1:
+        raise ValueError("of one seed `significance.sign_flip_p_value` asks less")
+    values, left_out, support = _differences(first, second)
+    if support < MIN_EPISODES_FOR_CLAIMS or max(np.ptp(left_out), np.ptp(values)) < ROUNDING:
+        return 1.0
+    errors = _errors(left_out, values, support)
+    return float(max((errors >= abs(values.mean())).mean(), 1 / LEVELS))
+
+
+def _differences(
+    first: Sequence[EpisodeSums], second: Sequence[EpisodeSums]
+) -> tuple[Float[np.ndarray, " seeds"], Float[np.ndarray, " episodes"], int]:
+    """Of every seed; with one episode left out, their mean over seeds; how many episodes they rest on."""
+    _require_together([*first, *second])
+    pairs = list(zip(first, second, strict=True))
+    values = np.array([one.value - other.value for one, other in pairs])
+    left_out = np.mean([one.left_one_out() - other.left_one_out() for one, other in pairs], axis=0)
+    return values, left_out, min(each.support for each in (*first, *second))
+
+
 def _half_width(
     left_out: Float[np.ndarray, " episodes"], per_seed: Float[np.ndarray, " seeds"], support: int
 ) -> float:
-    """Half of a 95 % interval, from figures that leave one episode out and from those of single seeds.
+    """Half of a 95 % interval, from figures that leave one episode out and from those of single seeds."""
+    if len(per_seed) == 1:
+        of_episodes, freedom = _error_of_episodes(left_out, support)
+        return of_episodes * float(student_t.ppf((1 + CONFIDENCE) / 2, freedom))
+    return float(np.quantile(_errors(left_out, per_seed, support), CONFIDENCE))
+
+
+def _errors(
+    left_out: Float[np.ndarray, " episodes"], per_seed: Float[np.ndarray, " seeds"], support: int
+) -> Float[np.ndarray, " levels"]:
+    """How far off a mean over two seeds or more may be: `LEVELS` sizes of its error, all as likely.
 
     Episodes and seeds each err by Student's t with their own degrees of freedom times their own standard
     error; the two are added as independent (Behrens and Fisher's distribution, by its quantiles). Normal
-    seeds are assumed, and few of them cost width. Where the figure rests on fewer episodes (`support`), their
-    spread about their own mean stands for that of others: as of a sample of so many.
+    seeds are assumed, and few of them cost width.
     """
-    count, seeds = len(left_out), len(per_seed)
-    squares = (left_out - left_out.mean()) ** 2
-    of_episodes = float(np.sqrt((count - 1) / count * squares.sum()))
-    freedom = _freedom(squares)
-    if support < count:
-        if support < 2:
-            return np.inf
-        of_episodes *= np.sqrt(support / (support - 1))
-        freedom = min(freedom, support - 1)
-    upper = (1 + CONFIDENCE) / 2
-    if seeds == 1:
-        return of_episodes * float(student_t.ppf(upper, freedom))
+    seeds = len(per_seed)
+    of_episodes, freedom = _error_of_episodes(left_out, support)
     of_seeds = float(per_seed.std(ddof=1) / np.sqrt(seeds))
     levels = (np.arange(LEVELS) + 0.5) / LEVELS
     shuffled = np.random.default_rng(seeds).permutation(levels)
-    errors = of_episodes * student_t.ppf(levels, freedom) + of_seeds * student_t.ppf(shuffled, seeds - 1)
-    return float(np.quantile(np.abs(errors), CONFIDENCE))
+    return np.abs(
+        of_episodes * student_t.ppf(levels, freedom) + of_seeds * student_t.ppf(shuffled, seeds - 1)
+    )
+
+
+def _error_of_episodes(left_out: Float[np.ndarray, " episodes"], support: int) -> tuple[float, float]:
+    """Their standard error and its degrees of freedom. Where the figure rests on fewer episodes (`support`),
+    their spread about their own mean stands for that of others: as of a sample of so many."""
+    count = len(left_out)
+    squares = (left_out - left_out.mean()) ** 2
+    error, freedom = float(np.sqrt((count - 1) / count * squares.sum())), _freedom(squares)
+    if support >= count:
+        return error, freedom
+    if support < 2:
+        return np.inf, 1.0
+    return error * float(np.sqrt(support / (support - 1))), min(freedom, support - 1)
 
 
 def _freedom(squares: Float[np.ndarray, " episodes"]) -> float:
