@@ -74,7 +74,7 @@ SUITES: Table = {
     "time-arrow": "salt_vla.evaluation.suites.time_arrow:score",
 }
 # Suites of film pairs of their own (`--data`), which need a predictor and learn nothing:
-# (encoders by name → path or name, data, settings) → list[Scored].
+# (encoders by name → path or name, data, settings, tag of what they leave) → list[Scored].
 SURPRISE: Table = {
     "intphys2": "salt_vla.jobs.surprise:score",
     "violations": "salt_vla.jobs.violations:score",

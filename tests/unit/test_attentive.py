@@ -24,7 +24,8 @@ from salt_vla.evaluation.attentive import (
 )
 from salt_vla.evaluation.attentive_head import AttentiveHead
 from salt_vla.evaluation.attentive_training import ROUNDS, Goal, Recipe, Tokens, Trained, predict, train
-from salt_vla.evaluation.probes import LinearProbe, Problem
+from salt_vla.evaluation.linear import LinearProbe
+from salt_vla.evaluation.probes import Problem
 
 TOKENS, DIM = 9, 12
 QUICK = Recipe((1e-2, 3e-3), (0.01,), batch=32, min_steps=160)

@@ -11,7 +11,9 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.model_selection import GroupKFold
 
 from salt_vla.errors import DataError
+from salt_vla.evaluation import classes as classifiers
 from salt_vla.evaluation import probes
+from salt_vla.evaluation.classes import logistic_probe
 from salt_vla.evaluation.probes import (
     FOLDS,
     PENALTIES_PER_DIM,
@@ -19,7 +21,6 @@ from salt_vla.evaluation.probes import (
     check_classes,
     check_split,
     fit_basis,
-    logistic_probe,
     ridge_probe,
 )
 from salt_vla.evaluation.statistics import r2_sums
@@ -312,7 +313,7 @@ def test_many_clips_take_one_fold_and_single_precision_and_find_the_same(
     features, labels, episodes = classes(shift=4)
     basis = fit_basis("e", *split(features))
     small = logistic_probe(basis, labels[:TRAIN], episodes[:TRAIN], 0)
-    monkeypatch.setattr(probes, "LARGE", 50)
+    monkeypatch.setattr(classifiers, "LARGE", 50)
     large = logistic_probe(basis, labels[:TRAIN], episodes[:TRAIN], 0)
     assert "penalty chosen on one fold" in large.note and "fold" not in small.note
     assert (large.predicted == labels[TRAIN:]).mean() > 0.85

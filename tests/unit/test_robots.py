@@ -18,7 +18,8 @@ from salt_vla.errors import ConfigError, DataError
 from salt_vla.evaluation.bench import Bench, Side
 from salt_vla.evaluation.causal import Windows
 from salt_vla.evaluation.feature_store import ClipViews, FeatureStore
-from salt_vla.evaluation.probes import LinearProbe, Problem
+from salt_vla.evaluation.linear import LinearProbe
+from salt_vla.evaluation.probes import Problem
 from salt_vla.evaluation.results import Scored, compared_pairs, renamed, tabulate
 from salt_vla.evaluation.robots import (
     Examples,

@@ -1,4 +1,4 @@
-"""What a probe is; linear ones: ridge for quantities, multinomial logistic regression for classes.
+"""What a probe is; features in their principal axes, and ridge regression on these.
 
 Every choice (scaling, penalty, PCA) is made on training clips, the penalty by folds over training episodes;
 the functions never see a held-out target. Knows no encoder, only its features.
@@ -6,18 +6,13 @@ the functions never see a held-out target. Knows no encoder, only its features.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import islice
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 import psutil
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
-from threadpoolctl import threadpool_limits
+from sklearn.model_selection import GroupKFold
 
 from salt_vla.errors import DataError
 from salt_vla.evaluation.statistics import varying_dims
@@ -32,14 +27,8 @@ FLOOR_OF_LARGEST = 0.01
 # Ridge penalties per feature dimension (the Gram matrix of standardised features has trace clips · dims),
 # strongest first: on a tie the stronger penalty wins.
 PENALTIES_PER_DIM = np.logspace(4, -3, 15)
-# Inverse penalties of the logistic probe on components scaled so that the first has unit variance.
-LOGISTIC_C = np.logspace(-3, 3, 7)
-LOGISTIC_DIMS = 128
-LOGISTIC_STEPS = 300
-# With more clips than `LARGE`: more components, one fold instead of five, penalties from strong to weak each
-# started where the last one ended, single precision. 174 classes of 168,000 clips are else days of work.
+# With more clips than so many probes do with less: docs/evaluation.md, "How a probe is fitted".
 LARGE = 4000
-LARGE_DIMS, LARGE_STEPS = 512, 100
 FOLDS = 5
 # Copies of the features in double precision that standardising and rotating them takes.
 COPIES = 4
@@ -77,28 +66,6 @@ class Probe(Protocol):
     def fit(self, problem: Problem) -> dict[str, ProbeFit]:
         """Predictions for the held-out clips, by target. Text is classified, numbers regressed."""
         ...
-
-
-class LinearProbe:
-    """Ridge and logistic regression, all targets from one rotation of the features."""
-
-    reads: Literal["vector", "tokens"] = "vector"
-    protocols: tuple[str, ...] = ("held-out",)
-
-    def fit(self, problem: Problem) -> dict[str, ProbeFit]:
-        """Penalties are chosen by folds over training episodes; no features at all predict the mean, or the
-        most frequent class."""
-        quantities = {name: y for name, y in problem.targets.items() if y.dtype.kind not in "UO"}
-        episodes = problem.episodes
-        # Up to so many clips one thread is as fast as two on an idle machine, and several times faster on a
-        # busy one, where threads wait for each other at every small product.
-        with threadpool_limits(limits=1 if len(episodes) <= LARGE else None):
-            basis = fit_basis(problem.encoder, problem.train, problem.test)
-            fits = ridge_probe(basis, quantities, episodes)
-            for name, labels in problem.targets.items():
-                if name not in quantities:
-                    fits[name] = logistic_probe(basis, labels, episodes, problem.seed)
-        return fits
 
 
 @dataclass(frozen=True)
@@ -233,7 +200,7 @@ def ridge_probe(
         weights = np.sqrt(basis.power) / (basis.power + penalties[best])
         rotated = basis.train.T @ (stacked[:, mine] - mean[mine])
         predicted = basis.test @ (weights[:, None] * rotated) + mean[mine]
-        fits[name] = ProbeFit(predicted, float(penalties[best]), _edge_note(best, len(penalties)))
+        fits[name] = ProbeFit(predicted, float(penalties[best]), edge_note(best, len(penalties)))
     return fits
 
 
@@ -243,22 +210,34 @@ def _left_out_errors(
     episodes: Int64[np.ndarray, " train_clips"],
     penalties: Float[np.ndarray, " penalties"],
 ) -> Float[np.ndarray, "penalties dims"]:
-    """Summed squared errors on clips of left-out folds, for every penalty.
-
-    With H the hat matrix (intercept included), the residual of a fold g fitted without g is
-    (I − H_gg)⁻¹ (y − H y)_g, exactly: no fold is fitted anew.
-    """
-    folds = list(episode_folds(episodes))
+    """Summed squared errors on clips of left-out folds, for every penalty."""
     rotated = basis.train.T @ centred
     errors = np.zeros((len(penalties), centred.shape[1]))
+    for fold in episode_folds(episodes):
+        errors += (left_out_residuals(basis, centred, rotated, fold, penalties) ** 2).sum(1)
+    return errors
+
+
+def left_out_residuals(
+    basis: Basis,
+    centred: Float[np.ndarray, "train_clips dims"],
+    rotated: Float[np.ndarray, "rank dims"],
+    fold: Int64[np.ndarray, " fold"],
+    penalties: Float[np.ndarray, " penalties"],
+) -> Float[np.ndarray, "penalties fold dims"]:
+    """What ridge regression on the other clips leaves of a fold's targets, for every penalty.
+
+    With H the hat matrix (intercept included), the residual of a fold g fitted without g is
+    (I − H_gg)⁻¹ (y − H y)_g, exactly: no fold is fitted anew. `rotated` is `basis.train`ᵀ times the targets.
+    """
+    rows = basis.train[fold]
+    residuals = np.empty((len(penalties), len(fold), centred.shape[1]))
     for i, penalty in enumerate(penalties):
         shrink = basis.power / (basis.power + penalty)
-        residual = centred - basis.train @ (shrink[:, None] * rotated)
-        for fold in folds:
-            rows = basis.train[fold]
-            hat = (rows * shrink) @ rows.T + 1 / len(centred)
-            errors[i] += (np.linalg.solve(np.eye(len(fold)) - hat, residual[fold]) ** 2).sum(0)
-    return errors
+        residual = centred[fold] - rows @ (shrink[:, None] * rotated)
+        hat = (rows * shrink) @ rows.T + 1 / len(centred)
+        residuals[i] = np.linalg.solve(np.eye(len(fold)) - hat, residual)
+    return residuals
 
 
 def episode_folds(episodes: Int64[np.ndarray, " train_clips"]) -> Iterator[Int64[np.ndarray, " fold"]]:
@@ -270,70 +249,7 @@ def episode_folds(episodes: Int64[np.ndarray, " train_clips"]) -> Iterator[Int64
         yield fold
 
 
-def logistic_probe(
-    basis: Basis,
-    labels: Shaped[np.ndarray, " train_clips"],
-    episodes: Int64[np.ndarray, " train_clips"],
-    seed: int,
-) -> ProbeFit:
-    """Multinomial logistic regression on the leading principal components (at most 128; 512 for many clips).
-
-    The inverse penalty is the one with the best accuracy on left-out folds of training episodes (stratified
-    by class; one fold for many clips). Without features it names the most frequent training class.
-    """
-    if not len(basis.power):
-        names, counts = np.unique(labels, return_counts=True)
-        shares = np.broadcast_to(counts / counts.sum(), (len(basis.test), len(names)))
-        return ProbeFit(np.full(len(basis.test), names[np.argmax(counts)]), None, "", names, shares)
-    is_large = len(labels) > LARGE
-    dims, kind = (LARGE_DIMS, np.float32) if is_large else (LOGISTIC_DIMS, np.float64)
-    scale = np.sqrt(len(labels) / basis.power[0])
-    train = ((basis.train * np.sqrt(basis.power))[:, :dims] * scale).astype(kind)
-    test = (basis.test[:, :dims] * scale).astype(kind)
-    # Small matrices: more threads than one only wait for each other.
-    with threadpool_limits(limits=None if is_large else 1), warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # said in the note instead
-        warnings.filterwarnings("ignore", "The least populated class")  # a rare class may miss a fold
-        right = np.zeros(len(LOGISTIC_C))
-        for fit_rows, fold in islice(_class_folds(labels, episodes, seed), 1 if is_large else FOLDS):
-            model = _logistic(is_large)
-            for i, c in enumerate(LOGISTIC_C):
-                model.set_params(C=c).fit(train[fit_rows], labels[fit_rows])
-                right[i] += (model.predict(train[fold]) == labels[fold]).sum()
-        best = int(np.argmax(right))
-        model = _logistic(is_large).set_params(C=LOGISTIC_C[best]).fit(train, labels)
-        shares = model.predict_proba(test)
-    notes = [_edge_note(best, len(LOGISTIC_C))]
-    if right.max() == 0:
-        notes = ["penalty not chosen: too few episodes a class"]
-    if is_large:
-        notes.append("penalty chosen on one fold")
-    if int(np.max(model.n_iter_)) >= model.max_iter:
-        notes.append(f"not converged in {model.max_iter} steps")
-    predicted, note = model.classes_[shares.argmax(1)], "; ".join(filter(None, notes))
-    return ProbeFit(predicted, float(1 / LOGISTIC_C[best]), note, model.classes_, shares)
-
-
-def _logistic(is_large: bool) -> LogisticRegression:
-    steps = LARGE_STEPS if is_large else LOGISTIC_STEPS
-    return LogisticRegression(max_iter=steps, tol=1e-3, warm_start=is_large)
-
-
-def _class_folds(
-    labels: np.ndarray, episodes: np.ndarray, seed: int
-) -> Iterator[tuple[Int64[np.ndarray, " fit"], Int64[np.ndarray, " fold"]]]:
-    """Folds over episodes that keep the share of classes; those leaving a single class to fit are dropped."""
-    largest_class = int(np.unique(labels, return_counts=True)[1].max())
-    count = min(FOLDS, len(np.unique(episodes)), largest_class)
-    if count < 2:
-        return
-    splitter = StratifiedGroupKFold(n_splits=count, shuffle=True, random_state=seed)
-    for fit_rows, fold in splitter.split(np.zeros(len(labels)), labels, groups=episodes):
-        if len(np.unique(labels[fit_rows])) > 1:
-            yield fit_rows, fold
-
-
-def _edge_note(best: int, count: int) -> str:
+def edge_note(best: int, count: int) -> str:
     """The penalties run from strongest to weakest."""
     if best == 0:
         return "penalty at the grid's strongest: nothing linear was found, or the grid is too narrow"

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from salt_vla.evaluation.bench import Bench, short_name
-from salt_vla.evaluation.probes import LinearProbe, ProbeFit, Problem, fit_basis
+from salt_vla.evaluation.linear import LinearProbe
+from salt_vla.evaluation.probes import ProbeFit, Problem, fit_basis
 from salt_vla.evaluation.results import CONSTANT, Scored
 from salt_vla.evaluation.robots import (
     Examples,

@@ -11,6 +11,8 @@ from salt_vla.evaluation.bench import Bench
 from salt_vla.evaluation.features import SEGMENTS, SHUFFLES
 from salt_vla.evaluation.results import Scored
 
+VERSION = 2
+
 
 def score(bench: Bench) -> list[Scored]:
     """Accuracy a camera and pooling. Raises `ConfigError` for clips of too few frames."""

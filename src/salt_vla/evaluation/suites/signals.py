@@ -13,6 +13,8 @@ from salt_vla.evaluation.probing import ProbeSet, load_probe, probe_suite
 from salt_vla.evaluation.results import Scored
 from salt_vla.evaluation.targets import CAUSAL, build_targets
 
+VERSION = 2
+
 
 def score(bench: Bench) -> list[Scored]:
     """Probes fit on training episodes, read once on held-out ones, a suite `camera/pooling` each. Features

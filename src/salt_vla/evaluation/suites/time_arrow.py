@@ -9,6 +9,8 @@ from salt_vla.evaluation.arrangements import score_orders
 from salt_vla.evaluation.bench import Bench
 from salt_vla.evaluation.results import Scored
 
+VERSION = 2
+
 
 def score(bench: Bench) -> list[Scored]:
     """Accuracy a camera and pooling. Frames are turned round after decoding, so what compression does from
