@@ -43,7 +43,7 @@ def diagnosis() -> Diagnosis:
     row = {"dims": 128, "effective_rank": 9.5, "parameters": 8e5, "flops_a_clip": 2.4e8, "p50": 0.01}
     row |= {"p95": 0.02, "frames_per_second": 180.0, "peak_memory_gb": 0.7}
     names = ("student", "random", "pixels")
-    spectra = {name: (0.5 ** np.arange(1, 20 + place)).tolist() for place, name in enumerate(names)}
+    spectra = {name: ((0.5 + place / 8) ** np.arange(1, 60)).tolist() for place, name in enumerate(names)}
     pairs = [{"encoder": a, "other": b, "cka": 0.1 * len(a + b) / 2} for a, b in pairwise(names)]
     pairs.append({"encoder": "student", "other": "pixels", "cka": -0.02})
     layers = [f"{name}@{block}" for name in names[:2] for block in (1, 2, 4)]

@@ -131,6 +131,10 @@ def spectrum_figure(encoders: Objects, dark: bool = False) -> bytes:
         )  # fmt: skip
     axes.set_xscale("log")
     axes.set_yscale("log")
+    longest = max(len(row["spectrum"]) for row in rows.values())
+    ticks = [tick for tick in (1, 2, 5, 10, 20, 50, 100, 200) if tick <= longest]
+    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    axes.minorticks_off()
     axes.set_xlabel("principal axis", color=colours.quiet, fontsize=9)
     axes.set_ylabel("share of the variance", color=colours.quiet, fontsize=9)
     legend(axes, colours)

@@ -127,6 +127,7 @@ def curve_figure(rows: Objects, suite: str, dark: bool = False) -> bytes:
         handles, labels, loc="upper left", ncols=len(labels), frameon=False, fontsize=9,
         labelcolor=colours.ink, handlelength=1.6, columnspacing=1.2,
     )  # fmt: skip
+    figure.supxlabel("training episodes that the probe learned from", color=colours.quiet, fontsize=9)
     figure.tight_layout(rect=(0, 0, 1, 1 - 0.3 / (0.7 + 2.5 * lines)), h_pad=1.6, w_pad=2.0)
     return to_png(figure)
 

@@ -28,6 +28,7 @@ main { max-width: 62rem; margin: 0 auto; padding: 2rem 1.25rem 4rem; }
 h1 { font-size: 1.55rem; line-height: 1.2; letter-spacing: -.01em; margin: 0 0 .3rem; }
 h2 { font-size: 1.2rem; line-height: 1.3; margin: 0 0 .75rem; }
 h3 { font-size: .95rem; margin: 0 0 .4rem; }
+h1, h2, h3, nav a { overflow-wrap: anywhere; }
 p { margin: 0 0 .9rem; max-width: 46rem; overflow-wrap: anywhere; }
 a { color: var(--accent); text-underline-offset: .15em; }
 .lead { color: var(--quiet); margin-bottom: 1.4rem; }
@@ -52,7 +53,7 @@ table {
  font-size: .9rem; font-variant-numeric: tabular-nums;
 }
 caption { text-align: left; font-weight: 600; padding: .75rem .9rem .5rem; }
-caption span { display: inline-block; position: sticky; left: .9rem; max-width: calc(100vw - 4.5rem); }
+caption span { display: inline-block; position: sticky; left: .9rem; max-width: min(100vw - 4.5rem, 57rem); }
 th, td {
  padding: .4rem .9rem; text-align: right; white-space: nowrap; vertical-align: top;
  border-top: 1px solid var(--rule);
