@@ -17,6 +17,7 @@ import torch
 
 from salt_vla.errors import DataError
 from salt_vla.evaluation.latent_statistics import effective_rank
+from salt_vla.training.metrics import POINT
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -41,11 +42,18 @@ def spectrum(features: Float[np.ndarray, "clips dims"]) -> Spectrum:
     """Of at least two clips; at most clips − 1 axes can be seen. Features without variance have rank 0."""
     if features.ndim != 2 or len(features) < 2:
         raise DataError(f"a spectrum needs one vector a clip of 2 clips or more, not {features.shape}")
-    centred = features - features.mean(0, dtype=np.float64)
+    centred = _about_mean(features)
     small = centred @ centred.T if centred.shape[1] > len(centred) else centred.T @ centred
     power = np.clip(np.linalg.eigvalsh(small)[::-1], 0, None)
     shares = power / power.sum() if power.sum() > 0 else power
     return Spectrum(features.shape[1], effective_rank(torch.from_numpy(small)), shares)
+
+
+def _about_mean(features: Float[np.ndarray, "clips dims"]) -> Float[np.ndarray, "clips dims"]:
+    """Zeros where the clips are one point but for rounding, which is of any rank and like anything."""
+    centred = features - features.mean(0, dtype=np.float64)
+    is_point = np.linalg.norm(centred) <= POINT * np.linalg.norm(features.astype(np.float64))
+    return np.zeros_like(centred) if is_point else np.asarray(centred)
 
 
 def cka(first: Float[np.ndarray, "clips dims"], second: Float[np.ndarray, "clips others"]) -> float:
@@ -60,7 +68,7 @@ def cka(first: Float[np.ndarray, "clips dims"], second: Float[np.ndarray, "clips
 
 def _kernel(features: np.ndarray) -> np.ndarray:
     """Inner products of clips about their mean, without those with themselves."""
-    centred = features - features.mean(0, dtype=np.float64)
+    centred = _about_mean(features)
     products = centred @ centred.T
     np.fill_diagonal(products, 0.0)
     return np.asarray(products)

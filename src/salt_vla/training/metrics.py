@@ -105,9 +105,17 @@ class Rank:
         rows = self.table().double()
         there = rows.any(dim=1, keepdim=True)
         about = (rows - rows.sum(dim=0) / there.sum()) * there
-        # Of a single point nothing is left but rounding, which is of any rank.
-        is_point = about.norm() <= POINT * rows.norm()
-        return torch.where(is_point & there.any(), 1.0, effective_rank(about))
+        return torch.where(there.any(), _rank_about(about, rows), effective_rank(about))
+
+
+def centred_rank(rows: Tensor) -> Tensor:
+    """`effective_rank` of a table about its mean; 1 for rows that are one point but for rounding."""
+    return _rank_about(rows - rows.mean(dim=0), rows)
+
+
+def _rank_about(about: Tensor, rows: Tensor) -> Tensor:
+    # Of a single point nothing is left but rounding, which is of any rank.
+    return torch.where(about.norm() <= POINT * rows.norm(), 1.0, effective_rank(about))
 
 
 def effective_rank(rows: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from salt_vla.models import patchify
 from salt_vla.models.pixels import normalise_pixels
 from salt_vla.training.distributed import World
 from salt_vla.training.learner import Learner
-from salt_vla.training.metrics import effective_rank
+from salt_vla.training.metrics import centred_rank, effective_rank
 from salt_vla.training.probe_plan import Plan, ends
 from salt_vla.training.ridge import CONSTANT, Known, read_out
 
@@ -140,7 +140,7 @@ class OnlineProbe:
         before = {f"{name}{INITIAL}": initial[name] for name in learned if initial and name in initial}
         # The first of the cells is the whole clip.
         means = tested.features[:, : tested.features.shape[1] // (1 + self.cells.shape[1])].double()
-        ranks = {"rankme": effective_rank(means), "rankme_centred": effective_rank(means - means.mean(0))}
+        ranks = {"rankme": effective_rank(means), "rankme_centred": centred_rank(means)}
         return {
             "kind": "probe",
             "step": step,

@@ -64,12 +64,25 @@ def _between(
     features = window_features(bench, side.windows.side)
     states = own_state(side, (0, k))
     return Examples(
-        {name: np.concatenate((each[now], each[later]), axis=1) for name, each in features.items()},
+        {name: _side_by_side(each[now], each[later]) for name, each in features.items()},
         {name: values[now] for name, values in action_targets(side, k).items()},
         side.windows.episodes[now],
         np.array(side.windows.tasks)[now],
         None if states is None else states[now],
     )
+
+
+def _side_by_side(
+    now: Float[np.ndarray, " pairs *dims"], later: Float[np.ndarray, " pairs *dims"]
+) -> Float[np.ndarray, " pairs *both"]:
+    """Vectors as one; tokens with a number beside each that says of which moment it is: attention has no
+    order, and the places that tokens know are the same at both."""
+    if now.ndim > 2:
+        now, later = (
+            np.concatenate((tokens, np.full((*tokens.shape[:2], 1), mark, tokens.dtype)), axis=2)
+            for mark, tokens in enumerate((now, later))
+        )
+    return np.concatenate((now, later), axis=1)
 
 
 def _pairs(
@@ -94,7 +107,8 @@ def forward(bench: Bench) -> list[Scored]:
     and the actions foresees the one `horizon` frames later. `state` and `world`: R² of what a linear reader,
     learned from true latents, reads from the foreseen one; beside it from the copied and from the true one.
 
-    Latents are the first 128 principal components of training windows. Causal: no frame after the present
+    Latents are the first 128 principal components of training windows, of all tasks: what an unseen one looks
+    like is no secret, what is done in it is. Causal: no frame after the present
     is seen but in the rows `…_if_seen`, which say what the reader is worth. Baseline `state`: the robot's own
     state and the actions, no frame at all.
     """
