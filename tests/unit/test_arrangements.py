@@ -142,3 +142,8 @@ def test_one_pass_reads_every_order_and_pooling(bench_of: BenchOf) -> None:
     assert list(dict.fromkeys(one.suite for one in found)) == [
         f"frame-order/{camera}/{pooling}" for camera in "ab" for pooling in ("grid", "step", "mean")
     ]
+
+
+def test_tokens_are_no_pooling_of_a_probe_that_reads_vectors() -> None:
+    with pytest.raises(ConfigError, match="unknown pooling 'tokens'; known: grid, step, mean"):
+        EvalSettings(poolings=("mean", "tokens"))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from salt_vla.evaluation.bench import Bench, Side, short_name
 from salt_vla.evaluation.features import PIXELS, Pixels, Reading
 from salt_vla.evaluation.probing import ProbeSet, probe_suite
 from salt_vla.evaluation.results import Scored
+from salt_vla.evaluation.stacked import Stacked
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int64
@@ -73,11 +74,10 @@ def _items(
     kept: Bool[np.ndarray, " clips"],
     episodes: Int64[np.ndarray, " clips"],
 ) -> ProbeSet:
-    """The kept clips in the first order, then in the second, … ."""
-    rows = slice(None) if kept.all() else np.flatnonzero(kept)
+    """The kept clips in the first order, then in the second, …; features stay where they lie."""
     labels = np.repeat(np.array(orders, dtype=np.str_), int(kept.sum()))
     return ProbeSet(
-        {name: np.concatenate([each[rows] for each in arrays]) for name, arrays in features.items()},
+        {name: cast("np.ndarray", Stacked(each, np.flatnonzero(kept))) for name, each in features.items()},
         {TARGET: labels},
         np.tile(episodes[kept], len(orders)),
     )

@@ -58,16 +58,17 @@ class NeighboursProbe:
 
 def _directions(problem: Problem) -> tuple[np.ndarray, np.ndarray]:
     """Features of both sides, standardised by training clips, of length one (float32)."""
-    for side in (problem.train, problem.test):
+    train, test = np.asarray(problem.train), np.asarray(problem.test)
+    for side in (train, test):
         if not np.isfinite(side).all():
             raise DataError(
                 f"features of encoder {problem.encoder!r} hold NaN or infinite values; check the encoder"
             )
-    mean = problem.train.mean(0, dtype=np.float64).astype(np.float32)
-    deviation = problem.train.std(0, dtype=np.float64)
+    mean = train.mean(0, dtype=np.float64).astype(np.float32)
+    deviation = train.std(0, dtype=np.float64)
     scale = np.maximum(deviation, deviation_floor(deviation) or 1.0).astype(np.float32)
     found = []
-    for side in (problem.train, problem.test):
+    for side in (train, test):
         values = (np.asarray(side, np.float32) - mean) / scale
         length = np.linalg.norm(values, axis=1, keepdims=True)
         found.append(values / np.where(length > 0, length, 1))

@@ -132,9 +132,6 @@ def fit_basis(
 
     One eigendecomposition of the smaller of X Xᵀ and Xᵀ X serves every target, penalty and fold.
     """
-    for values in (train, test):
-        if not np.isfinite(values).all():
-            raise DataError(f"features of encoder {encoder!r} hold NaN or infinite values; check the encoder")
     if train.shape[1] != test.shape[1]:
         raise DataError(
             f"encoder {encoder!r} has {train.shape[1]} features in training but {test.shape[1]} held out"
@@ -145,14 +142,17 @@ def fit_basis(
             f"a linear probe of encoder {encoder!r} on {len(train)} clips × {train.shape[1]} features needs "
             f"about {needed / 1e9:.0f} GB of memory; keep fewer features (pooling mean or step)"
         )
-    train64 = train.astype(np.float64)
+    train64, test64 = np.asarray(train, np.float64), np.asarray(test, np.float64)
+    for values in (train64, test64):
+        if not np.isfinite(values).all():
+            raise DataError(f"features of encoder {encoder!r} hold NaN or infinite values; check the encoder")
     mean, deviation = train64.mean(0), train64.std(0)
     largest = float(deviation.max(initial=0.0))
     if largest == 0.0:
         return Basis(encoder, np.zeros((len(train), 0)), np.zeros(0), np.zeros((len(test), 0)), 0)
     scale = np.maximum(deviation, deviation_floor(deviation))
     x = (train64 - mean) / scale
-    x_test = (test.astype(np.float64) - mean) / scale
+    x_test = (test64 - mean) / scale
     dual = x.shape[1] > x.shape[0]
     power, axes = np.linalg.eigh(x @ x.T if dual else x.T @ x)
     keep = np.flatnonzero(power > power[-1] * max(x.shape) * np.finfo(np.float64).eps)[::-1]

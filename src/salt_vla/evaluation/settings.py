@@ -61,6 +61,8 @@ class EvalSettings:
             raise ConfigError(f"seed must lie in 0 … {2**32 - 1}, not {self.seed}")
         if self.protocol not in PROTOCOLS:
             raise ConfigError(f"unknown protocol {self.protocol!r}; known: {', '.join(PROTOCOLS)}")
+        if unknown := set(self.poolings) - set(POOLINGS):
+            raise ConfigError(f"unknown pooling {min(unknown)!r}; known: {', '.join(POOLINGS)}")
         if not 0 < self.fraction <= 1:
             raise ConfigError(f"fraction of training episodes must lie in (0, 1], not {self.fraction}")
         if self.horizon < 1:
