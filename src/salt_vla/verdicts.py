@@ -169,10 +169,13 @@ def _verdict(
     return Verdict("confirmed" if holds else "refuted", reason, text, value, against, parent_run, step)
 
 
-def last_figure(run: RunDirectory, kind: str, field: str) -> float | None:
-    """The number in that column of the last row of that kind that has the column; None where there is none,
-    and where it is no number: a run that went astray has no figure, whatever it had before."""
-    rows = [row[field] for row in run.metrics(kind) if field in row]
+def last_figure(run: RunDirectory, kind: str, field: str, until: int | None = None) -> float | None:
+    """The number in that column of the last row of that kind (up to step `until`) that has the column; None
+    where there is none, and where it is no number: a run that went astray has no figure, whatever it had
+    before."""
+    rows = [
+        row[field] for row in run.metrics(kind) if field in row and (until is None or row["step"] <= until)
+    ]
     return float(rows[-1]) if rows and type(rows[-1]) in (int, float) else None
 
 

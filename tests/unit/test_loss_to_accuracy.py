@@ -51,8 +51,29 @@ def test_a_run_without_the_figure_is_left_out_and_named(write_run: WriteRun) -> 
     assert said.found.runs == 4
     assert "bare is left out" in said.notes[0]
     assert "salt-vla eval bare" in said.notes[0]
-    with pytest.raises(DataError, match="4 runs or more"):
+    with pytest.raises(DataError, match=r"4 runs or more with both figures, not 3: bare is left out"):
         loss_to_accuracy([*names[:3], "bare"], "val.loss", "front/grid", "hand")
+    with pytest.raises(
+        DataError, match=r"no foot of front/grid \(`salt-vla eval run_0`; it has hand of front"
+    ):
+        loss_to_accuracy(names, "val.loss", "front/grid", "foot")
+
+
+def test_a_run_that_has_trained_on_since_is_taken_at_the_step_that_was_evaluated(
+    write_run: WriteRun,
+) -> None:
+    names = four(write_run)
+    file = RunDirectory.named("run_3").path / "probes.json"
+    said = json.loads(file.read_text())
+    said["suites"][0]["step"] = 10
+    file.write_text(json.dumps(said))
+    found = loss_to_accuracy(names, "val.loss", "front/grid", "hand")
+    assert found.points[3]["x"] == pytest.approx(LOSSES[3] + 1 / 10)
+    assert found.notes == ["run_3 has trained on: its figures are those of step 10"]
+    said["suites"][0]["step"] = 5
+    file.write_text(json.dumps(said))
+    with pytest.raises(DataError, match=r"run_3 is left out: it has no val.loss up to step 5"):
+        loss_to_accuracy(names, "val.loss", "front/grid", "hand")
 
 
 def test_losses_of_other_kinds_are_no_one_scale(write_run: WriteRun) -> None:

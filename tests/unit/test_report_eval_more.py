@@ -15,6 +15,7 @@ from PIL import Image
 
 from salt_vla.errors import ConfigError
 from salt_vla.reports.diagnosis import Diagnosis, diagnosis_tables, likeness_figure, write_diagnosis
+from salt_vla.reports.evaluation import EvaluationTables, write_tables
 from salt_vla.reports.forms import require_folder
 from salt_vla.reports.label_curve import LabelCurve, curve_figure, curve_tables, write_curve
 
@@ -116,6 +117,11 @@ def test_a_matrix_of_likeness_is_symmetric_with_ones_across() -> None:
     assert figures == [list(column) for column in zip(*figures, strict=True)]
     assert [figures[i][i] for i in range(3)] == ["1.00"] * 3 and figures[0][2] == "−0.02"
     assert [cell.text for cell in speed.cells[0][:4]] == ["9.5", "128", "0.80", "0.24"]
+
+
+def test_a_call_that_scored_nothing_still_writes_its_files(tmp_path: Path) -> None:
+    files = write_tables(EvaluationTables(["student"], [], []), tmp_path)
+    assert "student; every figure" in (tmp_path / "table.html").read_text() and len(files) == 6
 
 
 def test_a_large_matrix_is_drawn_without_figures_in_it() -> None:

@@ -230,6 +230,13 @@ def test_markdown_is_a_table_with_bold_marks_and_escaped_bars() -> None:
     )
 
 
+def test_markdown_holds_no_tag_of_anybodys_name() -> None:
+    rows = [row | {"target": "<b>x</b>\ny", "encoder": "<script>a"} for row in scores()[:1]]
+    text = to_markdown(score_table(rows))
+    assert "| \\<b>x\\</b> y (R²) |" in text and "| \\<script>a |" in text
+    assert len(text.splitlines()) == 3
+
+
 def test_the_terminal_table_fits_five_encoders_in_a_hundred_columns() -> None:
     table = score_table(scores(), [pair("pixels", "teacher", 0.07)], title="[bold]Probes[/bold]")
     console = Console(file=io.StringIO(), width=100, record=True)

@@ -137,7 +137,7 @@ def spectrum_figure(encoders: Objects, dark: bool = False) -> bytes:
     axes.minorticks_off()
     axes.set_xlabel("principal axis", color=colours.quiet, fontsize=9)
     axes.set_ylabel("share of the variance", color=colours.quiet, fontsize=9)
-    legend(axes, colours)
+    legend(axes, colours, columns=3 if max(map(len, names)) < 16 else 1)
     figure.tight_layout()
     return to_png(figure)
 

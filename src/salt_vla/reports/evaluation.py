@@ -145,7 +145,7 @@ def write_tables(found: EvaluationTables, folder: Path) -> list[Path]:
 
 def _page(found: EvaluationTables, sections: Sequence[TableSection]) -> ReportContent:
     """The summary first; a section a suite, so that the contents lead to it."""
-    last = sections[-1] if sections[-1].heading == "All together" else None
+    last = sections[-1] if sections and sections[-1].heading == "All together" else None
     blocks: list[Block] = list(last.tables) if last else []
     return ReportContent(
         title="What the encoders know",

@@ -18,7 +18,7 @@ from salt_vla.errors import ConfigError
 from salt_vla.files import write_bytes, write_text
 from salt_vla.reports.html import ReportContent, render
 from salt_vla.reports.latex import to_latex
-from salt_vla.reports.tables import Table, to_markdown
+from salt_vla.reports.tables import Table, markdown_text, to_markdown
 
 Objects = Sequence[Mapping[str, Any]]
 
@@ -90,7 +90,8 @@ def facts_of(about: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _markdown(sections: Sequence[TableSection]) -> str:
     parts = []
     for section in sections:
-        parts += [f"## {section.heading}", ""]
+        parts += [f"## {markdown_text(section.heading)}", ""]
         for table in section.tables:
-            parts += [f"**{table.title}**", "", to_markdown(table), table.note, ""]
+            title, note = markdown_text(table.title), markdown_text(table.note)
+            parts += [f"**{title}**", "", to_markdown(table), note, ""]
     return "\n".join(parts)

@@ -239,5 +239,10 @@ def _rich_cell(cell: Cell) -> Text:
     return figure.append(f"\n{cell.interval}", style="dim") if cell.interval else figure
 
 
+def markdown_text(text: str) -> str:
+    """On one line, and no tag in it."""
+    return " ".join(text.split()).replace("<", "\\<")
+
+
 def _markdown_line(texts: Sequence[str]) -> str:
-    return "| " + " | ".join(text.replace("|", "\\|") for text in texts) + " |"
+    return "| " + " | ".join(markdown_text(text).replace("|", "\\|") for text in texts) + " |"
