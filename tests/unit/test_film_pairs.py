@@ -200,6 +200,20 @@ def test_one_possible_film_may_have_several_impossible_twins(published: Path, tm
     ]
     (own,) = read_film_sets(write_pairs(tmp_path / "own", published, lines))
     assert (len(own.films), len(own.pairs)) == (3, 2)
+    assert {pair.scene for pair in own.pairs} == {"line 2"}, "what one film surprises shows in both"
+
+
+def test_rows_that_share_films_through_others_are_one_scene(published: Path, tmp_path: Path) -> None:
+    first, second, third = "main-000-1", "main-000-2", "main-001-1"
+    lines = [
+        "possible,impossible",
+        f"{first}_Possible.mp4,{first}_Impossible.mp4",
+        f"{third}_Possible.mp4,{third}_Impossible.mp4",
+        f"{second}_Possible.mp4,{second}_Impossible.mp4",
+        f"{second}_Possible.mp4,{first}_Impossible.mp4",
+    ]
+    (own,) = read_film_sets(write_pairs(tmp_path / "own", published, lines))
+    assert [pair.scene for pair in own.pairs] == ["line 2", "line 3", "line 2", "line 2"]
 
 
 @pytest.mark.parametrize(

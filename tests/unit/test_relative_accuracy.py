@@ -60,6 +60,12 @@ def test_groups_may_be_of_any_kind() -> None:
     possible, impossible = [0, 0, 1, 1], [1, 1, 0, 2]
     names = relative_accuracy(possible, impossible, ["s1", "s1", "s2", "s2"])
     assert names == relative_accuracy(possible, impossible, np.array([7, 7, 100, 100]))
+    assert names == relative_accuracy(
+        possible, impossible, [("Main", 1), ("Main", 1), ("Main", 2), ("Main", 2)]
+    )
+    assert names == relative_accuracy(possible, impossible, [1, 1, "1", "1"])
+    with pytest.raises(DataError, match="one name, number or tuple"):
+        relative_accuracy(possible, impossible, [["a"], ["a"], ["b"], ["b"]])
 
 
 def test_chance_covers_half_at_the_published_size() -> None:

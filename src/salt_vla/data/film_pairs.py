@@ -6,10 +6,14 @@ Knows lists and folders; neither models nor what surprises them.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from salt_vla.data.decode import probe, stream_frames
 from salt_vla.data.sources import intphys2
@@ -17,7 +21,6 @@ from salt_vla.data.sources.files import is_file, is_folder, read_csv, read_json
 from salt_vla.errors import DataError
 
 if TYPE_CHECKING:
-    import numpy as np
     from jaxtyping import UInt8
 
 PAIRS_LIST = "pairs.csv"
@@ -154,12 +157,14 @@ def _intphys1(root: Path, statuses: Sequence[Path]) -> FilmSet:
 
 
 def _from_list(root: Path) -> FilmSet:
-    """`pairs.csv`: a pair a row; `group` names its scene (else each row is one), every further column splits
-    the tables."""
+    """`pairs.csv`: a pair a row; `group` names its scene (else rows that share a film are one), every further
+    column splits the tables."""
     films: dict[str, Film] = {}
     pairs, missing = [], []
-    for number, row in read_csv(root / PAIRS_LIST, PAIRS_COLUMNS):
-        scene = row.get("group") or f"line {number}"
+    rows = list(read_csv(root / PAIRS_LIST, PAIRS_COLUMNS))
+    together = _sharing_films([row for _, row in rows])
+    for place, (number, row) in enumerate(rows):
+        scene = row.get("group") or f"line {rows[together[place]][0]}"
         parts = {k: v for k, v in row.items() if k not in (*PAIRS_COLUMNS, "group") and v}
         twins = []
         for label in PAIRS_COLUMNS:
@@ -176,6 +181,18 @@ def _from_list(root: Path) -> FilmSet:
         pairs.append(Pair(*twins))
     _require_there(missing, root / PAIRS_LIST, 2 * len(pairs))
     return FilmSet(root.resolve().name, tuple(films.values()), tuple(pairs))
+
+
+def _sharing_films(rows: Sequence[Mapping[str, str]]) -> list[int]:
+    """For each row the first one that it is bound to by films in common, also through others: what one film
+    surprises shows in all of them."""
+    names = {
+        name: number for number, name in enumerate({row[c]: None for row in rows for c in PAIRS_COLUMNS})
+    }
+    ends = [[names[row[column]] for row in rows] for column in PAIRS_COLUMNS]
+    bound = coo_array((np.ones(len(rows)), ends), shape=(len(names), len(names)))
+    scenes = connected_components(bound, directed=False)[1][ends[0]].tolist()
+    return [scenes.index(scene) for scene in scenes]
 
 
 def _require_there(missing: list[str], where: Path, total: int) -> None:

@@ -80,6 +80,15 @@ def chance_p_value(possible: Surprises, impossible: Surprises, groups: Groups | 
     return float(min(chances[middle + int(balance.sum()) :].sum(), 1.0))
 
 
+def _numbers(groups: Groups) -> Int64[np.ndarray, " pairs"]:
+    """Equal groups have one number; numpy would make 1 and "1" equal, and (1, 2) two groups."""
+    numbers: dict[Hashable, int] = {}
+    try:
+        return np.array([numbers.setdefault(group, len(numbers)) for group in groups], np.int64)
+    except TypeError as error:
+        raise DataError(f"a pair's group is one name, number or tuple: {error}") from error
+
+
 def _checked(
     possible: Surprises, impossible: Surprises, groups: Groups | None
 ) -> tuple[Float[np.ndarray, " pairs"], Float[np.ndarray, " pairs"], Int64[np.ndarray, " pairs"]]:
@@ -99,7 +108,7 @@ def _checked(
             )
         sides.append(side)
     first, second = sides
-    where = np.arange(len(first)) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
+    where = np.arange(len(first)) if groups is None else _numbers(groups)
     if not len(first) == len(second) == len(where):
         raise DataError(
             f"{len(first)} possible and {len(second)} impossible films with {len(where)} groups make no "
@@ -107,4 +116,4 @@ def _checked(
         )
     if not len(first):
         raise DataError("relative accuracy needs at least one pair of films")
-    return first, second, where.astype(np.int64)
+    return first, second, where
