@@ -5,13 +5,17 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from salt_vla.errors import RunError
+from salt_vla.errors import RunError, UserError
+from salt_vla.evaluation.settings import EvalSettings
+from salt_vla.jobs.evaluate import evaluate_encoders
 from salt_vla.jobs.surprise_models import load_predictor
 
 BASELINES = {"random", "copy-last-frame", "pixel-difference"}
@@ -168,6 +172,91 @@ def test_a_run_called_like_a_baseline_is_refused(trained: Any, films: Path) -> N
     trained.at("student").path.rename(trained.root / "runs" / "copy-last-frame")
     answer = trained("eval", "copy-last-frame", "--suite", "intphys2", "--data", films)
     assert "the name of a baseline" in answer.sentence
+
+
+REFUSED = {
+    "its own call": (["probes", "intphys2"], {}, "give intphys2 a call of its own"),
+    "a share": (["violations"], {"fraction": 0.1}, "do not read --fraction"),
+    "a share beside probes": (["probes", "violations"], {"fraction": 0.1}, "do not read --fraction"),
+    "a probe": (["intphys2"], {"probe": "knn", "horizon": 3}, "do not read --probe, --horizon"),
+    "a pace": (["violations"], {"frame_step": (3,)}, "leave --frame-step off"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_films_cannot_be_asked_is_refused_before_anything_is_measured(case: str, looked: Any) -> None:
+    suites, settings, sentence = REFUSED[case]
+    with looked.here(), pytest.raises(UserError, match=sentence):
+        evaluate_encoders(["student"], suites, "nowhere", EvalSettings(**settings))
+    assert not (looked.root / "features").exists()
+
+
+def test_a_predictor_has_no_layers(looked: Any, films: Path) -> None:
+    answer = looked("eval", "student@1", "--suite", "intphys2", "--data", films)
+    assert "leave @1 of student@1 off" in answer.sentence
+
+
+def test_seeds_of_a_label_and_suites_of_clips_stand_in_one_call(
+    trained: Any, workshop: Any, films: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("salt_vla.jobs.violations.SCENES", 2)
+    data = ("--data", workshop.table, "--cache", workshop.cache, "--seed", 2)
+    trained.ok(*trained.train("demo_student", "second", *data, "--max-steps", 2))
+    both = ("eval", "ours=student", "ours=second", "teacher", "--suite")
+    found = trained.json(*both, "retrieval", "violations", "--poolings", "mean", "--data", workshop.table)
+    suites = {row["suite"].partition("/")[0] for row in found}
+    assert suites == {"retrieval", "violations"}
+    seeds = {row["encoder"]: row["seeds"] for row in found if row["suite"] == "violations/rooms/colour"}
+    assert seeds == {"ours": 2, "teacher": 1, "random": 2, "copy-last-frame": 1, "pixel-difference": 1}
+    alone = [
+        trained.json("eval", name, "--suite", "violations", "--seed", seed, "--data", workshop.table)
+        for name, seed in (("student", 1), ("second", 2))
+    ]
+    values = [[r["value"] for r in rows if r["encoder"] in ("student", "second")] for rows in alone]
+    joined = [row["value"] for row in found if row["encoder"] == "ours" and "violations" in row["suite"]]
+    assert joined == pytest.approx(np.mean(values, axis=0))
+    rows = trained.json(*both[:-2], "--suite", "intphys2", "--data", films)
+    assert {row["seeds"] for row in rows if row["encoder"] == "ours"} == {2}
+    left = {path.name for path in (trained.root / "surprise" / films.name).iterdir()}
+    assert {
+        "index-seed1.html",
+        "index-seed2.html",
+        "HeldOut-ours-seed1.csv",
+        "HeldOut-ours-seed2.csv",
+    } <= left
+
+
+FEW = (
+    "import sys, salt_vla.jobs.violations as v; v.SCENES = 4; from salt_vla.cli import main; sys.exit(main())"
+)
+
+
+def test_killed_in_the_middle_it_goes_on_and_gives_the_same_to_the_last_bit(
+    looked: Any, salt: Any, films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("salt_vla.jobs.violations.SCENES", 4)
+    shutil.copytree(looked.root / "runs", salt.root / "runs")
+    command = ("eval", "student", "--suite", "intphys2", "violations", "--data", films, "--json", "--out")
+    whole = looked.ok(*command, tmp_path / "whole").out
+
+    def kept() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in salt.root.glob("surprise/films/*/*.json")}
+
+    for least in (6, 4 * 12 + 5):  # In the middle of the films, and of the scenes drawn here.
+        process = salt.start_python(FEW, *command, tmp_path / "killed")
+        deadline = time.monotonic() + 240
+        while len(kept()) < least:
+            assert process.poll() is None and time.monotonic() < deadline, "it ended before it was killed"
+            time.sleep(0.002)
+        process.kill()
+        process.communicate()
+    before = kept()
+    assert not (tmp_path / "killed").exists() and len(before) < 4 * (12 + 4)
+    assert salt.ok(*command, tmp_path / "resumed").out == whole
+    assert {path: when for path, when in kept().items() if path in before} == before, "looked at again"
+    assert not list(salt.root.glob("surprise/films/*/.*.part"))
+    for file in (tmp_path / "whole").iterdir():
+        assert (tmp_path / "resumed" / file.name).read_bytes() == file.read_bytes(), file.name
 
 
 def test_no_predictor_of_that_name(salt: Any) -> None:

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
@@ -44,6 +45,16 @@ class Spec:
     what: str
     layer: int | None = None
     is_named: bool = False
+
+
+class Seeded(Protocol):
+    """What was asked for under a label, of a seed where that is known."""
+
+    @property
+    def label(self) -> str: ...
+
+    @property
+    def seed(self) -> int | None: ...
 
 
 @dataclass(frozen=True)
@@ -127,13 +138,31 @@ def load_entries(specs: Sequence[Spec], device: str = "cpu") -> list[Entry]:
         if entries and model.geometry.num_frames != entries[0].model.geometry.num_frames:
             model = _with_frames(spec, model, entries[0], device)
         entries.append(Entry(spec, model, seed_of(spec.what), _place(asked)))
+    require_seeds(entries)
+    return entries
+
+
+def require_seeds(entries: Sequence[Seeded]) -> None:
+    """Raise `UserError` where a label stands for several and they are not of different known seeds."""
     for label in {entry.label for entry in entries}:
         seeds = [entry.seed for entry in entries if entry.label == label]
         if len(seeds) > 1 and None in seeds:
             raise UserError(f"{label!r} stands for several encoders, and one of them is of no known seed")
         if len(seeds) > len(set(seeds)):
             raise UserError(f"{label!r} stands for two runs of the same seed; leave one out")
-    return entries
+
+
+def seeds_of(entries: Sequence[Seeded], otherwise: int) -> list[int]:
+    """Of labels that stand for several; else the one of the settings."""
+    labels = [entry.label for entry in entries]
+    several = {entry.seed for entry in entries if labels.count(entry.label) > 1 and entry.seed is not None}
+    return sorted(several) or [otherwise]
+
+
+def is_of(seed: int, entry: Seeded, entries: Sequence[Seeded]) -> bool:
+    """Whether it stands in this seed's table: as one of it, or alone under its label."""
+    is_alone = sum(other.label == entry.label for other in entries) == 1
+    return is_alone or entry.seed == seed
 
 
 def split_random(what: str) -> tuple[str, int]:

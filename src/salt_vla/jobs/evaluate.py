@@ -26,10 +26,13 @@ from salt_vla.jobs.data import open_table
 from salt_vla.jobs.eval_encoders import (
     RANDOM,
     Entry,
+    Spec,
+    is_of,
     load_entries,
     models_of,
     parse_specs,
     random_twin,
+    seeds_of,
     split_random,
     training_cost,
 )
@@ -37,8 +40,9 @@ from salt_vla.jobs.eval_encoders import load_model as load_model
 from salt_vla.jobs.eval_encoders import random_model as random_model
 from salt_vla.jobs.eval_kept import leave_probes
 from salt_vla.jobs.eval_score import measure, open_benches
+from salt_vla.jobs.eval_surprise import WITHOUT_SEED, require_surprise, surprise_results
 from salt_vla.jobs.teacher import data_settings
-from salt_vla.registry import PROBES, SUITES, SURPRISE, resolve
+from salt_vla.registry import PROBES, SUITES, SURPRISE
 from salt_vla.reports.evaluation import EvaluationTables
 from salt_vla.teachers.pixel import EncoderTeacher
 from salt_vla.teachers.random import PREFIX
@@ -95,20 +99,42 @@ def evaluate_encoders(
     for name in against:
         if name not in {spec.label for spec in specs}:
             raise UserError(f"--against {name}: no encoder of this call is called so")
-    if suites[0] in SURPRISE:
-        if pictures is not None:
-            raise UserError(
-                "--pictures shows clips of a data set; suites of film pairs have reports of their own"
-            )
-        return _surprise(specs, suites, data, settings, against)
+    require_surprise(specs, suites, settings, frame_stride)
+    films = [suite for suite in suites if suite in SURPRISE]
+    clips = [suite for suite in suites if suite in SUITES]
+    if pictures is not None and not clips:
+        raise UserError(
+            "--pictures shows clips of a data set; suites of film pairs have reports of their own"
+        )
+    evaluation = Evaluation(list(dict.fromkeys(spec.label for spec in specs)))
+    about: dict[str, Any] = {"data": data}
+    surprises = surprise_results(specs, films, data, settings, against) if films else []
+    if clips:
+        about = _measure_clips(evaluation, specs, clips, data, settings, frame_stride, against, pictures)
+    evaluation.results += surprises
+    labels = [spec.label for spec in specs]
+    single = {label for label in labels if labels.count(label) == 1} | set(WITHOUT_SEED)
+    return _joined(evaluation, about | {"settings": asdict(settings), "suites": list(suites)}, single)
+
+
+def _measure_clips(
+    evaluation: Evaluation,
+    specs: Sequence[Spec],
+    suites: Sequence[str],
+    data: str,
+    settings: EvalSettings,
+    frame_stride: int | None,
+    against: Sequence[str],
+    pictures: Path | None,
+) -> dict[str, Any]:
+    """Suites that ask about clips, into `evaluation`; what was seen of which."""
     entries = load_entries(specs, settings.device)
     first = entries[0]
     config = data_of(first, data, frame_stride)
     table = open_table(data, config.view, first.model.geometry)
     config = replace(config, store_views=False)
-    evaluation = Evaluation(list(dict.fromkeys(spec.label for spec in specs)))
-    for seed in _seeds(entries, settings):
-        here = [entry for entry in entries if _is_of(seed, entry, entries)]
+    for seed in seeds_of(entries, settings.seed):
+        here = [entry for entry in entries if is_of(seed, entry, entries)]
         models = with_random(models_of(here), first, seed, evaluation.notes, settings.device)
         found = measure(models, table, config, replace(settings, seed=seed), suites, first.model.geometry)
         results = tabulate(found.scored, seed, against=against)
@@ -123,13 +149,10 @@ def evaluate_encoders(
                 leave_probes(results, places, table, settings, frame_stride, steps)
             except UserError as error:  # The figures are what was asked for.
                 print(f"salt-vla: these figures are not kept beside the run: {error}", file=sys.stderr)
-        if pictures is not None and seed == _seeds(entries, settings)[0]:
+        if pictures is not None and seed == seeds_of(entries, settings.seed)[0]:
             bench = open_benches(models, table, config, first.model.geometry, settings)[0]
             evaluation.notes += _draw(bench, pictures)
-    about = {"data": table.name, "clip_table": table.hash, "view": asdict(config.view)}
-    labels = [entry.label for entry in entries]
-    single = {label for label in labels if labels.count(label) == 1}
-    return _joined(evaluation, about | {"settings": asdict(settings), "suites": list(suites)}, single)
+    return {"data": table.name, "clip_table": table.hash, "view": asdict(config.view)}
 
 
 def placed(settings: EvalSettings) -> EvalSettings:
@@ -158,11 +181,6 @@ def _require_known(suites: Sequence[str], settings: EvalSettings) -> None:
             raise UserError(f"there is no suite {suite!r}; suites: {', '.join(known)}")
     if not suites or len(set(suites)) < len(suites):
         raise UserError("--suite needs one suite or several, each once")
-    if 0 < sum(suite in SURPRISE for suite in suites) < len(suites):
-        raise UserError(
-            f"suites of film pairs ({', '.join(SURPRISE)}) have data of their own; give them a call of their "
-            "own"
-        )
     if settings.probe not in PROBES:
         raise UserError(f"there is no probe {settings.probe!r}; probes: {', '.join(PROBES)}")
     load_probe(settings.probe, settings.protocol)
@@ -177,18 +195,6 @@ def data_of(entry: Entry, data: str, frame_stride: int | None) -> DataConfig:
     if frame_stride is not None:
         config = replace(config, view=replace(config.view, frame_stride=frame_stride))
     return config
-
-
-def _seeds(entries: Sequence[Entry], settings: EvalSettings) -> list[int]:
-    """Of labels that stand for several; else the one of the settings."""
-    labels = [entry.label for entry in entries]
-    several = {entry.seed for entry in entries if labels.count(entry.label) > 1 and entry.seed is not None}
-    return sorted(several) or [settings.seed]
-
-
-def _is_of(seed: int, entry: Entry, entries: Sequence[Entry]) -> bool:
-    is_alone = sum(other.label == entry.label for other in entries) == 1
-    return is_alone or entry.seed == seed
 
 
 def with_random(
@@ -206,18 +212,6 @@ def with_random(
         notes.append(f"no random init stands beside: {error}")
         return models
     return models | {RANDOM: twin}
-
-
-def _surprise(
-    specs: Sequence[Any], suites: Sequence[str], data: str, settings: EvalSettings, against: Sequence[str]
-) -> Evaluation:
-    encoders = {spec.label: spec.what for spec in specs}
-    if len(encoders) < len(specs):
-        raise UserError("suites of film pairs take each label once; evaluate seeds one after another")
-    scored = [one for suite in suites for one in resolve(SURPRISE, suite)(encoders, data, settings)]
-    results = tabulate(scored, settings.seed, against=against)
-    evaluation = Evaluation(list(encoders), results=results)
-    return _joined(evaluation, {"data": data, "settings": asdict(settings), "suites": list(suites)})
 
 
 def _joined(evaluation: Evaluation, about: dict[str, Any], single: Collection[str] = ()) -> Evaluation:

@@ -32,12 +32,13 @@ BASELINES = (RANDOM, COPY_LAST, PIXEL_DIFFERENCE)
 FOLDER = "surprise"
 
 
-def score(encoders: Mapping[str, str], data: str, settings: EvalSettings) -> list[Scored]:
+def score(encoders: Mapping[str, str], data: str, settings: EvalSettings, tag: str = "") -> list[Scored]:
     """Relative accuracy of every predictor over the pairs of films in the folder `data`, beside random
     weights, copy-last-frame and pixel differences: one a part of the pairs (all, a condition, …).
 
     `encoders`: runs, checkpoints or V-JEPA 2 folders by the name that tables give them. A set without labels
-    gets a file of surprises for each of them instead. Writes a page beside. Raises `UserError`.
+    gets a file of surprises for each of them instead. Writes a page beside. `tag`: what the names of both end
+    with. Raises `UserError`.
     """
     sets = read_film_sets(Path(data))
     models = open_models(encoders, settings)
@@ -52,7 +53,7 @@ def score(encoders: Mapping[str, str], data: str, settings: EvalSettings) -> lis
             scored += now
             scores += figures
         else:
-            write_submissions(place, each, found[each.name])
+            write_submissions(place, each, found[each.name], tag)
     if scores:
         page = SurprisePage(
             Path(data).resolve().name,
@@ -61,7 +62,7 @@ def score(encoders: Mapping[str, str], data: str, settings: EvalSettings) -> lis
             scores,
             [(each, found[each.name]) for each in sets if each.has_labels],
         )
-        print(f"Page: {write_surprise_page(page, place / 'index.html')}", file=sys.stderr)
+        print(f"Page: {write_surprise_page(page, place / f'index{tag}.html')}", file=sys.stderr)
     return scored
 
 
@@ -101,7 +102,9 @@ def _alone(film: Film) -> list[FilmSource]:
     return [FilmSource(film.name, film.identity(), film.pictures)]
 
 
-def write_submissions(place: Path, films: FilmSet, found: Mapping[str, Mapping[str, FilmSurprise]]) -> None:
+def write_submissions(
+    place: Path, films: FilmSet, found: Mapping[str, Mapping[str, FilmSurprise]], tag: str = ""
+) -> None:
     """One CSV a model: name and surprise (mean over windows) of every film, for a set whose labels are kept
     by others."""
     for name, surprises in found.items():
@@ -109,6 +112,6 @@ def write_submissions(place: Path, films: FilmSet, found: Mapping[str, Mapping[s
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(("name", "surprise"))
         writer.writerows((film.name, f"{surprises[film.name].mean:.8g}") for film in films.films)
-        file = place / f"{films.name}-{name.replace('/', '-')}.csv"
+        file = place / f"{films.name}-{name.replace('/', '-')}{tag}.csv"
         write_text(file, text.getvalue())
         print(f"{films.name} has no labels; surprises of {name}: {file}", file=sys.stderr)

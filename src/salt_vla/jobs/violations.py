@@ -22,7 +22,7 @@ from salt_vla.data.view_lock import ViewReader
 from salt_vla.data.violations import ViolationPair
 from salt_vla.data.violations_filmed import filmed_pairs
 from salt_vla.data.violations_rendered import FEWEST_FRAMES, rendered_pairs
-from salt_vla.errors import DataError
+from salt_vla.errors import DataError, UserError
 from salt_vla.evaluation.results import Scored
 from salt_vla.evaluation.settings import EvalSettings
 from salt_vla.evaluation.statistics import Estimate, paired_difference
@@ -73,10 +73,12 @@ class Violations:
     found: Mapping[str, Mapping[str, FilmSurprise]]
 
 
-def score(encoders: Mapping[str, str], data: str, settings: EvalSettings) -> list[Scored]:
+def score(encoders: Mapping[str, str], data: str, settings: EvalSettings, tag: str = "") -> list[Scored]:
     """Relative accuracy of every predictor in each condition, beside random weights, copy-last-frame and
-    pixel differences. `data`: whose held-out episodes are violated beside the drawn rooms. Raises
-    `UserError`."""
+    pixel differences. `data`: whose held-out episodes are violated beside the drawn rooms. `tag`: for suites
+    that leave files. Raises `UserError`."""
+    if settings.frame_step:
+        raise UserError(f"films of {SUITE} are made at the predictor's own pace; leave --frame-step off")
     models = open_models(encoders, settings)
     share_targets(models)
     kinds = look(models, data, settings, SCENES)
