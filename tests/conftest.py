@@ -294,11 +294,11 @@ def write_kinetics(folder: Path, classes: int = 2, films: int = 2) -> Path:
     """Kinetics as published: a list a split, stretches of 10 s under the names of their films. `films` of a
     class are trained on, half as many tested."""
     lists: dict[str, list[str]] = {"train": [], "val": []}
-    for number, (split, kind) in enumerate(product(lists, range(classes))):
+    for split, kind in product(lists, range(classes)):
         for film in range(films if split == "train" else max(films // 2, 1)):
             name, start = f"{split}-{kind}_{film}", 7 * film
             path = folder / split / f"{name}_{start:06d}_{start + 10:06d}.mp4"
-            write_video_file(path, frames=20 + film, seed=10 * kind + number % 3)
+            write_video_file(path, frames=20 + film, seed=40 * kind + 2 * film + (split == "val"))
             lists[split].append(f'"class {kind}",{name},{start},{start + 10},{split}')
     (folder / "annotations").mkdir()
     for split, rows in lists.items():
