@@ -156,6 +156,11 @@ def test_eval_leaves_features_and_nothing_else_behind(workshop: Any, rows: list[
         (("teacher", "teacher"), "two encoders are called 'teacher'"),
         (("teacher", "--device", "nowhere"), "device 'nowhere' cannot be used here"),
         (("teacher", "--diagnose", "--device", "meta"), "device 'meta' cannot be used here"),
+        (("teacher", "--against", "nobody"), "is called so, but teacher, random, pixels"),
+        (("teacher", "--poolings", "mean", "mean"), "--poolings needs one or several of grid, step, mean"),
+        (("teacher", "--suite", "probes", "dense", "--horizon", "9"), "--horizon: no suite of this call"),
+        (("teacher", "--frame-step", "3"), "--frame-step: no suite of this call (probes) reads it"),
+        (("teacher", "--suite", "dense", "probes", "--poolings", "mean"), "suite dense: dense reads"),
         (("teacher", "--memory-limit", "lots"), "'lots' is no amount of memory"),
     ],
 )

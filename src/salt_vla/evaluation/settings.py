@@ -14,6 +14,9 @@ POOLINGS = ("grid", "step", "mean")  # That which reads out most comes first, in
 PROTOCOLS = ("held-out", "vjepa2-max")
 # How figures are computed, not what of: rounding apart, they are those of any computer.
 HOW_COMPUTED = ("device", "memory_limit")
+OF_FILM_PAIRS = ("context_frames", "frame_step", "teacher")
+# What not every suite reads; a suite's module says which of them it does (`READS`).
+OF_SUITES = ("horizon", "moment_stride", "min_motion", "text", *OF_FILM_PAIRS)
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,8 @@ class EvalSettings:
             raise ConfigError(f"unknown protocol {self.protocol!r}; known: {', '.join(PROTOCOLS)}")
         if unknown := set(self.poolings) - set(POOLINGS):
             raise ConfigError(f"unknown pooling {min(unknown)!r}; known: {', '.join(POOLINGS)}")
+        if not self.poolings or len(set(self.poolings)) < len(self.poolings):
+            raise ConfigError(f"--poolings needs one or several of {', '.join(POOLINGS)}, each once")
         if not 0 < self.fraction <= 1:
             raise ConfigError(f"fraction of training episodes must lie in (0, 1], not {self.fraction}")
         if self.horizon < 1:

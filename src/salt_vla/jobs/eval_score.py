@@ -7,29 +7,31 @@ from __future__ import annotations
 
 import importlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from salt_vla.config import DataConfig, parse_bytes
 from salt_vla.data.clip_table import ClipTable
 from salt_vla.data.view_lock import view_hash
-from salt_vla.errors import DataError
+from salt_vla.errors import DataError, UserError
 from salt_vla.evaluation.bench import Bench, Side
 from salt_vla.evaluation.feature_store import ClipViews, FeatureStore, UnreadableClips
 from salt_vla.evaluation.features import Pixels, TokenModel
 from salt_vla.evaluation.fractions import share_of
 from salt_vla.evaluation.leaks import require_no_leak
 from salt_vla.evaluation.results import CONSTANT, PIXELS, WITHOUT_ENCODER, Scored
-from salt_vla.evaluation.settings import EvalSettings
+from salt_vla.evaluation.settings import OF_FILM_PAIRS, OF_SUITES, EvalSettings
 from salt_vla.geometry import ClipGeometry
 from salt_vla.jobs.data import open_views, split_table
 from salt_vla.jobs.data_index import MAX_BAD_SHARE
 from salt_vla.jobs.eval_cells import FOLDER, Cell, Cells, cell_key, hash_of
 from salt_vla.jobs.eval_compute import cost_of, peak_memory_gb
 from salt_vla.jobs.pipeline import num_decoders
-from salt_vla.registry import RECORDED_FILES, SUITES, resolve
+from salt_vla.registry import RECORDED_FILES, SUITES, SURPRISE, resolve
 from salt_vla.rundir import root
 
 
@@ -60,7 +62,8 @@ def measure(
         found = Measured()
         try:
             for suite in suites:
-                _measure_suite(suite, benches, found)
+                with _named(suite, len(suites) > 1):
+                    _measure_suite(suite, benches, found)
         except UnreadableClips as error:
             left_out |= error.left_out
             _require_few(left_out, table)
@@ -72,6 +75,18 @@ def measure(
             )
         found.notes = list(dict.fromkeys(found.notes))
         return found
+
+
+@contextmanager
+def _named(suite: str, has_others: bool) -> Iterator[None]:
+    """Within the block what ends a suite says which one, and how to get the others' figures."""
+    try:
+        yield
+    except UnreadableClips:
+        raise
+    except DataError as error:
+        cure = f"; leave {suite} out for the figures of the others" if has_others else ""
+        raise DataError(f"suite {suite}: {error}{cure}") from error
 
 
 def _require_few(left_out: Mapping[str, str], table: ClipTable) -> None:
@@ -166,7 +181,7 @@ def _measure_encoder(
     began = time.monotonic()
     scored: list[Scored] = resolve(SUITES, suite)(alone)
     if not scored:
-        raise DataError(f"suite {suite!r} found nothing to measure in {bench.train.clips.name}")
+        raise DataError(f"there is nothing to measure in {bench.train.clips.name}")
     spent = {"seconds": round(time.monotonic() - began, 3), "peak_memory_gb": round(peak_memory_gb(), 3)}
     own = Cell(
         [one for one in scored if one.encoder not in WITHOUT_ENCODER], alone.notes, cost_of(model) | spent
@@ -176,15 +191,38 @@ def _measure_encoder(
 
 def _keys(suite: str, bench: Bench) -> Callable[[str], dict[str, Any]]:
     """By an encoder's fingerprint: what its cell is named by."""
+    usual = {name: getattr(EvalSettings(), name) for name in OF_SUITES if name not in _read_by(suite)}
+    settings = replace(bench.settings, **usual)
     sides = (bench.train, bench.test)
     data: dict[str, Any] = {"name": bench.train.clips.name}
     data |= {part: side.views.pixels_hash for part, side in zip(("train", "test"), sides, strict=True)}
     data["clips"] = hash_of([clip for side in sides for clip in (*side.clips.clip_ids, "")])
     if kinds := sorted(set(bench.train.clips.rows["source"].to_pylist()) & RECORDED_FILES.keys()):
         data["recorded"] = [resolve(RECORDED_FILES, kind)(bench.train.clips) for kind in kinds]
-    if bench.settings.text:
-        texts = Path(bench.settings.text)
+    if settings.text:
+        texts = Path(settings.text)
         data["text"] = hash_of([file.read_bytes().hex() for file in (texts, texts.with_suffix(".json"))])
-    module = importlib.import_module(SUITES[suite].partition(":")[0])
-    suite_version = getattr(module, "VERSION", 1)
-    return lambda fingerprint: cell_key(suite, suite_version, fingerprint, bench.settings, data)
+    suite_version = getattr(_module_of(suite), "VERSION", 1)
+    return lambda fingerprint: cell_key(suite, suite_version, fingerprint, settings, data)
+
+
+def require_read(suites: Sequence[str], settings: EvalSettings) -> None:
+    """Raise `UserError` for a setting that was given and that none of these suites reads."""
+    read = {name for suite in suites for name in _read_by(suite)}
+    usual = EvalSettings()
+    unread = [n for n in OF_SUITES if n not in read and getattr(settings, n) != getattr(usual, n)]
+    if unread:
+        options = " and ".join(f"--{name.replace('_', '-')}" for name in unread)
+        raise UserError(f"{options}: no suite of this call ({', '.join(suites)}) reads it; leave it off")
+
+
+def _read_by(suite: str) -> tuple[str, ...]:
+    """Of the settings that not every suite reads; all where its module does not say."""
+    if suite in SURPRISE:
+        return OF_FILM_PAIRS
+    found: tuple[str, ...] = getattr(_module_of(suite), "READS", OF_SUITES)
+    return found
+
+
+def _module_of(suite: str) -> ModuleType:
+    return importlib.import_module(SUITES[suite].partition(":")[0])

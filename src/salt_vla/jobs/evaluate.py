@@ -17,7 +17,7 @@ from salt_vla.errors import UserError
 from salt_vla.evaluation.bench import Bench
 from salt_vla.evaluation.features import TokenModel
 from salt_vla.evaluation.probing import load_probe
-from salt_vla.evaluation.results import SuiteResult, tabulate, to_objects
+from salt_vla.evaluation.results import PIXELS, SuiteResult, tabulate, to_objects
 from salt_vla.evaluation.seeds import aggregate_seeds
 from salt_vla.evaluation.settings import EvalSettings
 from salt_vla.evaluation.texts import read_texts
@@ -39,7 +39,7 @@ from salt_vla.jobs.eval_encoders import (
 from salt_vla.jobs.eval_encoders import load_model as load_model
 from salt_vla.jobs.eval_encoders import random_model as random_model
 from salt_vla.jobs.eval_kept import leave_probes
-from salt_vla.jobs.eval_score import measure, open_benches
+from salt_vla.jobs.eval_score import measure, open_benches, require_read
 from salt_vla.jobs.eval_surprise import WITHOUT_SEED, require_surprise, surprise_results
 from salt_vla.jobs.teacher import data_settings
 from salt_vla.registry import PROBES, SUITES, SURPRISE
@@ -96,9 +96,10 @@ def evaluate_encoders(
     _require_known(suites, settings)
     settings = placed(settings)
     specs = parse_specs(arguments)
+    names = [*dict.fromkeys(spec.label for spec in specs), RANDOM, PIXELS]
     for name in against:
-        if name not in {spec.label for spec in specs}:
-            raise UserError(f"--against {name}: no encoder of this call is called so")
+        if name not in names:
+            raise UserError(f"--against {name}: no encoder of this call is called so, but {', '.join(names)}")
     require_surprise(specs, suites, settings, frame_stride)
     films = [suite for suite in suites if suite in SURPRISE]
     clips = [suite for suite in suites if suite in SUITES]
@@ -184,6 +185,7 @@ def _require_known(suites: Sequence[str], settings: EvalSettings) -> None:
     if settings.probe not in PROBES:
         raise UserError(f"there is no probe {settings.probe!r}; probes: {', '.join(PROBES)}")
     load_probe(settings.probe, settings.protocol)
+    require_read(suites, settings)
     if settings.text:
         read_texts(Path(settings.text))
 

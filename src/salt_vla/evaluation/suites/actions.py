@@ -23,6 +23,7 @@ from salt_vla.evaluation.targets import ACTION
 if TYPE_CHECKING:
     import numpy as np
 
+READS = ("horizon", "moment_stride")
 SUITE = "action-prediction"
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from salt_vla.data.signals import ClipSignals
 
 # Name → signal, its width, and the columns x, y, z.
+READS: tuple[str, ...] = ()
 PLACES = {
     "hand": (STATE, 4, (0, 1, 2)),
     "object": (WORLD, 9, (0, 1, 2)),

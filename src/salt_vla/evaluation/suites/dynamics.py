@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Int64
 
 INVERSE, FORWARD = "inverse-dynamics", "forward-dynamics"
+READS = ("horizon", "moment_stride")
 LATENT_DIMS = 128
 LATENT, COPIED, SEEN = "latent", "_if_copied", "_if_seen"
 OWN_SPACE = "in the encoder's own latents, against copying them: not to be compared between encoders"

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 SUITE = "events"
 VERSION = 2
+READS = ("horizon", "moment_stride")
 GRIPPER = "gripper"
 MOVED = 0.005  # metres from where it lay: an object has been moved
 AT_REST = 0.001

@@ -12,6 +12,7 @@ from salt_vla.evaluation.features import SEGMENTS, SHUFFLES
 from salt_vla.evaluation.results import Scored
 
 VERSION = 2
+READS = ("min_motion",)
 
 
 def score(bench: Bench) -> list[Scored]:

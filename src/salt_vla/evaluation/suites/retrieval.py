@@ -17,7 +17,7 @@ import numpy as np
 from salt_vla.errors import DataError
 from salt_vla.evaluation.bench import Bench, Side, short_name
 from salt_vla.evaluation.features import Reading
-from salt_vla.evaluation.ranking import Lookup, by_chance, ranked
+from salt_vla.evaluation.ranking import SMALLEST_SHARE, Lookup, by_chance, ranked
 from salt_vla.evaluation.results import CONSTANT, Scored
 from salt_vla.evaluation.statistics import share_sums
 from salt_vla.evaluation.texts import Texts, mapped, read_texts
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
     Features = Mapping[str, Float[np.ndarray, "clips dims"]]
 
+READS = ("text",)
+VERSION = 2
 SHORT = {"recall_at_1": "@1", "recall_at_5": "@5", "mean_average_precision": "_map"}
 CHANCE = "expected of answers in random order"
 MAPPED = "texts mapped into features by ridge regression on training clips"
@@ -90,8 +92,10 @@ class Camera:
         self.name, self.train, self.test = name, train, test
         self.as_read = (train_features, test_features)
         self.means = {encoder: _mean(rows) for encoder, rows in train_features.items()}
-        self.trained = {encoder: rows - self.means[encoder] for encoder, rows in train_features.items()}
-        self.held_out = {encoder: rows - self.means[encoder] for encoder, rows in test_features.items()}
+        self.trained, self.held_out = (
+            {encoder: _centred(rows, self.means[encoder]) for encoder, rows in side.items()}
+            for side in self.as_read
+        )
 
     @property
     def moments(self) -> list[tuple[str, int, int]]:
@@ -101,6 +105,15 @@ class Camera:
 
 def _mean(rows: Float[np.ndarray, "clips dims"]) -> Float[np.ndarray, " dims"]:
     return np.asarray(rows).mean(0, dtype=np.float64).astype(np.float32)
+
+
+def _centred(
+    rows: Float[np.ndarray, "clips dims"], mean: Float[np.ndarray, " dims"]
+) -> Float[np.ndarray, "clips dims"]:
+    """Less the mean; what rounding leaves of rows that are the mean is 0, and points nowhere."""
+    found = np.asarray(rows - mean)
+    found[np.linalg.norm(found, axis=1) <= SMALLEST_SHARE * np.linalg.norm(mean)] = 0
+    return found
 
 
 def _rows(features: Features, rows: Int64[np.ndarray, " rows"]) -> Features:

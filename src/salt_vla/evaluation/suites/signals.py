@@ -14,6 +14,7 @@ from salt_vla.evaluation.results import Scored
 from salt_vla.evaluation.targets import CAUSAL, build_targets
 
 VERSION = 2
+READS: tuple[str, ...] = ()
 
 
 def score(bench: Bench) -> list[Scored]:

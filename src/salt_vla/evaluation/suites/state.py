@@ -17,6 +17,7 @@ from salt_vla.evaluation.robots import (
 )
 from salt_vla.evaluation.targets import END_STEPS, STATE_TARGETS, build_targets
 
+READS = ("horizon", "moment_stride")
 SUITE = "state"
 
 

@@ -24,6 +24,7 @@ from salt_vla.evaluation.targets import TASK
 
 SUITE, SUCCESS = "success", "next.success"
 VERSION = 2
+READS = ("horizon", "moment_stride")
 SHARES = (25, 50, 75)  # percent of the training episodes' median length
 
 

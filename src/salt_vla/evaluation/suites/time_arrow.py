@@ -10,6 +10,7 @@ from salt_vla.evaluation.bench import Bench
 from salt_vla.evaluation.results import Scored
 
 VERSION = 2
+READS = ("min_motion",)
 
 
 def score(bench: Bench) -> list[Scored]:
