@@ -99,3 +99,16 @@ def test_who_is_itself_in_the_gallery_has_one_answer_less() -> None:
 def test_widths_must_agree() -> None:
     with pytest.raises(DataError, match="cannot be looked up"):
         ranked(np.zeros((1, 3)), np.zeros((1, 4)), Lookup(NOBODY, NOBODY, NOBODY))
+
+
+def test_equal_answers_tie_wherever_they_stand() -> None:
+    """A product of matrices rounds by place: two equal rows may come out unequal in the last bit."""
+    random = np.random.default_rng(0)
+    for _ in range(100):
+        gallery = random.normal(size=(int(random.integers(20, 400)), int(random.integers(8, 800))))
+        equal = [0, len(gallery) // 2, len(gallery) - 2, len(gallery) - 1]
+        gallery[equal] = gallery[0]
+        query = gallery[:1] + 0.01 * random.normal(size=gallery.shape[1])
+        for right in equal:
+            found = ranked(query, gallery, lookup([right], [*range(len(gallery))]))
+            assert found["recall_at_1"] == 0

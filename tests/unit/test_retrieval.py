@@ -167,3 +167,24 @@ def test_where_there_is_nothing_to_be_found_there_is_a_sentence(bench_of: BenchO
     bench = bench_of(own, {PIXELS: Pixels(GEOMETRY)}, GEOMETRY, episodes=2, clips=1, settings=MEAN)
     with pytest.raises(DataError, match="there is nothing to be found"):
         retrieval.score(bench)
+
+
+class NearlyAPoint(Point):
+    """A point but for the last bit, which is each clip's own: what rounding leaves of a collapse."""
+
+    fingerprint = "nearly a point"
+
+    def latents(self, frames: Tensor) -> Tensor:
+        above = torch.nextafter(torch.tensor(3.3), torch.tensor(4.0))
+        bits = frames.flatten(1)[:, :3] % 2 == 0
+        rows = torch.where(bits, torch.tensor(3.3), above)
+        return rows[:, None].expand(-1, GEOMETRY.num_tokens, -1)
+
+
+def test_a_collapse_up_to_rounding_finds_nothing(bench_of: BenchOf) -> None:
+    """Centred, rounding is all that is left of it."""
+    found = score(
+        bench_of(by_moment, {"nearly": NearlyAPoint()}, GEOMETRY, cameras=("a", "b"), settings=MEAN)
+    )
+    assert found["retrieval/a/mean", "in_b@1", "nearly"] == 0
+    assert found["retrieval/a/mean", "label@1", "nearly"] == 0

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+import xxhash
 from scipy.special import gammaln
 
 from salt_vla.errors import DataError
@@ -75,11 +76,12 @@ def ranked(
     wanted, answers = unit_rows(queries), unit_rows(gallery)
     found: dict[Metric, np.ndarray] = {metric: np.empty(len(wanted)) for metric in METRICS}
     ranks = np.arange(1, len(answers) + 1)
+    one_each, same = _alike(answers)
     for first in range(0, len(wanted), QUERIES_AT_ONCE):
         rows = slice(first, min(first + QUERIES_AT_ONCE, len(wanted)))
         right = lookup.right(rows)
         # One of the query itself stands behind all others, and counts for nothing.
-        near = wanted[rows] @ answers.T
+        near = (wanted[rows] @ answers[one_each].T)[:, same]
         asked = lookup.own[rows]
         there = np.flatnonzero(asked >= 0)
         near[there, asked[there]] = -np.inf
@@ -89,6 +91,17 @@ def ranked(
         precision = hits * np.cumsum(hits, axis=1) / ranks
         found["mean_average_precision"][rows] = precision.sum(1) / np.maximum(hits.sum(1), 1)
     return found
+
+
+def _alike(
+    rows: Float[np.ndarray, "rows dims"],
+) -> tuple[Int64[np.ndarray, " kinds"], Int64[np.ndarray, " rows"]]:
+    """One of each kind of equal rows, and each row's kind: a product of matrices rounds by place, so that
+    equal rows, each multiplied, may come out unequal."""
+    hashes = [xxhash.xxh3_128_digest(row) for row in np.ascontiguousarray(rows + 0.0)]  # −0 is 0.
+    kinds: dict[bytes, int] = {}
+    same = np.array([kinds.setdefault(each, len(kinds)) for each in hashes], np.int64)
+    return np.unique(same, return_index=True)[1], same
 
 
 def by_chance(lookup: Lookup) -> dict[Metric, Float[np.ndarray, " queries"]]:
