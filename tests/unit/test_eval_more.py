@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from salt_vla.cli.evaluate_more import print_curve, print_diagnosis, require_only
 from salt_vla.errors import UserError
 from salt_vla.evaluation.settings import EvalSettings
-from salt_vla.jobs.eval_more import label_curve
+from salt_vla.jobs.eval_more import _pairs, label_curve
 
 
 def test_each_share_is_taken_once() -> None:
@@ -45,3 +46,16 @@ def test_what_such_a_call_does_not_look_at_is_refused(
     with pytest.raises(UserError, match=f"{option} takes {named}"):
         require_only(option, settings, others)
     require_only(option, EvalSettings(seed=3, device="cpu"), {"--suite": False})
+
+
+def test_an_encoder_that_has_collapsed_is_named_and_the_others_are_compared() -> None:
+    random = np.random.default_rng(0)
+    features = {
+        "a": random.normal(size=(8, 3)),
+        "flat": np.full((8, 3), 3.3),
+        "b": random.normal(size=(8, 5)),
+    }
+    notes: list[str] = []
+    (pair,) = _pairs(features, notes)
+    assert (pair["encoder"], pair["other"]) == ("a", "b")
+    assert notes == ["flat gives every clip the same features: it is like nothing, and has no CKA"]

@@ -119,6 +119,16 @@ def test_a_matrix_of_likeness_is_symmetric_with_ones_across() -> None:
     assert [cell.text for cell in speed.cells[0][:4]] == ["9.5", "128", "0.80", "0.24"]
 
 
+def test_an_encoder_that_is_like_nothing_has_dashes(tmp_path: Path) -> None:
+    whole = diagnosis()
+    pairs = [pair for pair in whole.cka if "random" not in (pair["encoder"], pair["other"])]
+    found = Diagnosis(9, 9, whole.encoders, pairs)
+    alike = diagnosis_tables(found)[0].tables[1]
+    assert [cell.figure for cell in alike.cells[1]] == ["–", "1.00", "–"]
+    write_diagnosis(found, tmp_path)
+    size((tmp_path / "cka.png").read_bytes())
+
+
 def test_a_call_that_scored_nothing_still_writes_its_files(tmp_path: Path) -> None:
     files = write_tables(EvaluationTables(["student"], [], []), tmp_path)
     assert "student; every figure" in (tmp_path / "table.html").read_text() and len(files) == 6

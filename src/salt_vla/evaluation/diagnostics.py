@@ -49,6 +49,11 @@ def spectrum(features: Float[np.ndarray, "clips dims"]) -> Spectrum:
     return Spectrum(features.shape[1], effective_rank(torch.from_numpy(small)), shares)
 
 
+def vary(features: Float[np.ndarray, "clips dims"]) -> bool:
+    """Not one point, up to rounding."""
+    return bool(_about_mean(features).any())
+
+
 def _about_mean(features: Float[np.ndarray, "clips dims"]) -> Float[np.ndarray, "clips dims"]:
     """Zeros where the clips are one point but for rounding, which is of any rank and like anything."""
     centred = features - features.mean(0, dtype=np.float64)

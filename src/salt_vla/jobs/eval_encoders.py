@@ -5,7 +5,6 @@ Knows how they are named and loaded, not what is measured on them.
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import tempfile
@@ -25,7 +24,7 @@ from salt_vla.hub import local_folder
 from salt_vla.jobs.teacher_train import EXPORT, checkpoint_of, read_export
 from salt_vla.models import build_encoder
 from salt_vla.models.loading import encoder_directory, load_encoder
-from salt_vla.rundir import RunDirectory, run_or_directory
+from salt_vla.rundir import RunDirectory, read_json, run_or_directory
 from salt_vla.teachers import Teacher, TeacherRequest, family_of, load_teacher, place_of
 from salt_vla.teachers.names import NAMED
 from salt_vla.teachers.pixel import EncoderTeacher
@@ -290,9 +289,11 @@ def training_cost(what: str) -> dict[str, float]:
         return {}
     step = int(checkpoint_of(encoder_directory(place).resolve()).name.removeprefix("step_"))
     cost = run.path / "cost.json"
-    said = json.loads(cost.read_text()) if cost.is_file() else {}
-    flops = {"training_flops": said["flops_a_step"] * step} if "flops_a_step" in said else {}
-    return {"training_steps": step} | flops
+    cure = "remove it: all it says is what the run's training cost"
+    flops = read_json(cost, dict, cure).get("flops_a_step") if cost.is_file() else None
+    if not isinstance(flops, (int, float)):
+        return {"training_steps": step}
+    return {"training_steps": step, "training_flops": flops * step}
 
 
 def _place(spec: Spec) -> Path | None:

@@ -9,10 +9,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from salt_vla.data.clip_table import ClipTable
+from salt_vla.errors import RunError
 from salt_vla.evaluation.results import CONSTANT, PROBES_FILE, SuiteResult, to_objects
 from salt_vla.evaluation.seeds import scores_to_arrays
 from salt_vla.evaluation.settings import POOLINGS, EvalSettings
@@ -69,11 +71,19 @@ def leave_probes(
             now.append({"suite": suite} | about | parts)
         replaced = {(each["suite"], each["clip_table"]) for each in now}
         file = run.path / PROBES_FILE
-        before = read_json(file, dict).get("suites", []) if file.is_file() else []
-        kept = [each for each in before if (each["suite"], each["clip_table"]) not in replaced]
+        kept = [each for each in _kept(file) if (each["suite"], each["clip_table"]) not in replaced]
         write_text(file, json.dumps({"suites": kept + now}, indent=1))
         left.append(run)
     return left
+
+
+def _kept(file: Path) -> list[dict[str, Any]]:
+    """What was left there before. Raises `RunError` for a damaged file."""
+    suites = read_json(file, dict).get("suites", []) if file.is_file() else []
+    needed = {"suite", "clip_table", "rows"}
+    if not isinstance(suites, list) or not all(isinstance(e, dict) and needed <= e.keys() for e in suites):
+        raise RunError(f"{file} is damaged (no list of suites with rows); remove it and eval the run anew")
+    return suites
 
 
 def _kept_as(result: SuiteResult, settings: EvalSettings, frame_stride: int | None) -> str:

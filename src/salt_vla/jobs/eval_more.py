@@ -14,7 +14,7 @@ import numpy as np
 
 from salt_vla.errors import UserError
 from salt_vla.evaluation.bench import Bench
-from salt_vla.evaluation.diagnostics import latency, likeness, spectrum
+from salt_vla.evaluation.diagnostics import latency, likeness, spectrum, vary
 from salt_vla.evaluation.features import Reading, TokenModel
 from salt_vla.evaluation.settings import EvalSettings
 from salt_vla.jobs.data import open_table
@@ -94,9 +94,9 @@ def diagnose(
         len(features[first.label]),
         len(benches[0].test.clips),
         rows,
-        _pairs(features),
+        _pairs(features, notes),
         list(layers),
-        _pairs(layers),
+        _pairs(layers, notes),
         notes,
         {"data": table.name, "clip_table": table.hash, "view": asdict(config.view)}
         | {"seed": settings.seed, "device": settings.device},
@@ -122,8 +122,14 @@ def _row(name: str, model: TokenModel, features: np.ndarray) -> dict[str, Any]:
     return shape | cost_of(model) | spent | {"spectrum": seen.shares[:SHARES_KEPT].tolist()}
 
 
-def _pairs(features: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
-    return [{"encoder": a, "other": b, "cka": value} for (a, b), value in likeness(features).items()]
+def _pairs(features: Mapping[str, np.ndarray], notes: list[str]) -> list[dict[str, Any]]:
+    varying = {name: each for name, each in features.items() if vary(each)}
+    notes += [
+        f"{name} gives every clip the same features: it is like nothing, and has no CKA"
+        for name in features
+        if name not in varying
+    ]
+    return [{"encoder": a, "other": b, "cka": value} for (a, b), value in likeness(varying).items()]
 
 
 def _blocks(entries: Sequence[Entry], settings: EvalSettings) -> Iterator[tuple[str, dict[str, TokenModel]]]:

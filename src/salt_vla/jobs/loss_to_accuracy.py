@@ -105,4 +105,6 @@ def _rows(run: RunDirectory) -> list[dict[str, Any]]:
             for row in each["rows"]
         ]
     except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise RunError(f"{file} is damaged; `salt-vla eval {run.name}` writes it anew: {error}") from error
+        raise RunError(
+            f"{file} is damaged ({error!r}); remove it, and `salt-vla eval {run.name}` writes it anew"
+        ) from error

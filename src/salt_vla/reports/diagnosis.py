@@ -100,12 +100,13 @@ def _matrix(title: str, corner: str, names: Sequence[str], pairs: Objects) -> Ta
 
 
 def _two(value: float) -> str:
-    return f"{value:.2f}".replace("-", "−")
+    return "–" if np.isnan(value) else f"{value:.2f}".replace("-", "−")
 
 
 def _values(names: Sequence[str], pairs: Objects) -> np.ndarray:
     places = {name: place for place, name in enumerate(names)}
-    values = np.eye(len(names))
+    values = np.full((len(names), len(names)), np.nan)
+    np.fill_diagonal(values, 1.0)
     for pair in pairs:
         one, other = places[pair["encoder"]], places[pair["other"]]
         values[one, other] = values[other, one] = pair["cka"]
