@@ -228,6 +228,7 @@ def random_twin(
     if family_of(folder) == "pixel":
         return random_model(load_encoder(folder).config, seed, layer, device)
     from transformers import AutoConfig, AutoModel
+    from transformers.utils import logging
 
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
@@ -238,6 +239,7 @@ def random_twin(
         ) from error
     with tempfile.TemporaryDirectory(prefix="salt-vla-random-") as name, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
+        logging.disable_progress_bar()  # Of files that nobody asked for.
         AutoModel.from_config(config).save_pretrained(name)
         for file in folder.glob("*processor_config.json"):  # How pixels are normalised.
             shutil.copy(file, name)
