@@ -47,12 +47,17 @@ LOGISTIC_STEPS = 300
 LARGE_DIMS, LARGE_STEPS = 512, 100
 # Where the leading components hold a smaller share of the variance, what tells classes apart may lie in the
 # others: of 174 classes with noise alike in 512 directions, 128 components keep half of what means read.
-ENOUGH = 0.9
+ENOUGH, LARGE_ENOUGH = 0.85, 0.95
 SHARPNESS = np.logspace(-1, 1.5, 26)
 
 
 def logistic_dims(clips: int) -> int:
     return LARGE_DIMS if clips > LARGE else LOGISTIC_DIMS
+
+
+def holds_enough(leading: float, total: float, clips: int) -> bool:
+    """Whether the variance of the leading components is nearly all there is."""
+    return bool(leading >= (LARGE_ENOUGH if clips > LARGE else ENOUGH) * total)
 
 
 def logistic_probe(
@@ -64,7 +69,7 @@ def logistic_probe(
     """Multinomial logistic regression on the leading principal components (at most 128; 512 for many clips).
 
     The inverse penalty is the one with the best accuracy on left-out folds of training episodes (stratified
-    by class; one fold for many clips). Where those components hold less than `ENOUGH` of the variance, ridge
+    by class; one fold for many clips). Where those components hold too little of the variance, ridge
     regression of the classes on all components stands in, if it names more of the left-out clips. Without
     features the most frequent training class is named.
     """
@@ -76,7 +81,7 @@ def logistic_probe(
     train = (basis.train[:, :dims] * np.sqrt(basis.power[:dims])) * scale
     folds = class_folds(labels, episodes, seed)
     found = fit_logistic(train, basis.test[:, :dims] * scale, labels, folds)
-    if not folds or basis.power[:dims].sum() >= ENOUGH * basis.power.sum():
+    if not folds or holds_enough(basis.power[:dims].sum(), basis.power.sum(), len(labels)):
         return found[0]
     names, codes = np.unique(labels, return_inverse=True)
     said = (codes[:, None] == np.arange(len(names))).astype(np.float64)

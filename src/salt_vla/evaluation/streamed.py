@@ -17,11 +17,11 @@ from sklearn.preprocessing import StandardScaler
 
 from salt_vla.errors import DataError
 from salt_vla.evaluation.classes import (
-    ENOUGH,
     better,
     class_folds,
     fit_class_ridge,
     fit_logistic,
+    holds_enough,
     logistic_dims,
     logistic_probe,
 )
@@ -213,7 +213,7 @@ def _classes(
     )
     folds = class_folds(labels, problem.episodes, problem.seed)
     found = fit_logistic(train, test, labels, folds)
-    if not folds or power.sum() >= ENOUGH * np.trace(total[:dims, :dims]):
+    if not folds or holds_enough(power.sum(), np.trace(total[:dims, :dims]), len(labels)):
         return found[0]
     rests = [(fold, total - streamed.moments(fold)) for _, fold in folds]
 
