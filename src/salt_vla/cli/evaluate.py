@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from salt_vla.cli.detach import Apart
 from salt_vla.cli.printing import print_json
 from salt_vla.evaluation.settings import EvalSettings
+
+if TYPE_CHECKING:
+    from salt_vla.jobs.evaluate import Evaluation
 
 
 def evaluate(
@@ -52,7 +55,7 @@ def evaluate(
     """
     if apart.starts("eval", paths={"--data": data}):
         return
-    from salt_vla.cli.evaluate_more import print_curve, print_diagnosis, print_sections, require_only
+    from salt_vla.cli.evaluate_more import print_curve, print_diagnosis, require_only
 
     if out is not None:
         from salt_vla.reports.forms import require_folder
@@ -67,17 +70,17 @@ def evaluate(
         return print_curve(encoders, suite, data, settings, frame_stride, fractions, against, out, json)
     from salt_vla.jobs.evaluate import evaluate_encoders
 
-    found = evaluate_encoders(encoders, suite, data, settings, frame_stride, against, pictures)
+    _show(evaluate_encoders(encoders, suite, data, settings, frame_stride, against, pictures), out, json)
+
+
+def _show(found: Evaluation, out: Path | None, json: bool) -> None:
+    from salt_vla.cli.evaluate_more import print_sections
+    from salt_vla.reports.evaluation import tables_of, write_tables
+
     for note in found.notes:
         print(f"salt-vla: {note}", file=sys.stderr)
-    if out is not None:
-        from salt_vla.reports.evaluation import write_tables
-
-        for path in write_tables(found.tables, out):
-            print(path, file=sys.stderr)
+    for path in write_tables(found.tables, out) if out is not None else ():
+        print(path, file=sys.stderr)
     if json:
-        print_json(found.rows)
-        return
-    from salt_vla.reports.evaluation import tables_of
-
+        return print_json(found.rows)
     print_sections(tables_of(found.tables))
