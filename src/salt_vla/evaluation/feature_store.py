@@ -101,6 +101,14 @@ class FeatureStore:
         nothing = np.zeros((len(clips.clip_ids), 0), np.float32)
         return {reading: by_name | {CONSTANT: nothing} for reading, by_name in found.items()}
 
+    def kept(
+        self, model: TokenModel, clips: ClipViews, reading: Reading
+    ) -> Float[np.ndarray, " clips *dims"] | None:
+        """One encoder's features of all these clips, where they are on disk; nothing is extracted."""
+        path = self._place(model, clips, clips.clip_ids, reading)
+        note = note_of(path)
+        return None if note is None or note.left_out else open_rows(path, len(clips.clip_ids))
+
     def _missing(self, places: Mapping[tuple[str, Reading], Path]) -> dict[tuple[str, Reading], Path]:
         missing: dict[tuple[str, Reading], Path] = {}
         for key, path in places.items():

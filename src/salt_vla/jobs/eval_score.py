@@ -19,6 +19,7 @@ from salt_vla.data.clip_table import ClipTable
 from salt_vla.data.view_lock import view_hash
 from salt_vla.errors import DataError, UserError
 from salt_vla.evaluation.bench import Bench, Side
+from salt_vla.evaluation.copies import note_copies
 from salt_vla.evaluation.feature_store import ClipViews, FeatureStore, UnreadableClips
 from salt_vla.evaluation.features import Pixels, TokenModel
 from salt_vla.evaluation.fractions import share_of
@@ -182,6 +183,8 @@ def _measure_encoder(
     scored: list[Scored] = resolve(SUITES, suite)(alone)
     if not scored:
         raise DataError(f"there is nothing to measure in {bench.train.clips.name}")
+    if name == PIXELS:
+        note_copies(alone)
     spent = {"seconds": round(time.monotonic() - began, 3), "peak_memory_gb": round(peak_memory_gb(), 3)}
     own = Cell(
         [one for one in scored if one.encoder not in WITHOUT_ENCODER], alone.notes, cost_of(model) | spent
