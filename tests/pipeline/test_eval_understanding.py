@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
+
+from salt_vla.data.clip_table import ClipTable
 
 SUITES = ("time-arrow", "frame-order", "retrieval", "dense")
 TASKS = ["Push the square to the right.", "Push the square down."]
@@ -115,3 +118,14 @@ def test_other_texts_are_other_figures(workshop: Any, rows: Rows, texts: Path, t
 def test_pictures_of_film_pairs_are_not_these(workshop: Any, tmp_path: Path) -> None:
     said = workshop.salt("eval", "teacher", "--suite", "intphys2", "--pictures", tmp_path).sentence
     assert "--pictures shows clips of a data set" in said
+
+
+def test_a_target_that_one_side_lacks_is_said(workshop: Any, tmp_path: Path) -> None:
+    """Of two tasks only one is held out: nobody can be asked which."""
+    table = ClipTable.read(workshop.table)
+    splits = ["validation" if episode in (2, 4) else "train" for episode in table.rows["episode"].to_pylist()]
+    place = table.rows.column_names.index("split")
+    rows_now = table.rows.set_column(place, table.rows.schema.field("split"), pa.array(splits))
+    ClipTable(rows_now, table.roots).write(tmp_path / "clips.parquet")
+    answer = workshop.salt.ok("eval", "teacher", "--data", tmp_path / "clips.parquet", "--poolings", "mean")
+    assert "target 'task' is left out: only one side of the split has it" in answer.err

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from torch import Tensor
 
-from salt_vla.data.clip_table import Clip
+from salt_vla.data.clip_table import Clip, ClipTable
 from salt_vla.errors import DataError
 from salt_vla.evaluation.features import Pixels
 from salt_vla.evaluation.results import PIXELS
@@ -188,3 +190,27 @@ def test_a_collapse_up_to_rounding_finds_nothing(bench_of: BenchOf) -> None:
     )
     assert found["retrieval/a/mean", "in_b@1", "nearly"] == 0
     assert found["retrieval/a/mean", "label@1", "nearly"] == 0
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        (["even", "new"], r"leaves out 8 of 16 held-out clips of camera 'a': no training clip has theirs"),
+        (["new", "newer"], r"leaves out 16 of 16 held-out clips"),
+    ],
+)
+def test_labels_that_training_lacks_are_said(bench_of: BenchOf, labels: list[str], said: str) -> None:
+    bench = bench_of(by_label, {PIXELS: Pixels(GEOMETRY)}, GEOMETRY, settings=MEAN)
+    rows = bench.test.clips.rows
+    names = pa.array([labels[label == "odd"] for label in rows["label"].to_pylist()])
+    place = rows.column_names.index("label")
+    renamed = ClipTable(rows.set_column(place, rows.schema.field("label"), names), bench.test.clips.roots)
+    targets = {one.target for one in retrieval.score(replace(bench, test=replace(bench.test, clips=renamed)))}
+    assert re.search(said, bench.notes[0])
+    assert ("label@1" in targets) == ("even" in labels)
+
+
+def test_one_label_is_no_question_and_that_is_said(bench_of: BenchOf) -> None:
+    bench = bench_of(own, {PIXELS: Pixels(GEOMETRY)}, GEOMETRY, episodes=3, settings=MEAN)
+    retrieval.score(replace(bench, train=bench.train.only(bench.train.clips.clip_ids[:2])))
+    assert "`label` is not asked of camera 'a'" in bench.notes[0]

@@ -69,6 +69,7 @@ def score(bench: Bench) -> list[Scored]:
         }
         for camera, mine in features.items():
             looks = [*_next_clips(mine), *_same_label(mine)]
+            bench.notes.extend(_unasked(mine))
             for name, other in features.items():
                 looks += _other_camera(mine, other) if name != camera else []
             looks += _by_text(mine, texts) if texts is not None else []
@@ -155,6 +156,21 @@ def _same_label(mine: Camera) -> Iterator[Look]:
         codes = np.array([number[label] for label in known])
         lookup = Lookup(wanted[asking], codes, np.full(len(asking), -1))
         yield Look("label", _rows(mine.held_out, asking), mine.trained, lookup, mine.test.episodes[asking])
+
+
+def _unasked(mine: Camera) -> Iterator[str]:
+    """What must be said of held-out clips that `label` does not ask about."""
+    known, asked = (side.clips.rows["label"].to_pylist() for side in (mine.train, mine.test))
+    labels = set(known)
+    left = [label for label in asked if label not in labels]
+    where = f" of camera {short_name(mine.name)!r}" if mine.name else ""
+    if len(labels) < 2:
+        yield f"retrieval: `label` is not asked{where}: all training clips have the same label, or none"
+    elif left:
+        yield (
+            f"retrieval: `label` leaves out {len(left)} of {len(asked)} held-out clips{where}: no training "
+            f"clip has theirs, such as {left[0]!r}"
+        )
 
 
 def _by_text(mine: Camera, texts: Texts) -> Iterator[Look]:

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from salt_vla.evaluation.bench import Bench, short_name
 from salt_vla.evaluation.features import TOKENS, Reading
-from salt_vla.evaluation.probing import ProbeSet, load_probe, probe_suite
+from salt_vla.evaluation.probing import ProbeSet, common_targets, load_probe, probe_suite
 from salt_vla.evaluation.results import Scored
 from salt_vla.evaluation.targets import CAUSAL, build_targets
 
@@ -36,5 +36,6 @@ def score(bench: Bench) -> list[Scored]:
             found = probe_suite(
                 suite, train, test, settings.seed, settings.probe, settings.protocol, device=settings.device
             )
+            bench.notes.extend(common_targets(train, test)[1])
             scored += [replace(one, causal=one.target in CAUSAL) for one in found]
     return scored
