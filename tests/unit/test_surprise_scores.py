@@ -18,7 +18,13 @@ from salt_vla.evaluation.surprise import Curve, FilmSurprise, Setting, Windows
 from salt_vla.evaluation.surprise_scores import PairScore, parts_of, score_pairs
 from salt_vla.evaluation.surprise_store import FilmSource, SurpriseStore
 from salt_vla.geometry import ClipGeometry
-from salt_vla.reports.surprise import SurprisePage, conclusions, score_tables, write_surprise_page
+from salt_vla.reports.surprise import (
+    SurprisePage,
+    conclusions,
+    first_difference,
+    score_tables,
+    write_surprise_page,
+)
 
 GEOMETRY = ClipGeometry(num_frames=8, image_size=32, tubelet_size=2, patch_size=8)
 Squares = Callable[..., Path]
@@ -264,6 +270,14 @@ def test_a_damaged_file_is_named(damage: str, main: FilmSet, tmp_path: Path) -> 
     file.write_text(json.dumps({"films": DAMAGES[damage]}))
     with pytest.raises(DataError, match=f"{file.name} is damaged.*remove it"):
         store.surprises({"a": Guesses()}, films, Windows())
+
+
+def test_where_films_part_is_told_only_of_films_that_are_equal_before() -> None:
+    possible = list(np.arange(6, dtype=np.uint8)[:, None, None, None].repeat(3, axis=3))
+    impossible = [*possible[:4], possible[0], possible[1]]
+    assert first_difference(possible, impossible) == 4
+    assert first_difference(possible, [frame + 1 for frame in possible]) == 0
+    assert first_difference(possible, possible) == 0
 
 
 def test_the_page_says_what_was_found_whichever_way_it_falls(

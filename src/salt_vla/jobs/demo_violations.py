@@ -49,7 +49,7 @@ LEVELS = (
 )
 STRIP_CAPTION = (
     "Above, the possible and the impossible film; below, how much each surprised, at the frame that "
-    "prediction begins with."
+    "prediction begins with. Dashed: where the films part. Scales differ from panel to panel."
 )
 
 

@@ -35,7 +35,9 @@ WIDTH = 8.6
 THUMBNAIL_ROW = WIDTH / PICTURES_SHOWN * 1.08  # Square, less what labels take.
 CURVES_CAPTION = (
     "Above, pictures of the possible and of the impossible film; below, how much each surprised, at the "
-    "frame that prediction begins with. Where the lines part, the model has told the films apart."
+    "frame that prediction begins with. Dashed: the first frame in which the films differ, where all before "
+    "it are the same. Where the lines part, the model has told the films apart; each panel has a scale of "
+    "its own."
 )
 TABLE_NOTE = (
     "Share of pairs in which the possible film surprises strictly less (ties are not wins), with the middle "
@@ -109,10 +111,31 @@ def pair_figure(
     for number_of, (axes, model) in enumerate(zip(panels[2:], models, strict=True)):
         curves = [found[model][film.name].curves[0] for film in (pair.possible, pair.impossible)]
         _lines(axes, curves, model, colours, with_legend=number_of == 0)
+    apart = first_difference(*films)
+    for axes in panels if apart else ():
+        axes.axvline(apart, color=colours.quiet, linewidth=1.2, linestyle=(0, (4, 3)), zorder=3)
+    if apart:
+        panels[2].annotate(
+            "films part",
+            (apart, 1),
+            xytext=(-4, 4),
+            textcoords="offset points",
+            xycoords=("data", "axes fraction"),
+            ha="right",
+            fontsize=8,
+            color=colours.quiet,
+        )
     panels[-1].set_xlabel("film frame", color=colours.quiet, fontsize=9)
     panels[-1].set_xlim(0, length)
     figure.tight_layout(h_pad=0.5)
     return to_png(figure)
+
+
+def first_difference(possible: Sequence[np.ndarray], impossible: Sequence[np.ndarray]) -> int:
+    """The first frame that the two do not share to the last bit; 0 where they share none, as films do that
+    were encoded apart, or where they never part."""
+    same = (np.array_equal(*pictures) for pictures in zip(possible, impossible, strict=False))
+    return next((number for number, is_same in enumerate(same) if not is_same), 0)
 
 
 def _thumbnails(film: Film) -> list[UInt8[np.ndarray, "side side 3"]]:

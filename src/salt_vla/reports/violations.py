@@ -17,6 +17,7 @@ SIGNIFICANT = 0.05
 CHANCE = 0.5
 PANELS_A_ROW = 5
 PANEL = 1.75  # inches
+LEAST_SHOWN = 0.1  # percent: less is drawn as what it is, a line at zero
 Place = tuple[str, str]  # (set, condition)
 BASELINES = {
     "random": "random init",
@@ -120,6 +121,7 @@ def excess_figure(curves: Sequence[Excess], encoders: Mapping[str, str], dark: b
         handles, labels, loc="upper center", ncols=4, frameon=False, fontsize=8, labelcolor=colours.ink
     )
     figure.supxlabel("frames of what cannot be that a window holds", fontsize=8, color=colours.quiet)
+    figure.supylabel("surprise beyond that at possible films, %", fontsize=8, color=colours.quiet)
     figure.tight_layout(rect=(0, 0, 1, 0.94))
     return to_png(figure)
 
@@ -132,6 +134,8 @@ def _panel(axes: Axes, curves: Sequence[Excess], encoders: Mapping[str, str], co
         percent = [100 * value for value in curve.values]
         label = encoders[curve.encoder]
         axes.plot(curve.seen, percent, color=colour, linewidth=1.3, marker="o", markersize=2, label=label)
+    low, high = axes.get_ylim()
+    axes.set_ylim(min(low, -LEAST_SHOWN), max(high, LEAST_SHOWN))
 
 
 def _figures(score: PairScore) -> str:
