@@ -142,6 +142,17 @@ def test_an_interrupt_stops_between_batches_and_keeps_what_is_done(tmp_path: Pat
     assert films.asked == [f"clip{number}" for number in range(2, CLIPS)]
 
 
+def test_an_interrupt_during_the_last_batch_is_heard_and_what_is_done_is_kept(tmp_path: Path) -> None:
+    store = FeatureStore(tmp_path, batch_size=CLIPS)
+    with pytest.raises(Stopped, match="while reading features"):
+        store.features({"m": Signalling(GEOMETRY)}, views(), READINGS)
+    films = Films()
+    found = store.features({"m": Pixels(GEOMETRY)}, views(films), READINGS)
+    assert films.asked == []
+    for reading, array in expected(tmp_path / "whole").items():
+        assert np.array_equal(found[reading]["m"], array)
+
+
 def test_clips_that_cannot_be_read_are_named_and_the_rest_is_kept(tmp_path: Path) -> None:
     bad = {"clip0": DataError("torn"), "clip7": DataError("empty")}
     store, films = FeatureStore(tmp_path, batch_size=2), Films(bad)

@@ -138,6 +138,7 @@ class FeatureStore:
             files = {key: stack.enter_context(Growing(path, check)) for key, path in ordered}
             if not any(file.is_done for file in files.values()):
                 self._fill(encoders, clips, files, check)
+            check()  # What came during the last batch, too.
 
     def _fill(
         self,
