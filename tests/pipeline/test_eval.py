@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from salt_vla.data.clip_table import ClipTable
 from salt_vla.jobs.eval_encoders import encoder_names
 
 FIELDS = {"encoder", "suite", "target", "metric", "value", "low", "high", "seed"}
@@ -174,6 +175,12 @@ def test_what_cannot_be_evaluated_is_a_sentence(
 def test_a_folder_or_file_that_is_no_encoder_is_a_sentence(workshop: Any, tmp_path: Path) -> None:
     for what in (workshop.dataset, workshop.table, workshop.cache, tmp_path):
         assert str(what) in workshop.salt("eval", what, "--data", workshop.table).sentence
+
+
+def test_a_table_of_held_out_clips_alone_is_a_sentence(workshop: Any, tmp_path: Path) -> None:
+    ClipTable.read(workshop.table).select(split="validation").write(tmp_path / "held.parquet")
+    said = workshop.salt("eval", "teacher", "--data", tmp_path / "held.parquet").sentence
+    assert "clips of the split validation and none of train" in said
 
 
 def test_weights_that_do_not_fit_are_a_sentence(workshop: Any, tmp_path: Path) -> None:

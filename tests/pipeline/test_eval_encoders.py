@@ -66,7 +66,7 @@ def test_seeds_of_one_label_are_joined_and_a_single_run_stands_in_every_seeds_ta
 ) -> None:
     rows = evaluate(workshop, "ours=s1", "ours=s2", "teacher", "--against", "teacher", "--out", tmp_path)
     assert {row["encoder"] for row in rows} == {"ours", "teacher", "random", "pixels", "constant"}
-    assert {row["seeds"] for row in rows} == {2}
+    assert {(row["encoder"] == "teacher", row["seeds"]) for row in rows} == {(True, 1), (False, 2)}
     assert all(row["interval"] and row["low"] <= row["value"] <= row["high"] for row in rows)
     assert {row["probe"] for row in rows} == {"linear"}
     assert {row["target"]: row["causal"] for row in rows}.items() >= {

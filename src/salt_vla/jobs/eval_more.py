@@ -5,7 +5,7 @@ Knows how encoders and benches are opened; neither probes nor how results are pr
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
@@ -29,6 +29,7 @@ MEAN = Reading("mean")
 MOST_CLIPS = 2048  # Products of all pairs of clips are held for every block.
 SHARES_KEPT = 256
 MOST_LAYERS = 6
+SMALL = 50_000_000  # parameters of all encoders together
 
 
 def label_curve(
@@ -83,13 +84,18 @@ def diagnose(
     )
     notes: list[str] = []
     models = with_random(models_of(entries), first, settings.seed, notes, settings.device)
-    benches = opened(models)
+    groups = list(_blocks(entries, settings))
+    # Each block is a network. Where they are small, one pass over the films serves all.
+    are_small = sum(entry.model.num_parameters for entry in entries) <= SMALL
+    first_ones = {name: load() for group in groups for name, load in group.items()} if are_small else {}
+    benches = opened(models | first_ones)
     features = _mean_tokens(benches)
-    rows = [_row(name, model, features[name]) for bench in benches for name, model in bench.encoders.items()]
-    layers: dict[str, np.ndarray] = {}
-    for name, blocks in _blocks(entries, settings):  # One encoder's at a time: each block is a network.
-        found = _mean_tokens(opened(blocks))
-        layers |= {f"{name}@{block}": found[block] for block in blocks}
+    layers = {name: features.pop(name) for name in first_ones}
+    for group in () if are_small else groups:
+        found = _mean_tokens(opened({name: load() for name, load in group.items()}))
+        layers |= {name: found[name] for name in group}
+    seen = {name: model for bench in benches for name, model in bench.encoders.items()}
+    rows = [_row(name, seen[name], values) for name, values in features.items()]
     return Diagnosis(
         len(features[first.label]),
         len(benches[0].test.clips),
@@ -132,13 +138,18 @@ def _pairs(features: Mapping[str, np.ndarray], notes: list[str]) -> list[dict[st
     return [{"encoder": a, "other": b, "cka": value} for (a, b), value in likeness(varying).items()]
 
 
-def _blocks(entries: Sequence[Entry], settings: EvalSettings) -> Iterator[tuple[str, dict[str, TokenModel]]]:
-    """Of every encoder that was asked for whole, and of the first one's random init: some of its blocks,
-    evenly spread, its output the last."""
+def _blocks(
+    entries: Sequence[Entry], settings: EvalSettings
+) -> Iterator[dict[str, Callable[[], TokenModel]]]:
+    """Of every encoder that was asked for whole, and of the first one's random init: some of its blocks by
+    name, evenly spread, its output the last, and how each is loaded."""
     whole = [(entry.label, entry) for entry in entries if entry.spec.layer is None]
     twins = [(RANDOM, whole[0][1])] if whole and RANDOM not in dict(whole) else []
     for name, entry in [*whole, *twins]:
         depth = entry.model.depth
         numbers = np.unique(np.linspace(1, depth, min(depth, MOST_LAYERS)).round().astype(np.int64))
         seed = None if name == entry.label else settings.seed
-        yield name, {str(n): at_layer(entry, n, settings.device, seed) for n in numbers.tolist()}
+        yield {
+            f"{name}@{block}": partial(at_layer, entry, block, settings.device, seed)
+            for block in numbers.tolist()
+        }

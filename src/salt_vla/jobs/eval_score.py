@@ -125,6 +125,9 @@ def open_bench(
     left_out: Mapping[str, str] = {},
 ) -> Bench:
     """What suites work with: encoders of one geometry and the table's split, without the clips left out."""
+    kinds = set(table.rows["split"].to_pylist())
+    if "validation" in kinds and "train" not in kinds:
+        raise DataError(f"{table.name} has clips of the split validation and none of train; index both")
     splits = split_table(table)
     sides = []
     for part, num_views in ((splits.train, data.view.num_views), (splits.validation, 1)):
