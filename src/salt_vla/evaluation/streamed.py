@@ -52,7 +52,7 @@ def fit_streamed(problem: Problem) -> dict[str, ProbeFit]:
     """The linear probe's fits by target: the figures of `ridge_probe` and `logistic_probe` (to rounding), in
     memory that does not grow with the number of clips but for 512 components of each.
 
-    Raises `DataError` for features that are not finite or do not vary, and where the matrices do not fit.
+    Raises `DataError` for features that are not finite, and where the matrices do not fit.
     """
     outputs = {name: _coded(target) for name, target in problem.targets.items()}
     streamed = _Streamed.of(problem, np.concatenate([*outputs.values()], axis=1))
