@@ -15,6 +15,7 @@ from salt_vla.evaluation.settings import EvalSettings
 if TYPE_CHECKING:
     from salt_vla.reports.forms import TableSection
 
+MOST_BLOCKS_SHOWN = 6
 # What a call of --diagnose does not ask: it has no suite, no probe and no share of the labels.
 NOT_DIAGNOSED = ("probe", "protocol", "poolings", "fraction")
 
@@ -61,7 +62,11 @@ def print_diagnosis(
     )
     if json:
         return print_json(asdict(found))
-    print_sections(diagnosis_tables(found))
+    sections = diagnosis_tables(found)
+    if len(found.layers) > MOST_BLOCKS_SHOWN:  # Of more a terminal shows no names.
+        print_sections(sections[:1])
+        return print(f"likeness of {len(found.layers)} blocks: --out FOLDER has the table and a picture")
+    print_sections(sections)
 
 
 def print_sections(sections: Sequence[TableSection]) -> None:
