@@ -150,6 +150,8 @@ def test_eval_leaves_features_and_nothing_else_behind(workshop: Any, rows: list[
     [
         ((), "eval needs at least one encoder"),
         (("nobody",), "'nobody'"),
+        (("teacher", "--suite", "olympics", "--detach"), "there is no suite 'olympics'; suites: "),
+        (("--detach",), "eval needs at least one encoder"),
         (("teacher", "--suite", "olympics"), "there is no suite 'olympics'; suites: "),
         (("teacher", "--data", "nowhere"), "nowhere"),
         (("teacher", "--frame-stride", "0"), "frame_stride must be at least 1"),

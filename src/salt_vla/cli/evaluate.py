@@ -53,6 +53,10 @@ def evaluate(
             operations and latency.
         json: print JSON instead of tables.
     """
+    if apart.detach:  # Else the sentence would stand in a log alone.
+        from salt_vla.jobs.evaluate import asked
+
+        asked(encoders, suite, settings)
     if apart.starts("eval", paths={"--data": data}):
         return
     from salt_vla.cli.evaluate_more import print_curve, print_diagnosis, require_only

@@ -93,9 +93,7 @@ def evaluate_encoders(
 ) -> Evaluation:
     """The command: encoders by their specs, beside a random one of the first's architecture, pixels and the
     constant predictor. A label given several times stands for seeds, and tables are joined over them."""
-    _require_known(suites, settings)
-    settings = placed(settings)
-    specs = parse_specs(arguments)
+    settings, specs = asked(arguments, suites, settings)
     names = [*dict.fromkeys(spec.label for spec in specs), RANDOM, PIXELS]
     for name in against:
         if name not in names:
@@ -173,6 +171,15 @@ def _draw(bench: Bench, folder: Path) -> list[str]:
     for path in drawn:
         print(path, file=sys.stderr)
     return []
+
+
+def asked(
+    arguments: Sequence[str], suites: Sequence[str], settings: EvalSettings
+) -> tuple[EvalSettings, list[Spec]]:
+    """What can be known before anything is loaded: settings with their device, and encoders by their labels.
+    Raises `UserError`."""
+    _require_known(suites, settings)
+    return placed(settings), parse_specs(arguments)
 
 
 def _require_known(suites: Sequence[str], settings: EvalSettings) -> None:
