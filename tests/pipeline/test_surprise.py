@@ -178,7 +178,7 @@ REFUSED = {
     "its own call": (["probes", "intphys2"], {}, "give intphys2 a call of its own"),
     "a share": (["violations"], {"fraction": 0.1}, "do not read --fraction"),
     "a share beside probes": (["probes", "violations"], {"fraction": 0.1}, "do not read --fraction"),
-    "a probe": (["intphys2"], {"probe": "knn", "horizon": 3}, "do not read --probe, --horizon"),
+    "a probe": (["intphys2"], {"probe": "knn"}, "do not read --probe"),
     "a pace": (["violations"], {"frame_step": (3,)}, "leave --frame-step off"),
 }
 
