@@ -15,7 +15,7 @@ OUT=${OUT:-results}                   # a folder for table.md, .html, .csv, .tex
 # 800 steps of the teacher at 12.7 GFLOP, 8,650 views through it at 0.33 GFLOP, 1,000 steps of the student at
 # 11.5 GFLOP: 24.5 TFLOP, which are 1,466 steps of 16.7 GFLOP (`salt-vla plan RECIPE --json`).
 JEPA_STEPS=${JEPA_STEPS:-1466}
-SUITES=${SUITES:-"probes time-arrow frame-order retrieval action-prediction inverse-dynamics state events"}
+SUITES=${SUITES:-"probes time-arrow frame-order retrieval action-prediction inverse-dynamics forward-dynamics state events"}
 
 case ${1:-} in
     train)
