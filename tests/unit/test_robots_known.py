@@ -41,7 +41,5 @@ def test_numbers_of_other_sizes_are_all_used() -> None:
 
 def test_a_probe_without_the_protocol_is_refused_whoever_asks_for_it() -> None:
     assert load_probe("attentive", "vjepa2-max").reads == "tokens"
-    with pytest.raises(
-        ConfigError, match="'linear' knows no protocol 'vjepa2-max'; with it use one of"
-    ):
+    with pytest.raises(ConfigError, match="'linear' knows no protocol 'vjepa2-max'; with it use one of"):
         load_probe("linear", "vjepa2-max")
