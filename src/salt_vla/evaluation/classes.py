@@ -1,4 +1,4 @@
-"""Linear classifiers: logistic regression on leading components; ridge on all, where those hold too little.
+"""Linear classifiers: logistic regression on leading components, or ridge on all where that reads more.
 
 Everything is chosen on left-out training episodes. Knows components and left-out scores; neither encoders nor
 where features lie.
@@ -45,19 +45,11 @@ LOGISTIC_STEPS = 300
 # With more clips than `LARGE`: more components, one fold instead of five, penalties from strong to weak each
 # started where the last one ended, single precision. 174 classes of 168,000 clips are else days of work.
 LARGE_DIMS, LARGE_STEPS = 512, 100
-# Where the leading components hold a smaller share of the variance, what tells classes apart may lie in the
-# others: of 174 classes with noise alike in 512 directions, 128 components keep half of what means read.
-ENOUGH, LARGE_ENOUGH = 0.85, 0.95
 SHARPNESS = np.logspace(-1, 1.5, 26)
 
 
 def logistic_dims(clips: int) -> int:
     return LARGE_DIMS if clips > LARGE else LOGISTIC_DIMS
-
-
-def holds_enough(leading: float, total: float, clips: int) -> bool:
-    """Whether the variance of the leading components is nearly all there is."""
-    return bool(leading >= (LARGE_ENOUGH if clips > LARGE else ENOUGH) * total)
 
 
 def logistic_probe(
@@ -69,9 +61,10 @@ def logistic_probe(
     """Multinomial logistic regression on the leading principal components (at most 128; 512 for many clips).
 
     The inverse penalty is the one with the best accuracy on left-out folds of training episodes (stratified
-    by class; one fold for many clips). Where those components hold too little of the variance, ridge
-    regression of the classes on all components stands in, if it names more of the left-out clips. Without
-    features the most frequent training class is named.
+    by class; one fold for many clips). What tells classes apart may lie in the other components: ridge
+    regression of the classes on all of them stands in where it names more of the left-out clips. Every
+    encoder has both, so that none is read by more than another. Without features the most frequent training
+    class is named.
     """
     if not len(basis.power):
         names, counts = np.unique(labels, return_counts=True)
@@ -81,7 +74,7 @@ def logistic_probe(
     train = (basis.train[:, :dims] * np.sqrt(basis.power[:dims])) * scale
     folds = class_folds(labels, episodes, seed)
     found = fit_logistic(train, basis.test[:, :dims] * scale, labels, folds)
-    if not folds or holds_enough(basis.power[:dims].sum(), basis.power.sum(), len(labels)):
+    if not folds:
         return found[0]
     names, codes = np.unique(labels, return_inverse=True)
     said = (codes[:, None] == np.arange(len(names))).astype(np.float64)

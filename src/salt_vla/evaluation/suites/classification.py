@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from salt_vla.evaluation.probes import ProbeFit
 
-VERSION = 2
+VERSION = 3
 READS: tuple[str, ...] = ()
 TARGET = "label"
 TOPS: dict[int, tuple[str, Metric]] = {1: (TARGET, "accuracy"), 5: (f"{TARGET}_top5", "accuracy_at_5")}

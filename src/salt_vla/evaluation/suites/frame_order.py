@@ -11,7 +11,7 @@ from salt_vla.evaluation.bench import Bench
 from salt_vla.evaluation.features import SEGMENTS, SHUFFLES
 from salt_vla.evaluation.results import Scored
 
-VERSION = 2
+VERSION = 3
 READS = ("min_motion",)
 
 

@@ -13,7 +13,7 @@ from salt_vla.evaluation.probing import ProbeSet, common_targets, load_probe, pr
 from salt_vla.evaluation.results import Scored
 from salt_vla.evaluation.targets import CAUSAL, build_targets
 
-VERSION = 2
+VERSION = 3
 READS: tuple[str, ...] = ()
 
 

@@ -9,7 +9,7 @@ from salt_vla.evaluation.arrangements import score_orders
 from salt_vla.evaluation.bench import Bench
 from salt_vla.evaluation.results import Scored
 
-VERSION = 2
+VERSION = 3
 READS = ("min_motion",)
 
 
