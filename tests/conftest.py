@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
 
@@ -39,6 +40,15 @@ def pytest_configure() -> None:
     signal.signal(signal.SIGQUIT, signal.SIG_DFL)
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def of_usual_priority() -> Iterator[None]:
+    """SVT-AV1's encoder makes a root's thread a real-time one (SCHED_FIFO, 99), and its children with it:
+    whatever they start then starves everything else on the machine."""
+    yield
+    if os.sched_getscheduler(0) != os.SCHED_OTHER:
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
 
 
 def words_of_process(process: psutil.Process) -> list[str]:

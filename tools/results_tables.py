@@ -57,10 +57,17 @@ def values(rows: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def turned(pair: dict[str, Any]) -> dict[str, Any]:
+    """The same difference, the other way round."""
+    low, high = -pair["high"], -pair["low"]
+    names = {"encoder": pair["against"], "against": pair["encoder"]}
+    return pair | names | {"difference": -pair["difference"], "low": low, "high": high}
+
+
 def differences(pairs: list[dict[str, Any]]) -> list[str]:
     columns = [(a, b) for a in ASKED for b in AGAINST if a != b]
     found: dict[tuple[str, str], dict[tuple[str, str], dict[str, Any]]] = {}
-    for pair in pairs:
+    for pair in [*pairs, *map(turned, pairs)]:
         key = (pair["encoder"], pair["against"])
         if key in columns:
             found.setdefault((pair["suite"], pair["target"]), {})[key] = pair

@@ -60,6 +60,7 @@ class Tab:
                 return [...shown].sort().join() == names.join()
             }""",
             arg=sorted(names),
+            polling=200,
         )
 
     def choose(self, name: str) -> None:
@@ -73,7 +74,8 @@ class Tab:
 
     def wait(self, script: str) -> None:
         self.page.wait_for_function(
-            f"() => {{const graph = document.querySelector('#runs-graph .js-plotly-plot'); return {script}}}"
+            f"() => {{const graph = document.querySelector('#runs-graph .js-plotly-plot'); return {script}}}",
+            polling=200,
         )
 
 
