@@ -160,7 +160,7 @@ def test_a_layer_is_another_encoder_and_no_figure_of_its_run(workshop: Any) -> N
         (("teacher", "--against", "nobody"), "--against nobody: no encoder of this call"),
         (("teacher", "--probe", "crystal"), "there is no probe 'crystal'; probes: linear"),
         (("teacher", "--suite", "probes", "probes"), "each once"),
-        (("teacher", "--suite", "probes", "intphys2"), "data of their own"),
+        (("teacher", "--suite", "probes", "intphys2"), "give intphys2 a call of its own"),
         (("teacher", "--poolings", "median"), "'median'"),
         (("random:nobody",), "nobody"),
     ],

@@ -24,7 +24,7 @@ import ctypes, os, signal, subprocess, sys, threading, time
 from pathlib import Path
 from salt_vla import capture
 def say(text, file=None):
-    print(text, file=file, flush=True)
+    print(str(text) + chr(10), end="", file=file, flush=True)  # In one piece, also where nothing is buffered.
 """
 Start = Callable[..., subprocess.Popen[str]]
 

@@ -49,7 +49,7 @@ def test_a_path_that_no_source_knows_is_answered_with_all_of_them(tmp_path: Path
     for path in (tmp_path, tmp_path / "notes.txt"):
         assert recognised_by(path) == []
         with pytest.raises(
-            DataError, match=r"no layout that is known here; .*folder, intphys2, lerobot, sim"
+            DataError, match=r"no layout that is known here; .*folder, intphys2, kinetics, lerobot, sim"
         ):
             find_source(path)
     with pytest.raises(DataError, match=r"there is nothing at .*nowhere"):
@@ -285,5 +285,7 @@ def test_kinds_are_reasons_without_their_details() -> None:
 
 
 def test_an_unknown_source_is_answered_with_the_known_ones(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="'zip' is not known here; known names: folder, intphys2, lerobot"):
+    with pytest.raises(
+        UserError, match="'zip' is not known here; known names: folder, intphys2, kinetics, lerobot"
+    ):
         index_data(tmp_path, CUTTING, "zip")

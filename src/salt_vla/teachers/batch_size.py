@@ -22,9 +22,9 @@ CPU_SHARE = 0.5  # Of the memory that is free, where no limit is given: other wo
 CLEAR_REFS, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
 
-def largest_batch(teacher: FrozenTeacher, limit_bytes: int | None = None, most: int = MAX_BATCH) -> int:
-    """The largest power of two of clips, up to `most`, whose latents need at most `limit_bytes` beside the
-    loaded teacher.
+def largest_batch(teacher: FrozenTeacher, limit_bytes: int | None = None, most: int = 0) -> int:
+    """The largest power of two of clips, up to `most` (0: `MAX_BATCH`), whose latents need at most
+    `limit_bytes` beside the loaded teacher.
 
     Each batch is really run, and the next is tried only if twice the need of the last would fit. Without a
     limit: what a GPU has free, or half of what the computer has. Raises `ResourceError` when not even one
@@ -39,7 +39,7 @@ def largest_batch(teacher: FrozenTeacher, limit_bytes: int | None = None, most: 
         lambda: teacher.latents(_clips(teacher, 1)), teacher.device
     )  # What a first call allocates for good.
     fitting, batch, needed = 0, 1, 0
-    while batch <= most and 2 * needed <= limit_bytes:
+    while batch <= (most or MAX_BATCH) and 2 * needed <= limit_bytes:
         frames = _clips(teacher, batch)
         peak = measure(lambda frames=frames: teacher.latents(frames), teacher.device)  # type: ignore[misc]
         if peak is None:
