@@ -51,7 +51,7 @@ def of_usual_priority() -> Iterator[None]:
         os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
 
 
-def words_of_process(process: psutil.Process) -> list[str]:
+def words_of(process: psutil.Process) -> list[str]:
     """What it was started with; none for one that has died meanwhile, as other tests' children may."""
     try:
         return process.cmdline()
@@ -60,14 +60,7 @@ def words_of_process(process: psutil.Process) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def words_of() -> Callable[[psutil.Process], list[str]]:
-    return words_of_process
-
-
-@pytest.fixture(scope="session")
-def spawned(
-    words_of: Callable[[psutil.Process], list[str]],
-) -> Callable[[psutil.Process], list[psutil.Process]]:
+def spawned() -> Callable[[psutil.Process], list[psutil.Process]]:
     """The living processes below one that Python has started for a loader or a decoder."""
 
     def below(process: psutil.Process) -> list[psutil.Process]:

@@ -14,9 +14,10 @@ POOLINGS = ("grid", "step", "mean")  # That which reads out most comes first, in
 PROTOCOLS = ("held-out", "vjepa2-max")
 # How figures are computed, not what of: rounding apart, they are those of any computer.
 HOW_COMPUTED = ("device", "memory_limit")
-OF_FILM_PAIRS = ("context_frames", "frame_step", "teacher")
 # What not every suite reads; a suite's module says which of them it does (`READS`).
-OF_SUITES = ("horizon", "moment_stride", "min_motion", "text", *OF_FILM_PAIRS)
+OF_CLIPS = ("horizon", "moment_stride", "min_motion", "text")
+OF_FILM_PAIRS = ("context_frames", "frame_step", "teacher")
+OF_SUITES = (*OF_CLIPS, *OF_FILM_PAIRS)
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,11 @@ from salt_vla.data.clip_table import ClipTable
 from salt_vla.errors import RunError
 from salt_vla.evaluation.results import CONSTANT, PROBES_FILE, SuiteResult, to_objects
 from salt_vla.evaluation.seeds import scores_to_arrays
-from salt_vla.evaluation.settings import POOLINGS, EvalSettings
+from salt_vla.evaluation.settings import OF_CLIPS, POOLINGS, EvalSettings
 from salt_vla.models.loading import encoder_directory
 from salt_vla.rundir import RunDirectory, read_json, root, run_or_directory, write_atomically, write_text
 
 RESULTS = ("report.json", "comparisons.json", "scores.npz")
-DECIDE = ("horizon", "moment_stride", "min_motion", "text")  # Settings that make of a suite another one.
 
 
 def write_results(results: list[SuiteResult], folder: Path) -> None:
@@ -92,7 +91,7 @@ def _kept_as(result: SuiteResult, settings: EvalSettings, frame_stride: int | No
     how = {(row.probe, row.protocol) for row in result.rows if row.encoder != CONSTANT}
     said = sorted({word for each in how for word in each} - {"linear", "held-out"})
     usual = EvalSettings()
-    for name in DECIDE:
+    for name in OF_CLIPS:
         if getattr(settings, name) != getattr(usual, name):
             said.append(f"{name.replace('_', ' ')} {getattr(settings, name)}")
     if settings.poolings[:1] != POOLINGS[:1] and result.suite.split("/")[-1] not in POOLINGS:

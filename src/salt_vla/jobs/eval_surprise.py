@@ -10,13 +10,13 @@ from dataclasses import dataclass, fields, replace
 
 from salt_vla.errors import UserError
 from salt_vla.evaluation.results import SuiteResult, tabulate
-from salt_vla.evaluation.settings import EvalSettings
+from salt_vla.evaluation.settings import HOW_COMPUTED, OF_FILM_PAIRS, EvalSettings
 from salt_vla.evaluation.surprise_models import COPY_LAST, PIXEL_DIFFERENCE
 from salt_vla.jobs.eval_encoders import Spec, is_of, require_seeds, seed_of, seeds_of
 from salt_vla.registry import SURPRISE, resolve
 
 WITHOUT_SEED = (COPY_LAST, PIXEL_DIFFERENCE)  # The same at every seed.
-READ = ("seed", "context_frames", "frame_step", "teacher", "device", "memory_limit")
+READ = ("seed", *OF_FILM_PAIRS, *HOW_COMPUTED)
 OF_FILMS = "intphys2"  # Whose --data is a folder of films, and no data set.
 
 

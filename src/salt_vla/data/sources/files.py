@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from salt_vla.data.segments import Problem
 from salt_vla.errors import DataError
 
 _SUFFIXES = "mp4 m4v mov webm mkv avi mpg mpeg m2ts mts ts wmv flv ogv 3gp"
@@ -47,6 +48,16 @@ def video_files(root: Path, unreadable: Callable[[OSError], None]) -> Iterator[P
         for name in sorted(names):
             if not name.startswith(".") and Path(name).suffix.lower() in VIDEO_SUFFIXES:
                 yield place / name
+
+
+def noting(problems: list[Problem], dataset: str, root: Path) -> Callable[[OSError], None]:
+    """What `video_files` hands unreadable folders to: each becomes one of the problems."""
+
+    def note(error: OSError) -> None:
+        name = Path(error.filename).relative_to(root).as_posix()
+        problems.append(Problem(f"{dataset}/{name}", name, f"the folder cannot be listed: {error.strerror}"))
+
+    return note
 
 
 def holds_video(root: Path) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path, PurePosixPath
 
 from salt_vla.data.segments import Listing, Problem, Segment, SourceOptions
-from salt_vla.data.sources.files import SPLIT_NAMES, holds_video, is_folder, video_files
+from salt_vla.data.sources.files import SPLIT_NAMES, holds_video, is_folder, noting, video_files
 from salt_vla.errors import DataError
 
 
@@ -23,12 +23,7 @@ def segments(root: Path, options: SourceOptions) -> Listing:
         raise DataError(f"{root} is not a folder of videos: it is missing, or a file")
     dataset = options.dataset or root.resolve().name
     problems: list[Problem] = []
-
-    def unreadable(error: OSError) -> None:
-        name = Path(error.filename).relative_to(root).as_posix()
-        problems.append(Problem(f"{dataset}/{name}", name, f"the folder cannot be listed: {error.strerror}"))
-
-    found = tuple(_segment(dataset, file) for file in video_files(root, unreadable))
+    found = tuple(_segment(dataset, file) for file in video_files(root, noting(problems, dataset, root)))
     if not found:
         why = f"; {problems[0].file}: {problems[0].reason}" if problems else ""
         raise DataError(f"{root} holds no video file{why}")

@@ -9,7 +9,7 @@ import math
 from pathlib import Path, PurePosixPath
 
 from salt_vla.data.segments import Listing, Problem, Segment, SourceOptions
-from salt_vla.data.sources.files import SPLIT_NAMES, begins_with, is_folder, read_csv, video_files
+from salt_vla.data.sources.files import SPLIT_NAMES, begins_with, is_folder, noting, read_csv, video_files
 from salt_vla.errors import DataError
 
 COLUMNS = ("youtube_id", "time_start", "time_end", "split")
@@ -30,12 +30,7 @@ def segments(root: Path, options: SourceOptions) -> Listing:
         raise DataError(f"{root} holds no list of Kinetics (a .csv that begins with {HEADERS[0]})")
     dataset = options.dataset or "kinetics"
     problems: list[Problem] = []
-
-    def unreadable(error: OSError) -> None:
-        name = Path(error.filename).relative_to(root).as_posix()
-        problems.append(Problem(f"{dataset}/{name}", name, f"the folder cannot be listed: {error.strerror}"))
-
-    files = {file.stem: file for file in video_files(root, unreadable)}
+    files = {file.stem: file for file in video_files(root, noting(problems, dataset, root))}
     place = min(files.values(), default=PurePosixPath("a")).parent  # where one that is missing would be
     found: list[Segment] = []
     for path in lists:

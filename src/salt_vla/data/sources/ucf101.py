@@ -9,7 +9,7 @@ import re
 from pathlib import Path, PurePosixPath
 
 from salt_vla.data.segments import Listing, Problem, Segment, SourceOptions
-from salt_vla.data.sources.files import is_folder, read_text, video_files
+from salt_vla.data.sources.files import is_folder, noting, read_text, video_files
 from salt_vla.errors import DataError
 
 LISTS = "ucfTrainTestlist"
@@ -33,13 +33,8 @@ def segments(root: Path, options: SourceOptions) -> Listing:
         raise DataError(f"{root} holds no trainlist{DEFAULT_SPLIT:02d}.txt, nor does {LISTS} in it")
     dataset = options.dataset or "ucf101"
     problems: list[Problem] = []
-
-    def unreadable(error: OSError) -> None:
-        name = Path(error.filename).relative_to(root).as_posix()
-        problems.append(Problem(f"{dataset}/{name}", name, f"the folder cannot be listed: {error.strerror}"))
-
     # The films lie in class folders, those in the root or below one more folder (UCF-101): names are unique.
-    files = {file.stem: file for file in video_files(root, unreadable)}
+    files = {file.stem: file for file in video_files(root, noting(problems, dataset, root))}
     place = min(files.values(), default=PurePosixPath("a/b")).parent.parent  # where missing ones would be
     found = []
     for name, split in SPLITS.items():
