@@ -117,8 +117,8 @@ def test_a_signal_that_nothing_handles_ends_the_process_with_a_farewell(
 def test_an_interrupt_ends_a_wait_of_the_main_thread(children: list[Child]) -> None:
     code = """
         lock = threading.Lock(); lock.acquire()
-        say("ready")
         try:
+            say("ready")
             lock.acquire()
         except KeyboardInterrupt:
             say("interrupted", senders.sender_of(signal.SIGINT))
