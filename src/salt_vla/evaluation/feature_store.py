@@ -25,6 +25,7 @@ from salt_vla.data.view_lock import ViewReader
 from salt_vla.errors import DataError, ResourceError
 from salt_vla.evaluation.feature_files import Growing, note_of, open_rows
 from salt_vla.evaluation.features import CONSTANT, TOKENS, Reading, TokenModel, features_of
+from salt_vla.freed_memory import keep_freed_memory
 from salt_vla.interrupts import stop_on_signals
 from salt_vla.progress import progress
 from salt_vla.teachers.base import FrozenTeacher
@@ -155,6 +156,7 @@ class FeatureStore:
         left_out = {c: why for file in files.values() for c, why in file.left_out.items() if c in begun}
         row = start - len(left_out)
         seconds = dict.fromkeys(names, 0.0)
+        keep_freed_memory()
         with progress(f"Reading features{clips.title}", total, "clips", done=start) as advance:
             for clip_ids, frames, unread in self._batches(clips, start, batch, check):
                 check()

@@ -5,8 +5,6 @@ Knows a teacher's `latents` and where its memory lies, not what the batches are 
 
 from __future__ import annotations
 
-import ctypes
-import gc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +13,7 @@ import torch
 from torch import Tensor
 
 from salt_vla.errors import ResourceError
+from salt_vla.freed_memory import give_back_freed_memory
 from salt_vla.teachers.base import FrozenTeacher
 
 MAX_BATCH = 1024  # Beyond it no device is better used.
@@ -77,20 +76,9 @@ def _peak_of_gpu(work: Callable[[], Tensor], device: str) -> int | None:
     return torch.cuda.max_memory_allocated(device) - before
 
 
-def _give_back_what_is_free() -> None:
-    """To the system: memory that earlier work has freed, used again, would not be seen as a need.
-
-    glibc's `malloc_trim`; other C libraries keep less, and have no such call.
-    """
-    gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
-
-
 def _peak_of_process(work: Callable[[], Tensor], device: str) -> int | None:
     """The same by the high-water mark that Linux keeps of resident memory; None when an allocation fails."""
-    _give_back_what_is_free()
+    give_back_freed_memory()
     before = psutil.Process().memory_info().rss
     try:
         CLEAR_REFS.write_text("5")  # Sets the mark back to what is resident now: proc_pid_clear_refs(5).
