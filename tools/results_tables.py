@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 SHOWN = ("constant", "state", "pixels", "random", "teacher", "student", "jepa")
-ASKED = ("student", "jepa")
+ASKED = ("student", "jepa")  # Where none of them is there, every encoder that is no baseline.
 AGAINST = ("random", "pixels", "teacher", "student")
+BESIDE_STATE = "state+"
 WORDS = {"constant": "mean predictor", "random": "random init", "jepa": "JEPA", "pixels": "pixels 16 × 16"}
 
 
@@ -41,7 +42,9 @@ def values(rows: list[dict[str, Any]]) -> list[str]:
     by_target: dict[tuple[str, str, str], dict[str, dict[str, Any]]] = {}
     for row in rows:
         by_target.setdefault((row["suite"], row["target"], row["metric"]), {})[row["encoder"]] = row
-    shown = [name for name in SHOWN if any(name in each for each in by_target.values())]
+    met = dict.fromkeys(row["encoder"] for row in rows)
+    shown = [name for name in SHOWN if name in met]
+    shown += [name for name in met if name not in SHOWN and not name.startswith(BESIDE_STATE)]
     lines = [
         f"| suite | target | metric | {' | '.join(WORDS.get(name, name) for name in shown)} |",
         "|---|---|---|" + "---|" * len(shown),
@@ -65,7 +68,11 @@ def turned(pair: dict[str, Any]) -> dict[str, Any]:
 
 
 def differences(pairs: list[dict[str, Any]]) -> list[str]:
-    columns = [(a, b) for a in ASKED for b in AGAINST if a != b]
+    met = dict.fromkeys(pair["encoder"] for pair in pairs)
+    others = [name for name in met if name not in SHOWN and not name.startswith(BESIDE_STATE)]
+    asked = ASKED if any(name in met for name in ASKED) else tuple(others)
+    against = (*AGAINST, *(name for name in asked if name not in SHOWN))
+    columns = [(a, b) for a in asked for b in against if a != b]
     found: dict[tuple[str, str], dict[tuple[str, str], dict[str, Any]]] = {}
     for pair in [*pairs, *map(turned, pairs)]:
         key = (pair["encoder"], pair["against"])

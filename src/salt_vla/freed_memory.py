@@ -18,7 +18,7 @@ def keep_freed_memory() -> bool:
     """From now on blocks that are freed stay with this process, up to 2 GB of them; whether they do.
 
     By itself glibc maps every block of 32 MB and more anew, and the system fills its pages with zeros at each
-    batch. `benchmarks/features.py --allocator` says what that costs. The peak of memory stays what it was.
+    batch. `benchmarks/allocator.py` says what that costs, and what keeping them takes at the peak.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:

@@ -138,9 +138,11 @@ def launched() -> Launched:
 
 
 def run_or_directory(name: str | os.PathLike[str]) -> Path:
-    """The folder that a command's argument means: a directory as it is, else the run of that name."""
+    """The folder that a command's argument means: a directory as it is, else the run of that name, which may
+    be written as its folder below the root (`runs/NAME`)."""
     path = Path(name)
-    return path if path.is_dir() else root() / "runs" / path
+    is_below_root = path.parts[:1] == ("runs",) and (root() / path).is_dir()
+    return path if path.is_dir() else root() / path if is_below_root else root() / "runs" / path
 
 
 @dataclass(frozen=True)

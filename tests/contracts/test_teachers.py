@@ -367,7 +367,32 @@ def test_a_run_is_found_by_its_name(
 
 def test_what_is_no_teacher_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SALT_VLA_ROOT", str(tmp_path))
-    with pytest.raises(RunError, match="there is no teacher 'nobody': neither a directory nor a run in"):
+    with pytest.raises(
+        RunError, match="there is no encoder or teacher 'nobody': neither a directory nor a run in"
+    ):
         load_teacher("nobody")
     with pytest.raises(UserError, match="holds no encoder"):
         load_teacher(tmp_path)
+
+
+def test_a_name_that_is_nearly_right_is_asked_after(
+    sources: dict[str, Source], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Path(sources["pixel"])
+    monkeypatch.setenv("SALT_VLA_ROOT", str(run.parents[1]))
+    for said in (run.name[:-1] + "_", f"runs/{run.name[:-1]}_"):
+        with pytest.raises(RunError, match=rf"\(did you mean .*{run.name}.*\?\): neither"):
+            load_teacher(said)
+    with pytest.raises(RunError, match="a layer is a whole number, and 'last' is none"):
+        load_teacher(f"{run.name}@last")
+    with pytest.raises(RunError, match=f"begins with '='; write LABEL={run.name}, or {run.name} alone"):
+        load_teacher(f"={run.name}")
+
+
+def test_a_run_may_be_given_as_its_folder_below_the_root(
+    sources: dict[str, Source], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    run = Path(sources["pixel"])
+    monkeypatch.setenv("SALT_VLA_ROOT", str(run.parents[1]))
+    monkeypatch.chdir(tmp_path)
+    assert load_teacher(f"runs/{run.name}").fingerprint == load_teacher(run).fingerprint

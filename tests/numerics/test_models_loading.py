@@ -120,3 +120,9 @@ def test_fingerprint_knows_every_weight_and_the_configuration() -> None:
             changed.get_parameter(name).view(-1)[-1].add_(1)
         assert fingerprint(changed, "config") != before, name
         assert parameter.requires_grad
+
+
+def test_a_folder_that_is_not_there_is_named_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RunError, match=f"there is no folder {tmp_path}/runs/nowhere to load"):
+        load_encoder("runs/nowhere")

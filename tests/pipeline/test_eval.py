@@ -11,6 +11,7 @@ import pytest
 
 from salt_vla.data.clip_table import ClipTable
 from salt_vla.jobs.eval_encoders import encoder_names
+from salt_vla.registry import PROBES, SUITES, SURPRISE
 
 FIELDS = {"encoder", "suite", "target", "metric", "value", "low", "high", "seed"}
 
@@ -154,16 +155,20 @@ def test_eval_leaves_features_and_nothing_else_behind(workshop: Any, rows: list[
         (("--detach",), "eval needs at least one encoder"),
         (("teacher", "--suite", "olympics"), "there is no suite 'olympics'; suites: "),
         (("teacher", "--data", "nowhere"), "nowhere"),
-        (("teacher", "--frame-stride", "0"), "frame_stride must be at least 1"),
+        (("teacher", "--frame-stride", "0"), "--frame-stride must be at least 1, not 0"),
         (("teacher", "--seed", "-1"), "seed must lie in 0 … 4294967295, not -1"),
         (("teacher", "teacher"), "two encoders are called 'teacher'"),
-        (("teacher", "--device", "nowhere"), "device 'nowhere' cannot be used here"),
+        (("teacher", "--device", "nowhere"), "--device 'nowhere' cannot be used here"),
         (("teacher", "--diagnose", "--device", "meta"), "device 'meta' cannot be used here"),
         (("teacher", "--against", "nobody"), "is called so, but teacher, random, pixels"),
         (("teacher", "--poolings", "mean", "mean"), "--poolings needs one or several of grid, step, mean"),
         (("teacher", "--suite", "probes", "dense", "--horizon", "9"), "--horizon: no suite of this call"),
         (("teacher", "--frame-step", "3"), "--frame-step: no suite of this call (probes) reads it"),
         (("teacher", "--suite", "dense", "probes", "--poolings", "mean"), "suite dense: dense reads"),
+        (("teacher", "--pictures", "/dev/null"), "--pictures /dev/null is no folder to write into"),
+        (("=teacher",), "begins with '='; write LABEL=teacher"),
+        (("teachr",), "did you mean teacher?"),
+        (("teacher", "--suite", "intphys2", "--data", "nowhere"), "give --data the one that the film pairs"),
         (("teacher", "--memory-limit", "lots"), "'lots' is no amount of memory"),
     ],
 )
@@ -172,6 +177,16 @@ def test_what_cannot_be_evaluated_is_a_sentence(
 ) -> None:
     data = () if "--data" in arguments else ("--data", str(workshop.table))
     assert named in workshop.salt("eval", *arguments, *data).sentence
+
+
+def test_data_of_no_known_layout_names_a_command_that_takes_it(workshop: Any, tmp_path: Path) -> None:
+    said = workshop.salt("eval", "teacher", "--data", tmp_path).sentence
+    assert f"`salt-vla data index {tmp_path} --source …` makes a clip table of it" in said
+
+
+def test_the_help_names_every_suite_and_probe(salt: Any) -> None:
+    told = " ".join(salt("eval", "--help").out.replace("│", " ").split())
+    assert [name for name in (*SUITES, *SURPRISE, *PROBES) if name not in told] == []
 
 
 def test_a_folder_or_file_that_is_no_encoder_is_a_sentence(workshop: Any, tmp_path: Path) -> None:

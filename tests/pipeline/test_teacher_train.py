@@ -176,7 +176,7 @@ def test_a_teacher_in_the_loop_is_found_below_the_root(salt: Any, workshop: Any)
     loop = {"target__provider": "teacher", "encoder__depth": 1}
     salt.ok(*salt.train("demo_student", "s", *data, **loop, target__source="teachers/t"))
     assert (
-        "there is no teacher"
+        "there is no encoder or teacher"
         in salt(*salt.train("demo_student", "n", *data, **loop, target__source="teachers/x")).sentence
     )
 

@@ -148,3 +148,18 @@ def test_a_folder_that_cannot_be_is_refused_before_anything_is_measured(tmp_path
         require_folder(file / below)
     require_folder(tmp_path / "new" / "one")
     assert (tmp_path / "new" / "one").is_dir()
+
+
+def test_a_curve_says_what_its_marks_stand_for_and_how_it_was_read() -> None:
+    found = curve(("task",))
+    starred = [
+        row | {"probe": "linear", "causal": False}
+        | ({"note": "strongest penalty"} if row["encoder"] == "student" and row["fraction"] == 0.01 else {})
+        for row in found.rows
+    ]  # fmt: skip
+    ((table,),) = (
+        section.tables for section in curve_tables(LabelCurve(found.names, starred, found.comparisons))
+    )
+    assert "[linear probe; not causal: frames after the target's moment are seen]" in table.title
+    assert table.cells[0][0].figure.endswith("*") and "* strongest penalty (student, 1 %)." in table.note
+    assert "▲▲, ▼▼: and p < 0.05, corrected (Holm)" in table.note and "unmarked" in table.note

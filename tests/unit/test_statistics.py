@@ -371,3 +371,9 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
     first, _ = two_predictors(6)
     with pytest.raises(DataError, match="share their held-out episodes"):
         joint_interval([first, r2_sums(truth, predicted, episodes)])
+
+
+def test_what_tables_show_as_zero_is_claimed_by_nobody() -> None:
+    assert Estimate(0.0006, 0.0002, 0.0009).apart and Estimate(-0.0006, -0.0009, -0.0002).apart
+    assert not Estimate(0.0004, 0.0002, 0.0006).apart
+    assert not Estimate(0.2, -0.1, 0.5).apart

@@ -191,7 +191,9 @@ def test_a_hub_id_is_asked_for_and_a_misspelt_path_is_not(
     (tmp_path / "weights").mkdir()
     with pytest.raises(HubError, match="model org/some-model is not on this machine"):
         load_teacher("org/some-model")
-    with pytest.raises(RunError, match="there is no teacher 'weights/misspelt': neither a directory"):
+    with pytest.raises(
+        RunError, match="there is no encoder or teacher 'weights/misspelt': neither a directory"
+    ):
         load_teacher("weights/misspelt")
     with pytest.raises(
         RunError, match=r"there is no directory .*gone', which is to hold teacher vjepa2_vitl"

@@ -41,7 +41,9 @@ def evaluate(
 
     Args:
         encoders: what is evaluated.
-        suite: what is asked, one or several.
+        suite: what is asked, one or several of action-prediction, classification, dense, events,
+            forward-dynamics, frame-order, inverse-dynamics, probes, retrieval, state, success, time-arrow;
+            and, of film pairs, intphys2, violations.
         data: a data set's folder, its clip table, or metaworld-mini; for surprise the folder of films.
         frame_stride: file frames from one frame to the next; default: as the first encoder was trained.
         against: encoders of this call that all others are also compared with.
@@ -60,10 +62,9 @@ def evaluate(
     if apart.starts("eval", paths={"--data": data}):
         return
     from salt_vla.cli.evaluate_more import print_curve, print_diagnosis, require_only
+    from salt_vla.reports.forms import require_folder
 
     if out is not None:
-        from salt_vla.reports.forms import require_folder
-
         require_folder(out)
     if diagnose:
         others = {"--suite": suite != ("probes",), "--against": against, "--fractions": fractions}
@@ -72,6 +73,8 @@ def evaluate(
     if fractions:
         require_only("--fractions", settings, {"--pictures": pictures})
         return print_curve(encoders, suite, data, settings, frame_stride, fractions, against, out, json)
+    if pictures is not None:
+        require_folder(pictures, "--pictures")
     from salt_vla.jobs.evaluate import evaluate_encoders
 
     _show(evaluate_encoders(encoders, suite, data, settings, frame_stride, against, pictures), out, json)

@@ -96,7 +96,9 @@ def read_film_sets(folder: Path) -> list[FilmSet]:
     films.
     """
     if not is_folder(folder):
-        raise DataError(f"there is no folder {folder}; give the one that the film pairs were unpacked into")
+        raise DataError(
+            f"there is no folder {folder}; give --data the one that the film pairs were unpacked into"
+        )
     if is_file(folder / PAIRS_LIST):
         sets = [_from_list(folder)]
     elif intphys2.recognises(folder):

@@ -27,7 +27,7 @@ class EvalSettings:
     Attributes:
         seed: of the random encoder, of probes' folds and of resampling; where a label is given several times,
             every run's own takes its place.
-        probe: what reads the features, of `registry.PROBES`.
+        probe: what reads the features: linear, knn, attentive or attentive-small.
         protocol: held-out chooses everything within training clips and reads held-out clips once;
             vjepa2-max is the reference's, which reports its best head on the very clips that are scored.
         poolings: what is kept of a clip's tokens, one table each, for probes that read vectors.

@@ -36,6 +36,8 @@ OF_SPREAD = ("r2", "r2_over_copy")
 CONFIDENCE = 0.95
 # Below this many held-out episodes nothing is called apart, whatever an interval says.
 MIN_EPISODES_FOR_CLAIMS = 10
+# Tables show three decimals; what they show as 0.000 is claimed by nobody, however sure its sign.
+SMALLEST_CLAIM = 0.0005
 # A dimension whose standard deviation is below this share of the target's root mean square "does not vary".
 STILL = 1e-5
 # Sums of squares of some episodes are kept above this share of the sample's, so that none divides by zero.
@@ -47,7 +49,8 @@ LEVELS = 2_000  # quantiles of Student's t that two sources of chance are added 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure with its 95 % interval; `apart` says that the interval does not hold zero."""
+    """A figure with its 95 % interval; `apart` says that the interval does not hold zero, and that the figure
+    is not shown as zero."""
 
     value: float
     low: float
@@ -55,7 +58,7 @@ class Estimate:
 
     @property
     def apart(self) -> bool:
-        return self.low > 0 or self.high < 0
+        return abs(self.value) >= SMALLEST_CLAIM and (self.low > 0 or self.high < 0)
 
 
 @dataclass(frozen=True)

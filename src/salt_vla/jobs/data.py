@@ -41,6 +41,11 @@ def open_table(spec: str, view: ViewConfig, geometry: ClipGeometry) -> ClipTable
         if not len(table):
             raise DataError(f"the clip table {spec} has no clips; index a data set that has some")
         return table
+    if not recognised_by(path):
+        raise DataError(
+            f"{spec} holds no data set of a layout that is known here; where you know which it is, "
+            f"`salt-vla data index {spec} --source …` makes a clip table of it"
+        )
     try:
         table, problems = index_data(path, Cutting(view, geometry.num_frames))
     except TooManyBad as error:

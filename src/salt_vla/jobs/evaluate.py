@@ -13,7 +13,7 @@ from typing import Any
 
 from salt_vla.config import DataConfig, RuntimeConfig, TrainConfig
 from salt_vla.data.clip_table import ClipTable
-from salt_vla.errors import UserError
+from salt_vla.errors import ConfigError, UserError
 from salt_vla.evaluation.bench import Bench
 from salt_vla.evaluation.features import TokenModel
 from salt_vla.evaluation.probing import load_probe
@@ -156,7 +156,10 @@ def _measure_clips(
 
 def placed(settings: EvalSettings) -> EvalSettings:
     """With the device that `auto` stands for here. Raises `ConfigError` for one that is not there."""
-    chosen = resolve_device(TrainConfig(runtime=RuntimeConfig(device=settings.device)))
+    try:
+        chosen = resolve_device(TrainConfig(runtime=RuntimeConfig(device=settings.device)))
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("runtime.device", "--device", 1)) from error
     return replace(settings, device=chosen.runtime.device)
 
 
@@ -202,6 +205,8 @@ def data_of(entry: Entry, data: str, frame_stride: int | None) -> DataConfig:
     what = entry.spec.what
     config = data_settings(split_random(what)[0] if what.startswith(PREFIX) else what, data)
     if frame_stride is not None:
+        if frame_stride < 1:
+            raise ConfigError(f"--frame-stride must be at least 1, not {frame_stride}")
         config = replace(config, view=replace(config.view, frame_stride=frame_stride))
     return config
 

@@ -75,6 +75,8 @@ def load_encoder(path: str | Path) -> VideoEncoder:
 
     Raises `RunError` when there is none, or when weights and configuration do not match.
     """
+    if not Path(path).is_dir():
+        raise RunError(f"there is no folder {Path(path).absolute()} to load an encoder from")
     folder = encoder_directory(Path(path))
     if not (folder / CONFIG).is_file():
         raise RunError(f"{folder} lacks {CONFIG}, which says what the weights are")

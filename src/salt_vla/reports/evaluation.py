@@ -51,7 +51,7 @@ def tables_of(found: EvaluationTables) -> list[TableSection]:
     sections = []
     for suite in suites_of(found.rows):
         rows = [row for row in found.rows if row["suite"] == suite]
-        marks = _marks(rows)
+        marks = marks_of(rows)
         scores = score_table(rows, found.comparisons, suite, title=f"{suite}{marks}")
         tables = [scores]
         for name in found.names:
@@ -63,7 +63,7 @@ def tables_of(found: EvaluationTables) -> list[TableSection]:
     return [*sections, TableSection("All together", rest)] if rest else sections
 
 
-def _marks(rows: Objects) -> str:
+def marks_of(rows: Objects) -> str:
     """What must be said of figures wherever they stand: how they were read, and what they may not claim."""
     said = [f"{' and '.join(sorted({str(row.get('probe', '')) for row in rows} - {''}))} probe"]
     if any(row.get("protocol") == "vjepa2-max" for row in rows):

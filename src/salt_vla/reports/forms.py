@@ -31,7 +31,7 @@ class TableSection:
     tables: list[Table]
 
 
-def require_folder(folder: Path) -> None:
+def require_folder(folder: Path, option: str = "--out") -> None:
     """Made now, so that nothing is measured in vain. Raises `ConfigError` for what cannot be written into."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -39,7 +39,7 @@ def require_folder(folder: Path) -> None:
     except OSError as error:
         reason = error.strerror or str(error)
     if reason:
-        raise ConfigError(f"--out {folder} is no folder to write into ({reason}); choose another")
+        raise ConfigError(f"{option} {folder} is no folder to write into ({reason}); choose another")
 
 
 def write_forms(

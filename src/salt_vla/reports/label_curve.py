@@ -14,6 +14,7 @@ from typing import Any
 from matplotlib.axes import Axes
 
 from salt_vla.reports.canvas import CHART_WIDTH, Theme, encoder_style, new_figure, quiet_axes, theme, to_png
+from salt_vla.reports.evaluation import marks_of
 from salt_vla.reports.figures import LOWEST_SCORE_SHOWN
 from salt_vla.reports.forms import Objects, TableSection, facts_of, to_csv, write_forms
 from salt_vla.reports.html import Block, Facts, Figure, ReportContent, Section
@@ -30,7 +31,7 @@ from salt_vla.reports.rows import (
     target_label,
     told_from,
 )
-from salt_vla.reports.tables import Cell, Table, difference_cell, score_cell
+from salt_vla.reports.tables import Cell, Table, arrows_note, difference_cell, score_cell, stars_note
 
 PANELS_A_ROW = 2
 SPREAD = 1.045  # of an encoder's dots from the next one's, so that intervals do not hide each other
@@ -83,13 +84,21 @@ def _table(found: LabelCurve, suite: str, target: str) -> Table:
     labels += [f"{encoder_label(one)} − {encoder_label(other)}" for one, other in duels]
     metric = metric_label(next(score.metric for each in scores for score in each))
     spread = next(score.spread for each in scores for score in each)
+    shares = tuple(f"{100 * fraction:g} %" for fraction in found.fractions)
+    stars = stars_note(
+        (score.note, f"{encoder_label(score.encoder)}, {share}")
+        for share, each in zip(shares, scores, strict=True)
+        for score in each
+    )
+    pairs_told = [item for each in differences for item in each]
+    marks = marks_of([row for row in found.rows if (row["suite"], row["target"]) == (suite, target)])
     return Table(
-        f"{suite}: {target_label(target)} ({metric}), by share of the training episodes",
+        f"{suite}: {target_label(target)} ({metric}), by share of the training episodes{marks}",
         "encoder",
-        tuple(f"{100 * fraction:g} %" for fraction in found.fractions),
+        shares,
         tuple((label, "") for label in labels),
         tuple(lines),
-        f"Intervals: {spread}. ▲ ahead, ▼ behind: the paired interval excludes zero.",
+        f"Intervals: {spread}. {arrows_note(pairs_told)}{stars}",
     )
 
 

@@ -117,7 +117,7 @@ def difference_table(
             tuple(difference_cell(by_place.get((target, metric, other))) for other in others)
             for target, metric in targets
         ),
-        note=f"{_arrows_note(differences)} {_intervals(differences)}",
+        note=f"{arrows_note(differences)} {intervals_note(differences)}",
     )
 
 
@@ -154,7 +154,7 @@ def to_rich(table: Table) -> RichTable:
     """The table for a terminal: interval under the figure, so that five encoders fit."""
     rich = RichTable(title=Text(table.title), caption=Text(table.note) if table.note else None, box=None)
     rich.title_justify = rich.caption_justify = "left"
-    rich.add_column(Text(table.corner))
+    rich.add_column(Text(table.corner), overflow="fold")  # Names that are cut look alike.
     for column in table.columns:
         rich.add_column(Text(column), justify="right")
     for (name, unit), cells in zip(table.names, table.cells, strict=True):
@@ -194,7 +194,7 @@ def _proven_best(scores: Sequence[Score], differences: Sequence[Difference]) -> 
     return leader.encoder if met_runner_up and all(duel.ahead for duel in duels) else ""
 
 
-def _arrows_note(differences: Sequence[Difference]) -> str:
+def arrows_note(differences: Sequence[Difference]) -> str:
     """What the marks of a table of differences mean, p-values as far as it has some."""
     arrows = "▲ ahead, ▼ behind: the paired interval excludes zero"
     if any(item.p_holm is not None for item in differences):
@@ -204,7 +204,7 @@ def _arrows_note(differences: Sequence[Difference]) -> str:
     return f"{arrows}; unmarked: the two cannot be told apart."
 
 
-def _intervals(items: Sequence[Score | Difference]) -> str:
+def intervals_note(items: Sequence[Score | Difference]) -> str:
     """How many seeds stand behind a table, and what its intervals are."""
     if not items:
         return ""
@@ -219,13 +219,19 @@ def _score_note(scores: Sequence[Score], marked: bool) -> str:
         if marked
         else "None is bold: no leader's paired interval against the runner-up excludes zero."
     )
+    stars = stars_note(
+        (score.note, f"{encoder_label(score.encoder)}, {target_label(score.target)}") for score in scores
+    )
+    return f"{intervals_note(scores)} {bold}{stars}".strip()
+
+
+def stars_note(notes: Iterable[tuple[str, str]]) -> str:
+    """Of (what is to be said, where): each thing once, with all its places."""
     starred: dict[str, list[str]] = {}
-    for score in scores:
-        if score.note:
-            where = f"{encoder_label(score.encoder)}, {target_label(score.target)}"
-            starred.setdefault(score.note, []).append(where)
-    stars = "".join(f" * {note} ({'; '.join(where)})." for note, where in starred.items())
-    return f"{_intervals(scores)} {bold}{stars}".strip()
+    for note, where in notes:
+        if note:
+            starred.setdefault(note, []).append(where)
+    return "".join(f" * {note} ({'; '.join(where)})." for note, where in starred.items())
 
 
 def _html_cell(cell: Cell) -> str:

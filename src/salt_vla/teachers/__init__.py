@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal, cast
 
@@ -72,14 +73,28 @@ def load_teacher(
     # What lies in a folder that is there was meant as a path.
     if is_hub_id(name) and not Path(name).parent.is_dir() and not name.startswith("runs/"):
         return _from_directory(local_folder(name, "model"), name, request)
+    if equals and not claim:
+        raise RunError(f"{name!r} begins with '='; write LABEL={place}, or {place} alone")
     if equals:
         raise RunError(
             f"there is no published teacher {claim!r} to hold {place} to; known: {', '.join(names.NAMED)}"
         )
     raise RunError(
-        f"there is no teacher {name!r}: neither a directory nor a run in {root()}/runs, nor a hub id, nor "
-        f"random:<encoder>[:seed], nor a published teacher ({', '.join(names.NAMED)})"
+        f"there is no encoder or teacher {name!r}{_meant(name)}: neither a directory nor a run in "
+        f"{root()}/runs, nor a hub id, nor random:<encoder>[:seed], nor a published teacher "
+        f"({', '.join(names.NAMED)})"
     )
+
+
+def _meant(name: str) -> str:
+    """What may have been meant by a name that is none; empty where nothing is like it."""
+    what, at, layer = name.rpartition("@")
+    if at and run_or_directory(what).is_dir():
+        return f" (a layer is a whole number, and {layer!r} is none)"
+    runs = root() / "runs"
+    known = [*names.NAMED, *(sorted(path.name for path in runs.iterdir()) if runs.is_dir() else ())]
+    close = get_close_matches(name.removeprefix("runs/"), known, n=3)
+    return f" (did you mean {' or '.join(close)}?)" if close else ""
 
 
 def place_of(name_or_directory: str | Path) -> Path:
