@@ -61,11 +61,9 @@ def evaluate(
         asked(encoders, suite, settings)
     if apart.starts("eval", paths={"--data": data}):
         return
-    from salt_vla.cli.evaluate_more import print_curve, print_diagnosis, require_only
-    from salt_vla.reports.forms import require_folder
+    from salt_vla.cli.evaluate_more import print_curve, print_diagnosis, require_folders, require_only
 
-    if out is not None:
-        require_folder(out)
+    require_folders(out=out)
     if diagnose:
         others = {"--suite": suite != ("probes",), "--against": against, "--fractions": fractions}
         require_only("--diagnose", settings, others | {"--pictures": pictures})
@@ -73,8 +71,7 @@ def evaluate(
     if fractions:
         require_only("--fractions", settings, {"--pictures": pictures})
         return print_curve(encoders, suite, data, settings, frame_stride, fractions, against, out, json)
-    if pictures is not None:
-        require_folder(pictures, "--pictures")
+    require_folders(pictures=pictures)
     from salt_vla.jobs.evaluate import evaluate_encoders
 
     _show(evaluate_encoders(encoders, suite, data, settings, frame_stride, against, pictures), out, json)

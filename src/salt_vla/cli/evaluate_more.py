@@ -80,6 +80,15 @@ def print_sections(sections: Sequence[TableSection]) -> None:
             console.print(to_rich(table))
 
 
+def require_folders(**folders: Path | None) -> None:
+    """Those that were given by the option of that name are made now, so that nothing is measured in vain."""
+    from salt_vla.reports.forms import require_folder
+
+    for name, folder in folders.items():
+        if folder is not None:
+            require_folder(folder, f"--{name}")
+
+
 def require_only(option: str, settings: EvalSettings, others: Mapping[str, object]) -> None:
     """Refuse what a call with `option` does not look at. Raises `ConfigError` naming it."""
     usual = EvalSettings()

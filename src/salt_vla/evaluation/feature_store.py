@@ -148,6 +148,7 @@ class FeatureStore:
         files: Mapping[tuple[str, Reading], Growing],
         check: Callable[[], None],
     ) -> None:
+        keep_freed_memory()  # Before the batch is measured, which takes more of it so.
         total, names = len(clips.clip_ids), list(dict.fromkeys(name for name, _ in files))
         batch = self.batch_size or _batch_size([encoders[name] for name in names], self.memory_limit)
         # A batch is made of the same clips again, so that its bits are the same.
@@ -156,7 +157,6 @@ class FeatureStore:
         left_out = {c: why for file in files.values() for c, why in file.left_out.items() if c in begun}
         row = start - len(left_out)
         seconds = dict.fromkeys(names, 0.0)
-        keep_freed_memory()
         with progress(f"Reading features{clips.title}", total, "clips", done=start) as advance:
             for clip_ids, frames, unread in self._batches(clips, start, batch, check):
                 check()

@@ -256,6 +256,7 @@ def fitting_batch(teacher: Teacher, out: Path, split: str, limit_bytes: int) -> 
     before = manifest_at(folder)
     if before is not None and (begun_with := before.provenance.get("batch_size")):  # None of an import.
         return int(begun_with)
+    keep_freed_memory()  # As the build will, which takes more at its peak so.
     return min(largest_batch(teacher, limit_bytes), RECORDS_PER_SHARD)
 
 
