@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -181,7 +183,9 @@ def test_a_limit_of_memory_bounds_how_many_clips_pass_at_once_and_changes_no_fig
     assert hungry.seen[-1] == CLIPS
     for name in models:
         np.testing.assert_allclose(found[name], free[name], atol=1e-5)
-    with pytest.raises(ResourceError, match=r"one clip of .* needs more than 10 MB"):
+    with pytest.raises(
+        ResourceError, match=r"one clip of .* needs more than 8 MB .*of --memory-limit 80% are"
+    ):
         FeatureStore(tmp_path / "none", memory_limit=10_000_000).features(models, views(), READINGS[:1])
 
 
@@ -193,3 +197,48 @@ def test_memory_that_runs_out_is_a_sentence_that_names_the_encoder_and_the_cure(
     with pytest.raises(ResourceError, match=r"11 clips passed encoder 'full'.*--memory-limit") as raised:
         FeatureStore(tmp_path).features({"full": Full(GEOMETRY)}, views(), READINGS[2:])
     assert "memory ran out" in str(raised.value)
+
+
+BOUNDED = """
+import sys, tempfile
+from pathlib import Path
+import numpy as np, psutil
+from salt_vla.evaluation.feature_store import ClipViews, FeatureStore, _batch_size
+from salt_vla.evaluation.features import Reading
+from salt_vla.geometry import ClipGeometry
+from salt_vla.teachers import load_teacher
+
+class Films:
+    def read_each(self, keys):
+        return ((key, np.full((8, 224, 224, 3), 7, np.uint8)) for key in keys)
+
+model, limit = load_teacher("random:vit_tiny_patch16_224", ClipGeometry(num_frames=8)), int(sys.argv[1])
+before = psutil.Process().memory_info().rss
+batch = _batch_size([model], limit)
+Path("/proc/self/clear_refs").write_text("5")
+clips = ClipViews([str(number) for number in range(3 * batch)], Films(), "p")
+with tempfile.TemporaryDirectory() as folder:
+    store = FeatureStore(Path(folder), batch_size=batch, memory_limit=limit)
+    store.features({"m": model}, clips, [Reading("mean")])
+marks = Path("/proc/self/status").read_text().splitlines()
+peak = 1024 * int(next(line for line in marks if line.startswith("VmHWM")).split()[1])
+print(batch, peak - before)
+"""
+
+
+def test_batches_below_a_limit_of_memory_stay_below_it() -> None:
+    limit = 250_000_000
+    command = [sys.executable, "-c", BOUNDED, str(limit)]
+    batch, peak = map(int, subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout.split())
+    assert 1 < batch < 20 and limit / 4 < peak <= limit
+
+
+@pytest.mark.parametrize("limit", [0, 10**9])
+def test_freed_memory_is_kept_where_no_limit_is_to_be(
+    limit: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[bool] = []
+    monkeypatch.setattr("salt_vla.evaluation.feature_store.keep_freed_memory", lambda: kept.append(True))
+    store = FeatureStore(tmp_path, memory_limit=limit)
+    store.features({"pixels": Pixels(GEOMETRY)}, ClipViews(["clip1"], Films(), "p"), READINGS[:1])
+    assert kept == [True] * (not limit)

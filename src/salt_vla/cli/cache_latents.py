@@ -60,6 +60,7 @@ class Latents:
     def open(self) -> OpenLatents:
         """Load the teacher and find the clips. Raises the errors of both."""
         from salt_vla.config import parse_bytes
+        from salt_vla.freed_memory import keep_freed_memory
         from salt_vla.jobs.build_cache import BATCH_SIZE, fitting_batch
         from salt_vla.jobs.data import open_table
         from salt_vla.teachers import load_teacher
@@ -80,6 +81,8 @@ class Latents:
         batch_size = BATCH_SIZE
         if self.memory_limit:
             batch_size = fitting_batch(teacher, self.out, self.split, parse_bytes(self.memory_limit))
+        else:  # It takes more at the peak than a batch is measured to take.
+            keep_freed_memory()
         return OpenLatents(teacher, table, self.split, self.out, data, self.encoding, batch_size)
 
     def num_workers(self, data: DataConfig) -> int | None:

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 LARGEST_BATCH = 64
 TOKENS_AT_ONCE = 16_384  # More of them leave a processor's caches, and take gigabytes in a large network.
+FORWARD_SHARE = 0.8  # of a limit of memory; the rest is for pixels that wait and for holes between blocks
 VERSION = 2
 
 
@@ -148,7 +149,8 @@ class FeatureStore:
         files: Mapping[tuple[str, Reading], Growing],
         check: Callable[[], None],
     ) -> None:
-        keep_freed_memory()  # Before the batch is measured, which takes more of it so.
+        if not self.memory_limit:  # It takes more at the peak than a batch was measured to take.
+            keep_freed_memory()
         total, names = len(clips.clip_ids), list(dict.fromkeys(name for name, _ in files))
         batch = self.batch_size or _batch_size([encoders[name] for name in names], self.memory_limit)
         # A batch is made of the same clips again, so that its bits are the same.
@@ -209,7 +211,11 @@ def _batch_size(models: Sequence[TokenModel], memory_limit: int = 0) -> int:
     if not memory_limit:
         return batch
     networks = [each for each in models if isinstance(each, FrozenTeacher)]
-    return min([batch, *(largest_batch(each, memory_limit, batch) for each in networks)])
+    room = int(FORWARD_SHARE * memory_limit)
+    try:
+        return min([batch, *(largest_batch(each, room, batch) for each in networks)])
+    except ResourceError as error:
+        raise ResourceError(f"{error} (of --memory-limit {FORWARD_SHARE:.0%} are for this)") from error
 
 
 @contextmanager

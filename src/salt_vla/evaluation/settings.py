@@ -42,7 +42,8 @@ class EvalSettings:
             as the predictor was trained.
         teacher: where the frozen teacher of a run is, for surprise, if it has moved.
         device: where encoders run; auto is CUDA where there is one.
-        memory_limit: as 25GB: so many clips pass an encoder at once as this holds (default: by their tokens).
+        memory_limit: as 25GB: so many clips pass an encoder at once as four fifths of this hold (default: by
+            their tokens).
     """
 
     seed: int = 0

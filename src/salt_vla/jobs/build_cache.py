@@ -28,7 +28,6 @@ from salt_vla.config import DataConfig, ViewConfig
 from salt_vla.data.clip_table import ClipTable
 from salt_vla.data.view_lock import ViewReader, view_hash, view_settings
 from salt_vla.errors import ConfigError
-from salt_vla.freed_memory import keep_freed_memory
 from salt_vla.interrupts import stop_on_signals
 from salt_vla.jobs.cache_checks import check_probe, describe_int8, int8_cost, probe_of
 from salt_vla.jobs.data import open_views
@@ -223,7 +222,6 @@ def opened(
 
 def latents_of(teacher: Teacher) -> Compute:
     """What a pipeline computes: raw latents, float32 (batch, tokens, dim), of uint8 clips."""
-    keep_freed_memory()
     return lambda frames: teacher.latents(torch.from_numpy(frames)).cpu().numpy()
 
 
@@ -256,7 +254,6 @@ def fitting_batch(teacher: Teacher, out: Path, split: str, limit_bytes: int) -> 
     before = manifest_at(folder)
     if before is not None and (begun_with := before.provenance.get("batch_size")):  # None of an import.
         return int(begun_with)
-    keep_freed_memory()  # As the build will, which takes more at its peak so.
     return min(largest_batch(teacher, limit_bytes), RECORDS_PER_SHARD)
 
 
