@@ -117,7 +117,7 @@ def difference_table(
             tuple(difference_cell(by_place.get((target, metric, other))) for other in others)
             for target, metric in targets
         ),
-        note=f"{arrows_note(differences)} {intervals_note(differences)}",
+        note=f"{arrows_note(differences)} {_intervals(differences)}",
     )
 
 
@@ -204,7 +204,7 @@ def arrows_note(differences: Sequence[Difference]) -> str:
     return f"{arrows}; unmarked: the two cannot be told apart."
 
 
-def intervals_note(items: Sequence[Score | Difference]) -> str:
+def _intervals(items: Sequence[Score | Difference]) -> str:
     """How many seeds stand behind a table, and what its intervals are."""
     if not items:
         return ""
@@ -222,7 +222,7 @@ def _score_note(scores: Sequence[Score], marked: bool) -> str:
     stars = stars_note(
         (score.note, f"{encoder_label(score.encoder)}, {target_label(score.target)}") for score in scores
     )
-    return f"{intervals_note(scores)} {bold}{stars}".strip()
+    return f"{_intervals(scores)} {bold}{stars}".strip()
 
 
 def stars_note(notes: Iterable[tuple[str, str]]) -> str:
